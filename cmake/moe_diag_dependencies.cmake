@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: MIT
+# Every library the project uses, under one name each. cmake/bootstrap.sh installs them.
+
+find_package(Threads REQUIRED)
+find_package(fmt REQUIRED)
+find_package(yaml-cpp REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(nlohmann_json REQUIRED)
+find_package(TBB REQUIRED)
+find_package(Boost 1.74 REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(hwy REQUIRED IMPORTED_TARGET libhwy)
+
+# yaml-cpp renamed its target after 0.7.
+if(NOT TARGET yaml-cpp::yaml-cpp)
+  add_library(yaml-cpp::yaml-cpp ALIAS yaml-cpp)
+endif()
+
+# Boost.DLL, header-only: with std::filesystem nothing of Boost is linked.
+add_library(moe_diag_boost_dll INTERFACE)
+target_link_libraries(moe_diag_boost_dll INTERFACE Boost::headers ${CMAKE_DL_LIBS})
+target_compile_definitions(moe_diag_boost_dll INTERFACE BOOST_DLL_USE_STD_FS)

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: MIT
+# -DMOE_DIAG_SANITIZE=address;undefined or =thread, for every target alike: plugins are refused when theirs differs.
+
+set(MOE_DIAG_SANITIZE "" CACHE STRING "Sanitizers, as -fsanitize takes them, separated by semicolons")
+
+if(MOE_DIAG_SANITIZE)
+  list(JOIN MOE_DIAG_SANITIZE "," moe_diag_sanitizers)
+  add_compile_options(-fsanitize=${moe_diag_sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${moe_diag_sanitizers})
+endif()

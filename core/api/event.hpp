@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "core/api/model.hpp"
+#include "core/api/stage.hpp"
+#include "core/api/tensor.hpp"
+
+namespace moe_diag {
+
+struct PromptInfo {
+  std::string_view id;
+  std::span<const std::int32_t> tokens;
+};
+
+struct LaneInfo {
+  std::string_view name, backend, numerics, device, instruction_set;
+  DType values = DType::f32;
+};
+
+struct ModelInfo {
+  std::string_view source;  // path of the file, or "synthetic: tiny, seed 7"
+  std::uint64_t bytes = 0;
+  std::string_view digest;  // 16 hex digits: xxh3 of header, tensor table and 4 KiB of each tensor
+  ModelConfig config;
+};
+
+// What a sink learns before the first event. Everything is valid until close() returns.
+struct RunInfo {
+  std::string_view contract;          // metadata.id
+  std::string_view contract_version;  // metadata.version
+  std::string_view tool_version;
+  std::string_view out;    // folder the sink's own relative paths start from; exists
+  bool overwrite = false;  // an existing capture may be replaced
+  ModelInfo model;
+  std::span<const PromptInfo> prompts;
+  std::span<const LaneInfo> lanes;
+};
+
+// One captured tensor: some positions of one stage of one layer of one lane.
+struct Event {
+  int prompt = 0;  // index into RunInfo::prompts
+  int lane = 0;    // index into RunInfo::lanes
+  Site site;
+  std::span<const std::int32_t> positions;  // absolute, ascending; one per row of the tensor
+  Tensor tensor;                            // [positions, ...]; valid during the call only
+};
+
+}  // namespace moe_diag

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/api/model.hpp"
+#include "core/model/synthetic.hpp"
+
+namespace moe_diag {
+
+// The tensors of one layer; every pointer is set. Shapes are [cols -> rows], times experts where there are some.
+struct LayerWeights {
+  const Weight* attn_norm = nullptr;      // d
+  const Weight* attn_q = nullptr;         // d -> Hq h
+  const Weight* attn_k = nullptr;         // d -> Hk h
+  const Weight* attn_v = nullptr;         // d -> Hk h
+  const Weight* attn_q_norm = nullptr;    // h
+  const Weight* attn_k_norm = nullptr;    // h
+  const Weight* attn_output = nullptr;    // Hq h -> d
+  const Weight* ffn_norm = nullptr;       // d
+  const Weight* ffn_gate_inp = nullptr;   // d -> E
+  const Weight* ffn_gate_exps = nullptr;  // d -> f, E of them
+  const Weight* ffn_up_exps = nullptr;    // d -> f, E of them
+  const Weight* ffn_down_exps = nullptr;  // f -> d, E of them
+};
+
+// A Qwen3-MoE model, its weights mapped and never copied. Throws Error: absent when there is no such file,
+// environment when it is not a model this project computes (message: file, key or tensor, expected, found).
+class Model {
+ public:
+  static Model open(const std::string& path);
+  static Model synthetic(const SyntheticSpec& spec);  // the same bytes a file of `spec` would hold, in memory
+
+  Model(Model&&) noexcept;
+  Model& operator=(Model&&) noexcept;
+  ~Model();
+
+  const ModelConfig& config() const;
+  ModelView view() const;
+  const std::vector<LayerWeights>& layers() const;
+  const Weight& token_embd() const;
+  const Weight& output_norm() const;
+  const Weight& output() const;  // token_embd when tied
+
+  const std::string& source() const;  // path, or "synthetic: tiny, seed 7, ..."
+  std::uint64_t bytes() const;        // of the whole file or image
+  const std::string& digest() const;  // see ModelInfo::digest
+
+ private:
+  struct Impl;
+  explicit Model(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace moe_diag

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/api/backend.hpp"
+#include "core/api/sink.hpp"
+
+namespace moe_diag {
+
+// What `moe-diag plugins` shows of one file.
+struct PluginRecord {
+  std::string path;
+  PluginKind kind = PluginKind::sink;
+  std::string name, summary;
+  std::string refusal;  // why it was not loaded; empty when it was
+};
+
+// Finds, checks, loads and keeps plugins. Libraries stay loaded until the process ends, so this must outlive all that
+// they made: it is the first object in main.
+class PluginHost {
+ public:
+  // Search order: `directories` (--plugin-dir), else MOE_DIAG_PLUGIN_PATH (colon separated), else
+  // <executable>/../lib/moe-diag/plugins, else the install folder. Never the working directory. Scanning loads nothing
+  // that the file name does not announce: moe_diag_<kind>_<name>.so.
+  explicit PluginHost(const std::vector<std::string>& directories);
+  ~PluginHost();
+
+  // All plugins found, loaded or refused, by kind and name. Loads each one.
+  std::vector<PluginRecord> list();
+
+  // Builds a plugin's object. Throws Error: absent when there is none of that name (with the names there are and where
+  // was searched), environment when it was refused or its factory failed, usage when an option is wrong or unknown.
+  std::unique_ptr<Sink> make_sink(std::string_view name, const Options& options);
+  std::unique_ptr<Backend> make_backend(std::string_view name, const Options& options);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Refuses the first option that nobody read: "<where>: <owner>: unknown key '<key>' ...". Call it after the object that
+// takes the options has been built (and, for a backend, described).
+void refuse_unread(const Options& options, std::string_view plugin);
+
+}  // namespace moe_diag
