@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: MIT
+#include "plugins/backends/cpu/cpu_lane.hpp"
+
+#include <tbb/blocked_range.h>
+#include <tbb/parallel_for.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+namespace moe_diag::cpu {
+namespace {
+
+constexpr std::int64_t tile_rows = 32;     // weight rows one task computes
+constexpr std::int64_t decoded_rows = 16;  // weight rows decoded at a time: they and a block of vectors stay in L2
+constexpr int vector_block = 32;
+
+[[noreturn]] void fail(const std::string& message) { throw Error(ErrorKind::environment, message); }
+
+template <class From, class To>
+void convert(const Tensor& from, To* to) {
+  std::transform(from.as<From>(), from.as<From>() + from.shape.count(), to, [](From v) { return static_cast<To>(v); });
+}
+
+}  // namespace
+
+template <class T>
+CpuLane<T>::CpuLane(const ModelView& model, const LaneOptions& options)
+    : config_(*model.config),
+      kernels_(kernels<T>(*options.instruction_set)),
+      arena_(options.threads),
+      keys_(static_cast<std::size_t>(config_.layers)),
+      values_cache_(static_cast<std::size_t>(config_.layers)),
+      norm_weight_(static_cast<std::size_t>(padded(std::max(config_.hidden, config_.head_dim)))),
+      groups_(static_cast<std::size_t>(config_.experts)),
+      scratch_(static_cast<std::size_t>(options.threads)) {
+  const std::int64_t widest = std::max({config_.hidden, config_.q_width(), config_.expert_width});
+  for (std::vector<T>& s : scratch_) s.resize(static_cast<std::size_t>(decoded_rows * padded(widest)));
+  const std::int64_t tallest = std::max({config_.vocab, config_.q_width(), config_.hidden});
+  const std::int64_t per_expert = (std::max(config_.expert_width, config_.hidden) + tile_rows - 1) / tile_rows;
+  tiles_.reserve(static_cast<std::size_t>(std::max(tallest / tile_rows + 1, config_.experts * per_expert)));
+}
+
+template <class T>
+std::uint64_t CpuLane<T>::bytes_for(const ModelConfig& config, const Request& request, int threads) {
+  std::uint64_t values = 0;
+  for (const StageInfo& stage : stage_table)
+    values += static_cast<std::uint64_t>(config.shape_of(stage.stage, request.rows, request.total).count());
+  values += std::uint64_t{2} * static_cast<std::uint64_t>(config.layers) * static_cast<std::uint64_t>(request.total) *
+            static_cast<std::uint64_t>(config.kv_width());
+  const std::int64_t widest = std::max({config.hidden, config.q_width(), config.expert_width});
+  values += static_cast<std::uint64_t>(threads) * static_cast<std::uint64_t>(decoded_rows * padded(widest));
+  return values * sizeof(T);
+}
+
+template <class T>
+void CpuLane<T>::begin(const Pass& pass) {
+  rows_ = pass.rows();
+  pass_first_ = pass.first;
+  pass_total_ = pass.total;
+  head_first_ = pass.head_first;
+  tokens_.assign(pass.tokens.begin(), pass.tokens.end());
+  for (const StageInfo& stage : stage_table) {
+    const auto count =
+        static_cast<std::size_t>(rows_ - first_row(stage.stage)) * static_cast<std::size_t>(row_size(stage.stage));
+    if (stage.payload == Payload::indices)
+      indices_.resize(count);
+    else
+      slot(stage.stage).resize(count);
+  }
+  const auto cached = static_cast<std::size_t>(pass_total_) * static_cast<std::size_t>(config_.kv_width());
+  for (std::vector<T>& k : keys_) k.resize(cached);
+  for (std::vector<T>& v : values_cache_) v.resize(cached);
+  const std::size_t vectors = static_cast<std::size_t>(rows_) * static_cast<std::size_t>(config_.used);
+  x_.resize(std::max(vectors, static_cast<std::size_t>(rows_)));
+  y_.resize(x_.size());
+  const auto angles = static_cast<std::size_t>(pass_total_) * static_cast<std::size_t>(config_.head_dim / 2);
+  if (cosines_.size() != angles) {
+    cosines_.resize(angles);
+    sines_.resize(angles);
+    rope_theta_ = 0;
+  }
+}
+
+template <class T>
+void CpuLane<T>::run(std::span<const Step> steps) {
+  arena_.execute([&] {
+    for (const Step& step : steps) run_step(step);
+  });
+}
+
+template <class T>
+void CpuLane<T>::run_step(const Step& step) {
+  switch (step.op) {
+    case Op::embed: return embed(step);
+    case Op::rms_norm: return rms_norm(step);
+    case Op::linear: return linear(step);
+    case Op::rope: return rope(step);
+    case Op::scores: return scores(step);
+    case Op::softmax: return softmax(step);
+    case Op::mix: return mix(step);
+    case Op::add: return add(step);
+    case Op::topk: return topk(step);
+    case Op::expert_linear: return expert_linear(step);
+    case Op::swiglu: return swiglu(step);
+    case Op::weigh: return weigh(step);
+    case Op::combine: return combine(step);
+  }
+}
+
+template <class T>
+void CpuLane<T>::check_rows(Stage stage, Rows rows) const {
+  if (rows.first < first_row(stage) || rows.count < 0 || rows.first + rows.count > rows_)
+    fail("cpu lane: rows " + std::to_string(rows.first) + ".." + std::to_string(rows.first + rows.count) + " of " +
+         std::string(name_of(stage)) + " asked for, this pass has rows " + std::to_string(first_row(stage)) + ".." +
+         std::to_string(rows_));
+}
+
+template <class T>
+Tensor CpuLane<T>::read(Stage stage, Rows rows) {
+  check_rows(stage, rows);
+  const Shape shape = config_.shape_of(stage, rows.count, pass_total_);
+  if (info(stage).payload == Payload::indices)
+    return {indices_.data() + static_cast<std::size_t>(rows.first) * static_cast<std::size_t>(config_.used), DType::i32,
+            shape};
+  return {row(stage, rows.first), sizeof(T) == sizeof(float) ? DType::f32 : DType::f64, shape};
+}
+
+template <class T>
+void CpuLane<T>::write(Stage stage, Rows rows, const Tensor& values) {
+  check_rows(stage, rows);
+  if (values.shape.count() != rows.count * row_size(stage))
+    fail("cpu lane: " + std::to_string(values.shape.count()) + " values written to " + std::string(name_of(stage)) +
+         ", expected " + std::to_string(rows.count * row_size(stage)));
+  if (info(stage).payload == Payload::indices) {
+    if (values.dtype != DType::i32) fail("cpu lane: " + std::string(name_of(stage)) + " takes int32");
+    return convert<std::int32_t>(values, indices_.data() + rows.first * row_size(stage));
+  }
+  switch (values.dtype) {
+    case DType::f32: return convert<float>(values, row(stage, rows.first));
+    case DType::f64: return convert<double>(values, row(stage, rows.first));
+    case DType::i32: fail("cpu lane: " + std::string(name_of(stage)) + " takes values, found int32");
+  }
+}
+
+template <class T>
+template <class Body>
+void CpuLane<T>::parallel(std::int64_t count, std::int64_t grain, const Body& body) {
+  if (count <= grain) return body(std::int64_t{0}, count);
+  tbb::parallel_for(tbb::blocked_range<std::int64_t>(0, count, static_cast<std::size_t>(grain)),
+                    [&](const tbb::blocked_range<std::int64_t>& r) { body(r.begin(), r.end()); });
+}
+
+template <class T>
+void CpuLane<T>::embed(const Step& step) {
+  const Weight& table = *step.weights[0];
+  std::vector<T>& decoded = scratch_[0];
+  for (int r = 0; r < rows_; ++r) {
+    kernels_.decode_row(table.type, table.row(0, tokens_[static_cast<std::size_t>(r)]), table.cols, decoded.data());
+    std::copy_n(decoded.data(), table.cols, row(step.out[0], r));
+  }
+}
+
+template <class T>
+void CpuLane<T>::rms_norm(const Step& step) {
+  const Stage in = step.in[0], out = step.out[0];
+  const std::int64_t width = step.params.width, groups = row_size(out) / width;
+  std::vector<T>& weight = norm_weight_;
+  kernels_.decode_row(step.weights[0]->type, step.weights[0]->data, width, weight.data());
+  const int first = first_row(out);
+  parallel((rows_ - first) * groups, std::max<std::int64_t>(1, 4096 / width), [&](std::int64_t at, std::int64_t end) {
+    for (; at < end; ++at) {
+      const std::int64_t r = first + at / groups, g = at % groups;
+      kernels_.rms_norm(row(in, r) + step.params.offset + g * width, weight.data(), static_cast<T>(step.params.eps),
+                        width, row(out, r) + g * width);
+    }
+  });
+}
+
+template <class T>
+void CpuLane<T>::products(const Weight& weight, std::int64_t y_offset) {
+  tiles_.clear();
+  for (int e = 0; e < weight.experts; ++e)
+    if (groups_[static_cast<std::size_t>(e)].count > 0)
+      for (std::int64_t r = 0; r < weight.rows; r += tile_rows) tiles_.push_back({e, r});
+  parallel(static_cast<std::int64_t>(tiles_.size()), 1, [&](std::int64_t at, std::int64_t end) {
+    T* w = scratch_[static_cast<std::size_t>(tbb::this_task_arena::current_thread_index())].data();
+    for (; at < end; ++at) {
+      const Tile& tile = tiles_[static_cast<std::size_t>(at)];
+      const Group& group = groups_[static_cast<std::size_t>(tile.expert)];
+      const std::int64_t last = std::min(tile.row + tile_rows, weight.rows);
+      for (std::int64_t r = tile.row; r < last; r += decoded_rows) {
+        const int count = static_cast<int>(std::min(decoded_rows, last - r));
+        for (int i = 0; i < count; ++i)
+          kernels_.decode_row(weight.type, weight.row(tile.expert, r + i), weight.cols, w + i * padded(weight.cols));
+        for (int v = group.first; v < group.first + group.count; v += vector_block)
+          kernels_.products(w, count, x_.data() + v, y_.data() + v,
+                            std::min(vector_block, group.first + group.count - v), weight.cols, y_offset + r);
+      }
+    }
+  });
+}
+
+template <class T>
+void CpuLane<T>::linear(const Step& step) {
+  const int first = first_row(step.out[0]);
+  groups_[0] = {0, rows_ - first};
+  for (int r = first; r < rows_; ++r) {
+    x_[static_cast<std::size_t>(r - first)] = row(step.in[0], r);
+    y_[static_cast<std::size_t>(r - first)] = row(step.out[0], r);
+  }
+  std::int64_t offset = 0;
+  for (const Weight* weight : step.weights) {
+    products(*weight, offset);
+    offset += weight->rows;
+  }
+}
+
+template <class T>
+void CpuLane<T>::rope(const Step& step) {
+  const std::int64_t half = config_.head_dim / 2;
+  if (rope_theta_ != step.params.theta) {
+    rope_theta_ = step.params.theta;
+    for (std::int64_t i = 0; i < half; ++i) {
+      const double turn = std::pow(rope_theta_, -2.0 * static_cast<double>(i) / config_.head_dim);
+      for (std::int64_t p = 0; p < pass_total_; ++p) {
+        cosines_[static_cast<std::size_t>(p * half + i)] = static_cast<T>(std::cos(static_cast<double>(p) * turn));
+        sines_[static_cast<std::size_t>(p * half + i)] = static_cast<T>(std::sin(static_cast<double>(p) * turn));
+      }
+    }
+  }
+  const int heads = static_cast<int>(row_size(step.out[0]) / config_.head_dim);
+  parallel(rows_, 4, [&](std::int64_t r, std::int64_t end) {
+    for (; r < end; ++r) {
+      const std::int64_t at = position(static_cast<int>(r)) * half;
+      kernels_.rope(row(step.in[0], r), cosines_.data() + at, sines_.data() + at, heads, config_.head_dim,
+                    row(step.out[0], r));
+    }
+  });
+}
+
+template <class T>
+void CpuLane<T>::scores(const Step& step) {
+  const std::int64_t h = config_.head_dim, width = config_.kv_width(), per_key = config_.heads / config_.kv_heads;
+  std::vector<T>& cache = keys_[static_cast<std::size_t>(step.layer)];
+  std::copy_n(row(step.in[1], 0), rows_ * width, cache.data() + pass_first_ * width);
+  const T factor = static_cast<T>(step.params.scale);
+  parallel(static_cast<std::int64_t>(rows_) * config_.heads, 4, [&](std::int64_t at, std::int64_t end) {
+    for (; at < end; ++at) {
+      const std::int64_t r = at / config_.heads, head = at % config_.heads, seen = pass_first_ + r + 1;
+      const T* q = row(step.in[0], r) + head * h;
+      const T* k = cache.data() + head / per_key * h;
+      T* out = row(step.out[0], r) + head * pass_total_;
+      for (std::int64_t s = 0; s < seen; ++s) out[s] = kernels_.dot(q, k + s * width, h) * factor;
+      std::fill(out + seen, out + pass_total_, T{0});
+    }
+  });
+}
+
+template <class T>
+void CpuLane<T>::softmax(const Step& step) {
+  const Stage in = step.in[0], out = step.out[0];
+  const bool causal = step.params.causal;
+  const std::int64_t groups = causal ? config_.heads : 1, width = row_size(out) / groups;
+  parallel(rows_ * groups, 16, [&](std::int64_t at, std::int64_t end) {
+    for (; at < end; ++at) {
+      const std::int64_t r = at / groups, offset = at % groups * width;
+      const std::int64_t seen = causal ? pass_first_ + r + 1 : width;
+      T* y = row(out, r) + offset;
+      kernels_.softmax(row(in, r) + offset, seen, y);
+      std::fill(y + seen, y + width, T{0});
+    }
+  });
+}
+
+template <class T>
+void CpuLane<T>::mix(const Step& step) {
+  const std::int64_t h = config_.head_dim, width = config_.kv_width(), per_key = config_.heads / config_.kv_heads;
+  std::vector<T>& cache = values_cache_[static_cast<std::size_t>(step.layer)];
+  for (int r = 0; r < rows_; ++r)
+    std::copy_n(row(step.in[1], r) + step.params.offset, width, cache.data() + position(r) * width);
+  parallel(static_cast<std::int64_t>(rows_) * config_.heads, 4, [&](std::int64_t at, std::int64_t end) {
+    for (; at < end; ++at) {
+      const std::int64_t r = at / config_.heads, head = at % config_.heads;
+      kernels_.mix(row(step.in[0], r) + head * pass_total_, cache.data() + head / per_key * h, width,
+                   pass_first_ + r + 1, h, row(step.out[0], r) + head * h);
+    }
+  });
+}
+
+template <class T>
+void CpuLane<T>::add(const Step& step) {
+  const std::int64_t width = row_size(step.out[0]);
+  parallel(rows_, 8, [&](std::int64_t r, std::int64_t end) {
+    kernels_.add(row(step.in[0], r), row(step.in[1], r), (end - r) * width, row(step.out[0], r));
+  });
+}
+
+template <class T>
+void CpuLane<T>::topk(const Step& step) {
+  const int experts = config_.experts, used = config_.used;
+  for (int r = 0; r < rows_; ++r) {
+    const T* probs = row(step.in[0], r);
+    std::int32_t* ids = indices_.data() + static_cast<std::size_t>(r) * static_cast<std::size_t>(used);
+    T* weights = row(step.out[1], r);
+    T total = 0;
+    for (int slot = 0; slot < used; ++slot) {
+      int best = -1;  // the first free expert wins all comparisons with NaN: the ids stay valid and distinct
+      for (int e = 0; e < experts; ++e)
+        if (std::find(ids, ids + slot, e) == ids + slot && (best < 0 || probs[e] > probs[best])) best = e;
+      ids[slot] = best;
+      weights[slot] = probs[best];
+      total += probs[best];
+    }
+    for (int slot = 0; slot < used; ++slot) weights[slot] /= total;
+  }
+}
+
+template <class T>
+void CpuLane<T>::group_by_expert(const Step& step) {
+  const int experts = config_.experts, used = config_.used;
+  const auto expert_of = [&](std::size_t i) {
+    const std::int32_t id = indices_[i];
+    if (id < 0 || id >= experts)
+      fail("layer " + std::to_string(step.layer) + ": moe_router_indices holds expert " + std::to_string(id) +
+           ", the model has experts 0.." + std::to_string(experts));
+    return static_cast<std::size_t>((id + step.params.expert_shift) % experts);
+  };
+  const std::size_t count = static_cast<std::size_t>(rows_) * static_cast<std::size_t>(used);
+  std::fill(groups_.begin(), groups_.end(), Group{});
+  for (std::size_t i = 0; i < count; ++i) ++groups_[expert_of(i)].count;
+  int first = 0;
+  for (Group& group : groups_) {
+    group.first = first;
+    first += group.count;
+    group.count = 0;
+  }
+  const bool own_input = info(step.in[0]).row[0] == Dim::used;
+  const std::int64_t in = own_input ? row_size(step.in[0]) / used : row_size(step.in[0]);
+  const std::int64_t out = row_size(step.out[0]) / used;
+  for (std::size_t i = 0; i < count; ++i) {
+    Group& group = groups_[expert_of(i)];
+    const auto at = static_cast<std::size_t>(group.first + group.count++);
+    x_[at] =
+        slot(step.in[0]).data() + static_cast<std::int64_t>(own_input ? i : i / static_cast<std::size_t>(used)) * in;
+    y_[at] = slot(step.out[0]).data() + static_cast<std::int64_t>(i) * out;
+  }
+}
+
+template <class T>
+void CpuLane<T>::expert_linear(const Step& step) {
+  group_by_expert(step);
+  products(*step.weights[0], 0);
+}
+
+template <class T>
+void CpuLane<T>::swiglu(const Step& step) {
+  const std::int64_t width = row_size(step.out[0]);
+  parallel(rows_, 1, [&](std::int64_t r, std::int64_t end) {
+    kernels_.swiglu(row(step.in[0], r), row(step.in[1], r), (end - r) * width, row(step.out[0], r));
+  });
+}
+
+template <class T>
+void CpuLane<T>::weigh(const Step& step) {
+  const std::int64_t used = config_.used, width = row_size(step.out[0]) / used;
+  parallel(rows_ * used, 16, [&](std::int64_t i, std::int64_t end) {
+    for (; i < end; ++i)
+      kernels_.scale(slot(step.in[0]).data() + i * width, slot(step.in[1])[static_cast<std::size_t>(i)], width,
+                     slot(step.out[0]).data() + i * width);
+  });
+}
+
+template <class T>
+void CpuLane<T>::combine(const Step& step) {
+  const std::int64_t width = row_size(step.out[0]);
+  parallel(rows_, 4, [&](std::int64_t r, std::int64_t end) {
+    for (; r < end; ++r) {
+      const T* in = row(step.in[0], r);
+      T* out = row(step.out[0], r);
+      std::copy_n(in, width, out);
+      for (int slot = 1; slot < config_.used; ++slot) kernels_.add(out, in + slot * width, width, out);
+    }
+  });
+}
+
+template class CpuLane<float>;
+template class CpuLane<double>;
+
+}  // namespace moe_diag::cpu

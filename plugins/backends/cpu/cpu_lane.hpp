@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <tbb/task_arena.h>
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "core/api/backend.hpp"
+#include "plugins/backends/cpu/kernels.hpp"
+
+namespace moe_diag::cpu {
+
+struct LaneOptions {
+  int threads = 1;
+  const InstructionSet* instruction_set = nullptr;
+};
+
+// One execution on the host. T, float or double, is the type of the stage values and of all arithmetic on them.
+// Threads split output rows and positions, never a sum.
+template <class T>
+class CpuLane final : public Lane {
+ public:
+  CpuLane(const ModelView& model, const LaneOptions& options);
+
+  void begin(const Pass& pass) override;
+  void run(std::span<const Step> steps) override;
+  Tensor read(Stage stage, Rows rows) override;
+  void write(Stage stage, Rows rows, const Tensor& values) override;
+
+  // Bytes of the buffers and of the cache for passes of `rows` rows in sequences of `total` positions.
+  static std::uint64_t bytes_for(const ModelConfig& config, const Request& request, int threads);
+
+ private:
+  // Rows of a weight by one vector each: the unit all products are cut into.
+  struct Tile {
+    int expert;
+    std::int64_t row;
+  };
+  // The vectors that go through one expert: [first, first + count) of `x_` and `y_`.
+  struct Group {
+    int first = 0, count = 0;
+  };
+
+  void run_step(const Step& step);
+  void embed(const Step& step);
+  void rms_norm(const Step& step);
+  void linear(const Step& step);
+  void rope(const Step& step);
+  void scores(const Step& step);
+  void softmax(const Step& step);
+  void mix(const Step& step);
+  void add(const Step& step);
+  void topk(const Step& step);
+  void expert_linear(const Step& step);
+  void swiglu(const Step& step);
+  void weigh(const Step& step);
+  void combine(const Step& step);
+
+  // y[i] = W x[i] for the vectors of each group; `groups_`, `x_` and `y_` are set by the caller.
+  void products(const Weight& weight, std::int64_t y_offset);
+  void group_by_expert(const Step& step);
+
+  template <class Body>
+  void parallel(std::int64_t count, std::int64_t grain, const Body& body);
+
+  std::vector<T>& slot(Stage stage) { return values_[static_cast<std::size_t>(stage)]; }
+  T* row(Stage stage, std::int64_t r) { return slot(stage).data() + (r - first_row(stage)) * row_size(stage); }
+  std::int64_t row_size(Stage stage) const { return config_.shape_of(stage, 1, pass_total_).count(); }
+  // Rows that the pass computes of a stage: [first_row, rows_).
+  int first_row(Stage stage) const { return stage >= Stage::final_norm ? head_first_ : 0; }
+  int position(int r) const { return pass_first_ + r; }
+  void check_rows(Stage stage, Rows rows) const;
+
+  const ModelConfig config_;
+  const Kernels<T>& kernels_;
+  tbb::task_arena arena_;
+
+  int rows_ = 0, pass_first_ = 0, pass_total_ = 0, head_first_ = 0;
+  std::vector<std::int32_t> tokens_;
+
+  std::array<std::vector<T>, stage_count> values_;   // one layer of each stage
+  std::vector<std::int32_t> indices_;                // moe_router_indices: [T, k]
+  std::vector<std::vector<T>> keys_, values_cache_;  // per layer: [positions, Hk h]
+  std::vector<T> cosines_, sines_;                   // [positions, h / 2]
+  double rope_theta_ = 0;                            // what the tables hold
+
+  std::vector<T> norm_weight_;
+  std::vector<const T*> x_;
+  std::vector<T*> y_;
+  std::vector<Group> groups_;  // per expert
+  std::vector<Tile> tiles_;
+  std::vector<std::vector<T>> scratch_;  // per thread: decoded weight rows
+};
+
+extern template class CpuLane<float>;
+extern template class CpuLane<double>;
+
+}  // namespace moe_diag::cpu
