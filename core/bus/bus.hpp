@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/api/backend.hpp"
+#include "core/api/stage.hpp"
+#include "core/lane/lanes.hpp"
+
+namespace moe_diag {
+
+// A stage of one layer, just written by every lane: what a hook is shown. Valid during the call.
+class Sighting {
+ public:
+  Sighting(Lanes& lanes, const Pass& at, int in_prompt, Site where);
+
+  const Pass& pass;
+  const int prompt;  // index into the contract's prompts
+  const Site site;
+
+  // Rows of the pass the stage has: row r is position pass.first + r.
+  Rows rows() const { return rows_; }
+  int position(int row) const { return pass.first + rows_.first + row; }
+
+  // [rows().count, ...] on the host; copied once however many ask. Null when the lane does not run or lacks the stage.
+  Tensor tensor(int lane);
+
+  // Another stage of the same layer as the lane holds it now, replaced inputs included.
+  Tensor now(int lane, Stage stage);
+
+ private:
+  Lanes& lanes_;
+  Rows rows_;
+  std::vector<Tensor> seen_;
+};
+
+// Whoever looks at stages: comparisons, sinks.
+class Hook {
+ public:
+  virtual ~Hook() = default;
+
+  // Asked once per lane and site when a prompt starts. The fewer sites are wanted, the longer the spans that lanes run.
+  virtual bool wants(int prompt, int lane, Site site) const = 0;
+
+  // Once per pass and site that is wanted of any lane, in forward order, on the thread that drives the run.
+  virtual void show(Sighting& sighting) = 0;
+};
+
+// Who looks at what. Hooks are shown a site in the order they were added.
+class Bus {
+ public:
+  void add(Hook& hook) { hooks_.push_back(&hook); }
+
+  bool wanted(int prompt, int lane, Site site) const;
+
+  void deliver(Sighting& sighting, const std::vector<int>& lanes);
+
+  std::uint64_t deliveries() const { return deliveries_; }  // of a site to a hook
+
+ private:
+  std::vector<Hook*> hooks_;
+  std::uint64_t deliveries_ = 0;
+};
+
+}  // namespace moe_diag

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT
+#include "core/forward/forward.hpp"
+
+#include <algorithm>
+
+namespace moe_diag {
+namespace {
+
+bool is_routing(Stage stage) { return stage == Stage::moe_router_indices || stage == Stage::moe_router_weights; }
+
+// The lane whose values of the stage replace this lane's, or -1.
+int feeder(const RunningLane& lane, Stage stage) {
+  if (lane.inputs >= 0) return lane.inputs;
+  return is_routing(stage) ? lane.routing : -1;
+}
+
+}  // namespace
+
+Forward::Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults)
+    : model_(model),
+      lanes_(lanes),
+      bus_(bus),
+      faults_(std::move(faults)),
+      programs_(lanes.size(), build_program(model)),
+      feeding_order_(lanes.feeding_order()),
+      launch_order_(feeding_order_) {
+  std::stable_partition(launch_order_.begin(), launch_order_.end(),
+                        [&](int lane) { return lanes_[static_cast<std::size_t>(lane)].description.asynchronous; });
+  for (const PlantedFault& fault : faults_)
+    for (Step& step : programs_[static_cast<std::size_t>(fault.lane)])
+      if (step.layer == fault.spec.layer && std::count(step.out.begin(), step.out.end(), fault.spec.stage) > 0)
+        edit_step(fault, step);
+}
+
+void Forward::pass(const Pass& pass, int prompt) {
+  plan_stops(prompt);
+  for (int lane : launch_order_) lanes_[static_cast<std::size_t>(lane)].begin(pass);
+  const std::size_t count = stops_.size();
+  for (std::size_t at = 0, end = 0; at < count; at = end) {
+    while (!stops_[end++] && end < count) {
+    }
+    for (int lane : launch_order_) {
+      const std::span<const Step> steps = programs_[static_cast<std::size_t>(lane)];
+      lanes_[static_cast<std::size_t>(lane)].run(steps.subspan(at, end - at));
+    }
+    if (stops_[end - 1]) stop(programs_.front()[end - 1], pass, prompt);
+  }
+}
+
+// Lanes stop after a step when a hook wants one of its outputs, a fault changes one, or a lane's are replaced.
+void Forward::plan_stops(int prompt) {
+  if (prompt == planned_prompt_) return;
+  planned_prompt_ = prompt;
+  stops_.assign(programs_.front().size(), false);
+  for (std::size_t i = 0; i < stops_.size(); ++i)
+    for (int lane : feeding_order_) {
+      Step& step = programs_[static_cast<std::size_t>(lane)][i];
+      step.want = false;
+      for (Stage stage : step.out) {
+        const Site site = site_of(step, stage);
+        step.want = step.want || bus_.wanted(prompt, lane, site) ||
+                    feeder(lanes_[static_cast<std::size_t>(lane)], stage) >= 0 ||
+                    std::any_of(faults_.begin(), faults_.end(), [&](const PlantedFault& f) {
+                      return f.lane == lane && f.site() == site && edits_values(f);
+                    });
+        for (int other : feeding_order_)
+          step.want = step.want || feeder(lanes_[static_cast<std::size_t>(other)], stage) == lane;
+      }
+      stops_[i] = stops_[i] || step.want;
+    }
+}
+
+void Forward::stop(const Step& step, const Pass& pass, int prompt) {
+  for (Stage stage : step.out) {
+    Sighting sighting(lanes_, pass, prompt, site_of(step, stage));
+    for (const PlantedFault& fault : faults_)
+      if (fault.site() == sighting.site && edits_values(fault) && lanes_[static_cast<std::size_t>(fault.lane)].runs())
+        edit_values(fault, sighting, lanes_, model_.config());
+    bus_.deliver(sighting, feeding_order_);
+    hand_over(sighting);
+  }
+}
+
+void Forward::hand_over(Sighting& sighting) {
+  for (int lane : feeding_order_) {
+    RunningLane& to = lanes_[static_cast<std::size_t>(lane)];
+    const int from = feeder(to, sighting.site.stage);
+    if (from < 0) continue;
+    // Not the sighting's view: the feeder itself may have taken over values since.
+    const Tensor values = sighting.now(from, sighting.site.stage);
+    if (values) to.write(sighting.site.stage, sighting.rows(), values);
+  }
+}
+
+}  // namespace moe_diag

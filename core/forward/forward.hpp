@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <vector>
+
+#include "core/bus/bus.hpp"
+#include "core/bus/fault.hpp"
+#include "core/forward/program.hpp"
+
+namespace moe_diag {
+
+// All lanes through the program in lockstep: they run up to the next step that somebody looks at, it is shown, and
+// lanes with inputs from another take them over. Memory holds one layer per lane, whatever is looked at.
+class Forward {
+ public:
+  Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults);
+
+  // One pass of one prompt. Call it for a prompt's passes in the order of their positions.
+  void pass(const Pass& pass, int prompt);
+
+ private:
+  void plan_stops(int prompt);
+  void stop(const Step& step, const Pass& pass, int prompt);
+  void hand_over(Sighting& sighting);
+
+  const Model& model_;
+  Lanes& lanes_;
+  Bus& bus_;
+  std::vector<PlantedFault> faults_;
+  std::vector<Program> programs_;   // per lane: a fault changes the steps of one
+  std::vector<int> feeding_order_;  // lanes that run
+  std::vector<int> launch_order_;   // the same, those that return early first
+  std::vector<bool> stops_;         // per step: lanes stop after it
+  int planned_prompt_ = -1;
+};
+
+}  // namespace moe_diag

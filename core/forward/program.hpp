@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "core/api/step.hpp"
+#include "core/model/model.hpp"
+
+namespace moe_diag {
+
+// The forward pass as data: every step of every layer, in order.
+using Program = std::vector<Step>;
+
+Program build_program(const Model& model);
+
+// The step that writes the stage, or null when the program has none there.
+const Step* find_step(const Program& program, Site site);
+
+// Where a step's output stands.
+inline Site site_of(const Step& step, Stage stage) { return {stage, step.layer}; }
+
+}  // namespace moe_diag

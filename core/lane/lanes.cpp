@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+#include "core/lane/lanes.hpp"
+
+#include <fmt/format.h>
+
+#include "core/plugin/guard.hpp"
+
+namespace moe_diag {
+
+void RunningLane::begin(const Pass& pass) {
+  guard(label_, "begin", [&] { lane_->begin(pass); });
+}
+void RunningLane::run(std::span<const Step> steps) {
+  guard(label_, "run", [&] { lane_->run(steps); });
+}
+Tensor RunningLane::read(Stage stage, Rows rows) {
+  return guard(label_, "read", [&] { return lane_->read(stage, rows); });
+}
+void RunningLane::write(Stage stage, Rows rows, const Tensor& values) {
+  guard(label_, "write", [&] { lane_->write(stage, rows, values); });
+}
+
+Lanes::Lanes(const Contract& contract, const Model& model, PluginHost& host, const Request& request)
+    : contract_(contract), model_(model) {
+  for (const LaneSpec& spec : contract.lanes) {
+    lanes_.emplace_back(spec, fmt::format("lane '{}' (backend {})", spec.name, spec.backend));
+    backend_of_.push_back(nullptr);
+  }
+  for (std::size_t i = 0; i < lanes_.size(); ++i) {
+    lanes_[i].inputs = index_of(contract.lanes[i].inputs);
+    lanes_[i].routing = index_of(contract.lanes[i].routing);
+    describe(i, host, request);
+  }
+  // A lane cannot run without what feeds it, however long the chain.
+  for (std::size_t round = 0; round < lanes_.size(); ++round)
+    for (RunningLane& lane : lanes_)
+      for (int feeder : {lane.inputs, lane.routing})
+        if (lane.absent.empty() && feeder >= 0 && !lanes_[static_cast<std::size_t>(feeder)].absent.empty())
+          lane.absent =
+              fmt::format("lane '{}', which feeds it, is absent: {}", lanes_[static_cast<std::size_t>(feeder)].name,
+                          lanes_[static_cast<std::size_t>(feeder)].absent);
+}
+
+void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
+  const LaneSpec& spec = contract_.lanes[i];
+  RunningLane& lane = lanes_[i];
+  const std::string label = fmt::format("lane '{}' (backend {})", spec.name, spec.backend);
+  try {
+    std::unique_ptr<Backend>& backend = backends_[{spec.backend, std::string(spec.options.text("device", ""))}];
+    if (!backend) backend = host.make_backend(spec.backend, spec.options);
+    backend_of_[i] = backend.get();
+    lane.description =
+        guard(label, "describe", [&] { return backend->describe(model_.view(), spec.options, request); });
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::absent) throw;
+    lane.absent = e.what();
+    return;
+  }
+  refuse_unread(spec.options, spec.backend);
+}
+
+void Lanes::open(const std::vector<bool>& needed) {
+  for (std::size_t i = 0; i < lanes_.size(); ++i) {
+    RunningLane& lane = lanes_[i];
+    if (!needed[i] || !lane.absent.empty() || lane.runs()) continue;
+    const std::string label = fmt::format("lane '{}' (backend {})", lane.name, lane.backend);
+    std::unique_ptr<Lane> opened =
+        guard(label, "open", [&] { return backend_of_[i]->open(model_.view(), contract_.lanes[i].options); });
+    if (!opened) throw Error(ErrorKind::environment, label + ": open: returned no lane");
+    lane.attach(std::move(opened));
+  }
+}
+
+int Lanes::index_of(std::string_view name) const {
+  for (std::size_t i = 0; i < lanes_.size(); ++i)
+    if (!name.empty() && lanes_[i].name == name) return static_cast<int>(i);
+  return -1;
+}
+
+std::vector<int> Lanes::feeding_order() const {
+  std::vector<int> order;
+  std::vector<bool> placed(lanes_.size(), false);
+  const auto ready = [&](int feeder) { return feeder < 0 || placed[static_cast<std::size_t>(feeder)]; };
+  for (std::size_t round = 0; round < lanes_.size(); ++round)
+    for (std::size_t i = 0; i < lanes_.size(); ++i)
+      if (!placed[i] && lanes_[i].runs() && ready(lanes_[i].inputs) && ready(lanes_[i].routing)) {
+        placed[i] = true;
+        order.push_back(static_cast<int>(i));
+      }
+  return order;
+}
+
+}  // namespace moe_diag

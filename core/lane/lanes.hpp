@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/api/backend.hpp"
+#include "core/contract/contract.hpp"
+#include "core/model/model.hpp"
+#include "core/plugin/host.hpp"
+
+namespace moe_diag {
+
+// A lane of the contract. Calls into the backend go through here, so that whatever it throws names the lane.
+class RunningLane {
+ public:
+  RunningLane(const LaneSpec& spec, std::string label)
+      : name(spec.name), backend(spec.backend), label_(std::move(label)) {}
+
+  std::string name, backend;
+  Description description;
+  std::string absent;  // why the lane could not be opened; empty: it runs
+  int inputs = -1;     // index of the lane whose outputs replace this lane's after every step
+  int routing = -1;    // index of the lane whose routing replaces this lane's
+
+  bool runs() const { return lane_ != nullptr; }
+  void attach(std::unique_ptr<Lane> lane) { lane_ = std::move(lane); }
+
+  void begin(const Pass& pass);
+  void run(std::span<const Step> steps);
+  Tensor read(Stage stage, Rows rows);
+  void write(Stage stage, Rows rows, const Tensor& values);
+
+ private:
+  std::string label_;
+  std::unique_ptr<Lane> lane_;
+};
+
+// The lanes of one contract, in its order; backends are shared by the lanes of one device.
+class Lanes {
+ public:
+  // Describes every lane; nothing large is allocated. A lane whose backend or device is not there is kept, marked
+  // absent, and so is every lane it feeds.
+  Lanes(const Contract& contract, const Model& model, PluginHost& host, const Request& request);
+
+  // Opens the lanes that `needed` marks and that are not absent.
+  void open(const std::vector<bool>& needed);
+
+  std::size_t size() const { return lanes_.size(); }
+  RunningLane& operator[](std::size_t i) { return lanes_[i]; }
+  const RunningLane& operator[](std::size_t i) const { return lanes_[i]; }
+  int index_of(std::string_view name) const;  // -1: no such lane
+
+  // Lanes that run, every feeder before the lanes it feeds.
+  std::vector<int> feeding_order() const;
+
+ private:
+  void describe(std::size_t i, PluginHost& host, const Request& request);
+
+  const Contract& contract_;
+  const Model& model_;
+  std::map<std::pair<std::string, std::string>, std::unique_ptr<Backend>> backends_;  // by plugin and device
+  std::vector<Backend*> backend_of_;
+  std::vector<RunningLane> lanes_;
+};
+
+}  // namespace moe_diag
