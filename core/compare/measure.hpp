@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+
+#include "core/api/tensor.hpp"
+
+namespace moe_diag {
+
+// What one pass over two runs of values gives; `a` is the lane judged, `b` what it is compared with.
+// Sums are in double. A non-finite value makes every difference NaN: it is never small.
+struct Measure {
+  std::int64_t count = 0;
+  std::int64_t nonfinite_a = 0, nonfinite_b = 0;
+  std::int64_t nonfinite_new = 0;         // in a where b is finite
+  std::int64_t first_nonfinite_new = -1;  // element
+  double dot = 0, squares_a = 0, squares_b = 0, squares_diff = 0;
+  double max_abs = 0;           // of the finite differences
+  std::int64_t max_index = -1;  // element of max_abs
+  double a_at_max = 0, b_at_max = 0;
+
+  // Adds `n` elements that start at element `at` of both; elements are counted on from those added before.
+  void add(const Tensor& a, const Tensor& b, std::int64_t at, std::int64_t n);
+  // Adds elements from different places; the element index reported is a's.
+  void add(const Tensor& a, std::int64_t at_a, const Tensor& b, std::int64_t at_b, std::int64_t n);
+
+  double cosine() const;  // 1 for two zero vectors, 0 when only one is zero
+  double rel_l2() const;  // |a - b| / |b|; 0 for two zero vectors, infinite when only b is zero
+  double max_diff() const;
+
+  bool finite() const { return nonfinite_a == 0 && nonfinite_b == 0; }
+};
+
+// Elements with |a - b| > atol + rtol |b|, non-finite ones always.
+std::int64_t mismatches(const Tensor& a, std::int64_t at_a, const Tensor& b, std::int64_t at_b, std::int64_t n,
+                        double rtol, double atol);
+
+// Non-finite elements of one run of values.
+std::int64_t count_nonfinite(const Tensor& a, std::int64_t at, std::int64_t n);
+
+// Index of the largest of n elements from `at`, the lower one of equals; -1 when one is NaN.
+std::int64_t argmax(const Tensor& a, std::int64_t at, std::int64_t n);
+
+// Sum of n elements from `at`.
+double sum(const Tensor& a, std::int64_t at, std::int64_t n);
+
+}  // namespace moe_diag

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: MIT
+#include "core/plan/plan.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace moe_diag {
+namespace {
+
+// Resolves selections and keeps every mistake until all are found.
+class Planner {
+ public:
+  Planner(const Contract& contract, const ModelConfig& config) : contract_(contract), config_(config) {}
+
+  Plan make() {
+    check_prompts();
+    Plan plan;
+    for (const FalsifierSpec& spec : contract_.falsifiers) {
+      plan.falsifiers.push_back({&spec, lane(spec.lane), lane(spec.against),
+                                 sites(spec.stages, spec.layers, spec.where),
+                                 positions(spec.positions, spec.prompts, spec.where)});
+      for (const FaultSpec& fault : spec.controls) check_fault(fault);
+    }
+    for (const CaptureSpec& spec : contract_.capture) plan.captures.push_back(capture(spec));
+    if (!mistakes_.empty()) throw Error(ErrorKind::usage, mistakes_);
+    find_head_rows(plan);
+    return plan;
+  }
+
+ private:
+  void mistake(const Where& where, const std::string& what) {
+    if (!mistakes_.empty()) mistakes_ += '\n';
+    mistakes_ += fmt::format("{}: {}", contract_.at(where), what);
+  }
+
+  void check_prompts() {
+    for (const PromptSpec& prompt : contract_.prompts) {
+      for (std::size_t i = 0; i < prompt.tokens.size(); ++i)
+        if (prompt.tokens[i] < 0 || prompt.tokens[i] >= config_.vocab)
+          mistake(prompt.where, fmt::format("prompt '{}': token {} at position {} is outside the vocabulary 0..{}",
+                                            prompt.id, prompt.tokens[i], i, config_.vocab));
+      if (config_.context > 0 && prompt.tokens.size() > static_cast<std::size_t>(config_.context))
+        mistake(prompt.where, fmt::format("prompt '{}' has {} tokens, the model's context is {}", prompt.id,
+                                          prompt.tokens.size(), config_.context));
+    }
+  }
+
+  int lane(const std::string& name) const {
+    for (std::size_t i = 0; i < contract_.lanes.size(); ++i)
+      if (contract_.lanes[i].name == name) return static_cast<int>(i);
+    return -1;
+  }
+
+  SiteSet sites(const StageSelection& stages, const IndexSelection& layers, const Where& where) {
+    SiteSet set(config_.layers);
+    std::vector<int> chosen;
+    try {
+      chosen = layers.resolve(config_.layers);
+    } catch (const std::exception& e) {
+      mistake(where, fmt::format("layers: {}", e.what()));
+    }
+    for (Stage stage : stages.stages) {
+      if (info(stage).scope == Scope::model) {
+        set.insert({stage, -1});
+        continue;
+      }
+      for (int l : chosen) set.insert({stage, l});
+    }
+    return set;
+  }
+
+  Positions positions(const IndexSelection& selection, const std::vector<std::string>& prompts, const Where& where) {
+    Positions all;
+    for (const PromptSpec& prompt : contract_.prompts) {
+      all.emplace_back();
+      if (!prompts.empty() && std::find(prompts.begin(), prompts.end(), prompt.id) == prompts.end()) continue;
+      try {
+        all.back() = selection.resolve(static_cast<int>(prompt.tokens.size()));
+      } catch (const std::exception& e) {
+        mistake(where, fmt::format("positions: prompt '{}': {}", prompt.id, e.what()));
+      }
+    }
+    return all;
+  }
+
+  WatchedCapture capture(const CaptureSpec& spec) {
+    WatchedCapture watched{
+        &spec, {}, {}, sites(spec.stages, spec.layers, spec.where), positions(spec.positions, {}, spec.where)};
+    for (const std::string& name : spec.lanes) watched.lanes.push_back(lane(name));
+    for (const std::string& name : spec.to)
+      for (std::size_t i = 0; i < contract_.sinks.size(); ++i)
+        if (contract_.sinks[i].name == name) watched.sinks.push_back(static_cast<int>(i));
+    return watched;
+  }
+
+  void check_fault(const FaultSpec& fault) {
+    if (fault.layer >= config_.layers)
+      mistake(fault.where,
+              fmt::format("control: layer {} is not there, the model has layers 0..{}", fault.layer, config_.layers));
+    const std::int64_t row = config_.shape_of(fault.stage, 1, 1).count();
+    const bool grows = info(fault.stage).row[1] == Dim::sequence;
+    if (fault.index < 0 || (!grows && fault.index >= row))
+      mistake(fault.where, fmt::format("control: index {} is outside a row of {}, which has {} values", fault.index,
+                                       name_of(fault.stage), row));
+  }
+
+  // final_norm and lm_head are computed from the first position on that anybody looks at, and always at the last.
+  void find_head_rows(Plan& plan) const {
+    for (std::size_t p = 0; p < contract_.prompts.size(); ++p) {
+      const int length = static_cast<int>(contract_.prompts[p].tokens.size());
+      int first = length - 1;
+      const auto look = [&](const SiteSet& set, const Positions& at) {
+        if ((set.contains({Stage::final_norm, -1}) || set.contains({Stage::lm_head, -1})) && !at[p].empty())
+          first = std::min(first, at[p].front());
+      };
+      for (const WatchedFalsifier& f : plan.falsifiers) look(f.sites, f.positions);
+      for (const WatchedCapture& c : plan.captures) look(c.sites, c.positions);
+      plan.head_first.push_back(first);
+      plan.request.rows = std::max(plan.request.rows, length);
+      plan.request.total = std::max(plan.request.total, length);
+    }
+  }
+
+  const Contract& contract_;
+  const ModelConfig& config_;
+  std::string mistakes_;
+};
+
+}  // namespace
+
+std::vector<Site> SiteSet::in_forward_order() const {
+  std::vector<Site> list;
+  for (std::size_t i = 0; i < marks_.size(); ++i)
+    if (marks_[i]) list.push_back({static_cast<Stage>(i % stage_count), static_cast<int>(i / stage_count) - 1});
+  std::sort(list.begin(), list.end());
+  return list;
+}
+
+Plan make_plan(const Contract& contract, const ModelConfig& config) { return Planner(contract, config).make(); }
+
+std::vector<bool> needed_lanes(const Plan& plan, const Lanes& lanes) {
+  std::vector<bool> needed(lanes.size(), false);
+  const auto need = [&](int lane) {
+    if (lane >= 0) needed[static_cast<std::size_t>(lane)] = true;
+  };
+  for (const WatchedFalsifier& f : plan.falsifiers) {
+    need(f.lane);
+    need(f.against);
+  }
+  for (const WatchedCapture& c : plan.captures)
+    for (int lane : c.lanes) need(lane);
+  for (std::size_t round = 0; round < lanes.size(); ++round)
+    for (std::size_t i = 0; i < lanes.size(); ++i)
+      if (needed[i]) {
+        need(lanes[i].inputs);
+        need(lanes[i].routing);
+      }
+  return needed;
+}
+
+}  // namespace moe_diag

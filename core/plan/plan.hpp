@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/api/stage.hpp"
+#include "core/contract/contract.hpp"
+#include "core/lane/lanes.hpp"
+#include "core/model/model.hpp"
+
+namespace moe_diag {
+
+// Some sites of a model, by constant-time look-up.
+class SiteSet {
+ public:
+  explicit SiteSet(int layers) : marks_(static_cast<std::size_t>(layers + 1) * stage_count, false) {}
+
+  void insert(Site site) { marks_[index(site)] = true; }
+  bool contains(Site site) const { return marks_[index(site)]; }
+  std::vector<Site> in_forward_order() const;
+
+ private:
+  static std::size_t index(Site site) {
+    return static_cast<std::size_t>(site.layer + 1) * stage_count + static_cast<std::size_t>(site.stage);
+  }
+  std::vector<bool> marks_;
+};
+
+// The positions of each prompt, ascending; empty for a prompt that is not looked at.
+using Positions = std::vector<std::vector<int>>;
+
+// A falsifier against this model: what it looks at.
+struct WatchedFalsifier {
+  const FalsifierSpec* spec = nullptr;
+  int lane = -1, against = -1;  // against: -1 when the metric looks at one lane
+  SiteSet sites;
+  Positions positions;
+};
+
+struct WatchedCapture {
+  const CaptureSpec* spec = nullptr;
+  std::vector<int> lanes;
+  std::vector<int> sinks;  // indices into Contract::sinks
+  SiteSet sites;
+  Positions positions;
+};
+
+// A contract resolved against a model. Points into both.
+struct Plan {
+  std::vector<WatchedFalsifier> falsifiers;
+  std::vector<WatchedCapture> captures;
+  std::vector<int> head_first;  // per prompt: first row of final_norm and lm_head that somebody looks at
+  Request request;              // longest pass and sequence
+};
+
+// Throws Error(usage), every mistake at file:line:column: a layer or position that is not there (naming what is), a
+// token outside the vocabulary, a prompt longer than the model's context, a selection that reaches nothing.
+Plan make_plan(const Contract& contract, const ModelConfig& config);
+
+// The lanes that falsifiers, captures and their feeders need.
+std::vector<bool> needed_lanes(const Plan& plan, const Lanes& lanes);
+
+}  // namespace moe_diag

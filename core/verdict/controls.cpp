@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+#include "core/verdict/controls.hpp"
+
+#include <fmt/format.h>
+
+namespace moe_diag {
+
+std::string text_of(Site site) {
+  return site.layer < 0 ? std::string(name_of(site.stage))
+                        : fmt::format("layer {}, {}", site.layer, name_of(site.stage));
+}
+
+std::optional<Site> expected_site(const WatchedFalsifier& watched, const FaultSpec& fault, const RunningLane& lane) {
+  const Site planted{fault.stage, fault.layer};
+  const bool routed =
+      lane.routing >= 0 && (fault.stage == Stage::moe_router_indices || fault.stage == Stage::moe_router_weights);
+  if (lane.inputs >= 0 || routed) return watched.sites.contains(planted) ? std::optional<Site>(planted) : std::nullopt;
+  for (Site site : watched.sites.in_forward_order())
+    if (!(site < planted)) return site;
+  return std::nullopt;
+}
+
+ControlResult judge_control(const Judgement& with_fault, const FaultSpec& fault, std::optional<Site> expected) {
+  ControlResult result{fault.text, false, ""};
+  const SiteResult* first = with_fault.first_failing();
+  if (!expected) {
+    result.message = "the falsifier watches no site that this fault reaches";
+  } else if (!first) {
+    result.message = fmt::format("survived: it still holds, expected it falsified at {}", text_of(*expected));
+  } else if (first->site != *expected) {
+    result.message = fmt::format("falsified first at {}, expected {}", text_of(first->site), text_of(*expected));
+  } else {
+    result.tripped = true;
+    result.message = fmt::format("falsified at {}, value {:.6g}", text_of(first->site), first->worst.value);
+  }
+  return result;
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <vector>
+
+#include "core/bus/bus.hpp"
+#include "core/plan/plan.hpp"
+#include "core/verdict/verdict.hpp"
+
+namespace moe_diag {
+
+// Looks at what falsifiers watch and judges each sample as it passes by; keeps numbers, never tensors.
+class Judge final : public Hook {
+ public:
+  // Judges the falsifiers whose lanes run; `only` (an index, or -1 for all) is for controls.
+  Judge(const Plan& plan, const Lanes& lanes, int only = -1);
+
+  bool wants(int prompt, int lane, Site site) const override;
+  void show(Sighting& sighting) override;
+
+  // One per falsifier of the plan, in the contract's order.
+  std::vector<Judgement> judgements() const;
+
+ private:
+  class Comparisons;
+
+  bool watches(const WatchedFalsifier& falsifier, int prompt, Site site) const;
+  void judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, int row);
+  void record(std::size_t f, const Sample& sample);
+
+  const Plan& plan_;
+  std::vector<bool> judged_;  // per falsifier
+  std::vector<Judgement> judgements_;
+};
+
+// True when `a` is a worse value than `b` for the bound; NaN is the worst of all.
+bool is_worse(const Bound& bound, double a, double b);
+
+}  // namespace moe_diag

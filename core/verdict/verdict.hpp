@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/compare/measure.hpp"
+#include "core/contract/contract.hpp"
+
+namespace moe_diag {
+
+enum class Outcome {
+  held,       // every sample satisfies the bound
+  falsified,  // at least one does not
+  untested,   // there was no sample to judge
+  vacuous,    // held, but a control that must falsify it does not
+};
+std::string_view name_of(Outcome outcome);
+
+// One judged number, and where it stands.
+struct Sample {
+  int prompt = 0, position = 0;
+  int expert = -1;  // -1: not of one expert
+  Site site;
+  double value = 0;
+  Measure measure;  // of the metrics that compare values; else empty
+};
+
+// A falsifier at one site of one prompt.
+struct SiteResult {
+  int prompt = 0;
+  Site site;
+  std::int64_t samples = 0, failing = 0;
+  Sample worst;
+};
+
+struct ControlResult {
+  std::string fault;     // as the contract states it
+  bool tripped = false;  // the falsifier was falsified, first at the site it had to be
+  std::string message;   // what was seen
+};
+
+struct Judgement {
+  const FalsifierSpec* spec = nullptr;
+  Outcome outcome = Outcome::untested;
+  std::string reason;  // why it is untested or vacuous
+  std::int64_t samples = 0, failing = 0;
+  std::int64_t skipped_experts = 0;  // slots of experts that only one of the two lanes chose
+  std::vector<SiteResult> sites;     // as they were seen: prompt after prompt, in forward order
+  std::vector<ControlResult> controls;
+
+  const SiteResult* first_failing() const;  // null: none
+  const SiteResult* worst() const;          // null: no sample
+};
+
+// What the report needs to know of a lane.
+struct LaneReport {
+  std::string name, backend, numerics, device, instruction_set, inputs, routing;
+  std::string absent;
+};
+
+struct ModelReport {
+  std::string source, digest;
+  std::uint64_t bytes = 0;
+  int layers = 0, experts = 0, used = 0;
+  std::string absent;  // why there is no model; empty: there is one
+};
+
+// How long the parts of a run took, in seconds.
+struct Timing {
+  double open = 0, forward = 0, controls = 0, total = 0;
+};
+
+// All outcomes of a run.
+struct Verdict {
+  const Contract* contract = nullptr;
+  ModelReport model;
+  std::vector<LaneReport> lanes;
+  std::vector<Judgement> judgements;
+  std::vector<std::string> planted;  // faults of `run --inject`
+  std::vector<std::string> outputs;  // what sinks completed, relative to the output folder
+  std::string failure;               // why the run ended early; empty: it did not
+  Timing timing;
+
+  std::int64_t count(Outcome outcome) const;
+  // The failing judgement whose first failing site comes first; null when nothing is falsified.
+  const Judgement* first_divergence() const;
+};
+
+}  // namespace moe_diag
