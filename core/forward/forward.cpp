@@ -16,14 +16,18 @@ int feeder(const RunningLane& lane, Stage stage) {
 
 }  // namespace
 
-Forward::Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults)
+Forward::Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults,
+                 const std::vector<bool>& active)
     : model_(model),
       lanes_(lanes),
       bus_(bus),
       faults_(std::move(faults)),
       programs_(lanes.size(), build_program(model)),
-      feeding_order_(lanes.feeding_order()),
-      launch_order_(feeding_order_) {
+      feeding_order_(lanes.feeding_order()) {
+  feeding_order_.erase(std::remove_if(feeding_order_.begin(), feeding_order_.end(),
+                                      [&](int lane) { return !active[static_cast<std::size_t>(lane)]; }),
+                       feeding_order_.end());
+  launch_order_ = feeding_order_;
   std::stable_partition(launch_order_.begin(), launch_order_.end(),
                         [&](int lane) { return lanes_[static_cast<std::size_t>(lane)].description.asynchronous; });
   for (const PlantedFault& fault : faults_)
@@ -32,13 +36,15 @@ Forward::Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<Planted
         edit_step(fault, step);
 }
 
-void Forward::pass(const Pass& pass, int prompt) {
+void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>& at_layer) {
   plan_stops(prompt);
   for (int lane : launch_order_) lanes_[static_cast<std::size_t>(lane)].begin(pass);
   const std::size_t count = stops_.size();
+  int layer = -1;
   for (std::size_t at = 0, end = 0; at < count; at = end) {
     while (!stops_[end++] && end < count) {
     }
+    if (at_layer && programs_.front()[at].layer > layer) at_layer(layer = programs_.front()[at].layer);
     for (int lane : launch_order_) {
       const std::span<const Step> steps = programs_[static_cast<std::size_t>(lane)];
       lanes_[static_cast<std::size_t>(lane)].run(steps.subspan(at, end - at));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "core/bus/bus.hpp"
@@ -13,10 +14,13 @@ namespace moe_diag {
 // lanes with inputs from another take them over. Memory holds one layer per lane, whatever is looked at.
 class Forward {
  public:
-  Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults);
+  // Of the lanes that run, only the active ones take part; the feeders of an active lane must be active.
+  Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults,
+          const std::vector<bool>& active);
 
-  // One pass of one prompt. Call it for a prompt's passes in the order of their positions.
-  void pass(const Pass& pass, int prompt);
+  // One pass of one prompt. Call it for a prompt's passes in the order of their positions. `at_layer` is told each
+  // layer as it begins; it may be empty.
+  void pass(const Pass& pass, int prompt, const std::function<void(int)>& at_layer = {});
 
  private:
   void plan_stops(int prompt);
@@ -28,7 +32,7 @@ class Forward {
   Bus& bus_;
   std::vector<PlantedFault> faults_;
   std::vector<Program> programs_;   // per lane: a fault changes the steps of one
-  std::vector<int> feeding_order_;  // lanes that run
+  std::vector<int> feeding_order_;  // lanes that take part
   std::vector<int> launch_order_;   // the same, those that return early first
   std::vector<bool> stops_;         // per step: lanes stop after it
   int planned_prompt_ = -1;

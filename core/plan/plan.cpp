@@ -128,6 +128,21 @@ class Planner {
   std::string mistakes_;
 };
 
+std::vector<bool> with_feeders(const std::vector<int>& chosen, const Lanes& lanes) {
+  std::vector<bool> needed(lanes.size(), false);
+  const auto need = [&](int lane) {
+    if (lane >= 0) needed[static_cast<std::size_t>(lane)] = true;
+  };
+  for (int lane : chosen) need(lane);
+  for (std::size_t round = 0; round < lanes.size(); ++round)  // feeders may be fed themselves
+    for (std::size_t i = 0; i < lanes.size(); ++i)
+      if (needed[i]) {
+        need(lanes[i].inputs);
+        need(lanes[i].routing);
+      }
+  return needed;
+}
+
 }  // namespace
 
 std::vector<Site> SiteSet::in_forward_order() const {
@@ -141,23 +156,14 @@ std::vector<Site> SiteSet::in_forward_order() const {
 Plan make_plan(const Contract& contract, const ModelConfig& config) { return Planner(contract, config).make(); }
 
 std::vector<bool> needed_lanes(const Plan& plan, const Lanes& lanes) {
-  std::vector<bool> needed(lanes.size(), false);
-  const auto need = [&](int lane) {
-    if (lane >= 0) needed[static_cast<std::size_t>(lane)] = true;
-  };
-  for (const WatchedFalsifier& f : plan.falsifiers) {
-    need(f.lane);
-    need(f.against);
-  }
-  for (const WatchedCapture& c : plan.captures)
-    for (int lane : c.lanes) need(lane);
-  for (std::size_t round = 0; round < lanes.size(); ++round)
-    for (std::size_t i = 0; i < lanes.size(); ++i)
-      if (needed[i]) {
-        need(lanes[i].inputs);
-        need(lanes[i].routing);
-      }
-  return needed;
+  std::vector<int> looked_at;
+  for (const WatchedFalsifier& f : plan.falsifiers) looked_at.insert(looked_at.end(), {f.lane, f.against});
+  for (const WatchedCapture& c : plan.captures) looked_at.insert(looked_at.end(), c.lanes.begin(), c.lanes.end());
+  return with_feeders(looked_at, lanes);
+}
+
+std::vector<bool> lanes_needed_by(const WatchedFalsifier& falsifier, const Lanes& lanes) {
+  return with_feeders({falsifier.lane, falsifier.against}, lanes);
 }
 
 }  // namespace moe_diag

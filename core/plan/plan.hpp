@@ -59,7 +59,9 @@ struct Plan {
 // token outside the vocabulary, a prompt longer than the model's context, a selection that reaches nothing.
 Plan make_plan(const Contract& contract, const ModelConfig& config);
 
-// The lanes that falsifiers, captures and their feeders need.
+// The lanes that falsifiers and captures look at, and their feeders.
 std::vector<bool> needed_lanes(const Plan& plan, const Lanes& lanes);
+// The lanes that one falsifier looks at, and their feeders.
+std::vector<bool> lanes_needed_by(const WatchedFalsifier& falsifier, const Lanes& lanes);
 
 }  // namespace moe_diag

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/api/sink.hpp"
+#include "core/bus/bus.hpp"
+#include "core/plan/plan.hpp"
+#include "core/plugin/host.hpp"
+
+namespace moe_diag {
+
+// Feeds the contract's sinks with what its captures select.
+class Capture final : public Hook {
+ public:
+  // Builds the sinks, which touches nothing on disk; refuses unknown plugins and options.
+  Capture(const Contract& contract, const Plan& plan, PluginHost& host);
+
+  void open(const RunInfo& run);
+  bool wants(int prompt, int lane, Site site) const override;
+  void show(Sighting& sighting) override;
+  // Closes every sink; the first failure is thrown when all had their chance.
+  void close();
+
+  const std::vector<std::string>& completed() const { return completed_; }
+
+ private:
+  struct Fed {
+    std::string label;
+    std::unique_ptr<Sink> sink;
+  };
+
+  void feed(const WatchedCapture& capture, int lane, Sighting& sighting);
+
+  const Contract& contract_;
+  const Plan& plan_;
+  std::vector<Fed> sinks_;
+  std::vector<std::int32_t> positions_;
+  std::vector<std::byte> picked_;  // rows of a capture that leaves some out
+  std::vector<std::string> completed_;
+};
+
+}  // namespace moe_diag

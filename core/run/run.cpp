@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT
+#include "core/run/run.hpp"
+
+#include <fmt/format.h>
+
+#include "core/run/runner.hpp"
+
+namespace moe_diag {
+
+// The whole flow, in the order of the folders.
+Verdict run_contract(const Contract& contract, PluginHost& host, const RunOptions& options) {
+  Runner runner(contract, host, options);
+  if (!runner.open_model()) return runner.untested();
+  runner.plan();
+  runner.open_lanes();
+  runner.open_sinks();
+  try {
+    runner.forward();
+    runner.close_sinks();
+    if (options.controls) runner.run_controls();
+  } catch (const Error& e) {
+    runner.fail(e);
+  }
+  return runner.verdict();
+}
+
+std::vector<std::string> check_contract(const Contract& contract, PluginHost& host) {
+  const RunOptions options;
+  Runner runner(contract, host, options);
+  if (runner.open_model()) {
+    runner.plan();
+    runner.describe_lanes();
+  }
+  return runner.absences();
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MIT
+#include "core/run/runner.hpp"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <system_error>
+
+#include "core/verdict/controls.hpp"
+
+namespace moe_diag {
+namespace {
+
+ModelReport report_of(const Model& model) {
+  ModelReport report;
+  report.source = model.source();
+  report.digest = model.digest();
+  report.bytes = model.bytes();
+  report.layers = model.config().layers;
+  report.experts = model.config().experts;
+  report.used = model.config().used;
+  return report;
+}
+
+LaneReport report_of(const LaneSpec& spec, const RunningLane& lane) {
+  const Description& d = lane.description;
+  return {spec.name, spec.backend, d.numerics, d.device, d.instruction_set, spec.inputs, spec.routing, lane.absent};
+}
+
+void make_folder(const std::string& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error)
+    throw Error(ErrorKind::environment, fmt::format("{}: cannot make the output folder: {}; choose another with --out",
+                                                    folder, error.message()));
+}
+
+}  // namespace
+
+Runner::Runner(const Contract& contract, PluginHost& host, const RunOptions& options)
+    : contract_(contract), host_(host), options_(options) {
+  verdict_.contract = &contract;
+  for (const FaultSpec& fault : options.inject)
+    verdict_.planted.push_back(fmt::format("{}, lane {}", fault.text, fault.lane));
+}
+
+double Runner::seconds() const {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+}
+
+bool Runner::open_model() {
+  const ModelSource& source = contract_.model;
+  try {
+    if (!source.unset_variable.empty())
+      throw Error(ErrorKind::absent,
+                  fmt::format("{}: the variable {} is not set", contract_.at(source.where), source.unset_variable));
+    if (source.synthetic.empty()) {
+      model_.emplace(Model::open(source.gguf));
+    } else {
+      SyntheticSpec spec;
+      spec.preset = source.synthetic;
+      spec.layers = source.layers;
+      spec.seed = source.seed;
+      if (!source.quant.empty()) spec.quant = source.quant;
+      model_.emplace(Model::synthetic(spec));
+    }
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::absent) throw;
+    verdict_.model.absent = e.what();
+    return false;
+  }
+  verdict_.model = report_of(*model_);
+  return true;
+}
+
+void Runner::plan() {
+  plan_ = make_plan(contract_, model_->config());
+  for (const FaultSpec& fault : options_.inject)
+    if (fault.layer >= model_->config().layers)
+      throw Error(ErrorKind::usage,
+                  fmt::format("--inject '{}': the model has layers 0..{}", fault.text, model_->config().layers));
+}
+
+void Runner::describe_lanes() {
+  lanes_ = std::make_unique<Lanes>(contract_, *model_, host_, plan_.request);
+  for (std::size_t i = 0; i < lanes_->size(); ++i)
+    verdict_.lanes.push_back(report_of(contract_.lanes[i], (*lanes_)[i]));
+  capture_ = std::make_unique<Capture>(contract_, plan_, host_);
+}
+
+void Runner::open_lanes() {
+  describe_lanes();
+  lanes_->open(needed_lanes(plan_, *lanes_));
+  judge_ = std::make_unique<Judge>(plan_, *lanes_);
+}
+
+void Runner::open_sinks() {
+  if (contract_.sinks.empty()) return;
+  make_folder(options_.out);
+  for (const PromptSpec& p : contract_.prompts) prompt_infos_.push_back({p.id, p.tokens});
+  for (const LaneReport& l : verdict_.lanes) {
+    const DType values = (*lanes_)[lane_infos_.size()].description.values;
+    lane_infos_.push_back({l.name, l.backend, l.numerics, l.device, l.instruction_set, values});
+  }
+  RunInfo info;
+  info.contract = contract_.metadata.id;
+  info.contract_version = contract_.metadata.version;
+  info.tool_version = options_.tool_version;
+  info.out = options_.out;
+  info.overwrite = options_.overwrite;
+  info.model = {model_->source(), model_->bytes(), model_->digest(), model_->config()};
+  info.prompts = prompt_infos_;
+  info.lanes = lane_infos_;
+  capture_->open(info);
+}
+
+void Runner::forward() {
+  verdict_.timing.open = seconds();
+  std::vector<PlantedFault> faults;
+  for (const FaultSpec& fault : options_.inject) faults.push_back({lanes_->index_of(fault.lane), fault});
+  walk({judge_.get(), capture_.get()}, std::move(faults), std::vector<bool>(lanes_->size(), true), "");
+  verdict_.judgements = judge_->judgements();
+  verdict_.timing.forward = seconds() - verdict_.timing.open;
+}
+
+void Runner::walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults, const std::vector<bool>& active,
+                  const std::string& what) {
+  Bus bus;
+  for (Hook* hook : hooks) bus.add(*hook);
+  Forward forward(*model_, *lanes_, bus, std::move(faults), active);
+  const int layers = model_->config().layers;
+  const auto count = static_cast<int>(contract_.prompts.size());
+  for (int p = 0; p < count; ++p) {
+    const PromptSpec& prompt = contract_.prompts[static_cast<std::size_t>(p)];
+    const Pass pass{prompt.tokens, 0, static_cast<int>(prompt.tokens.size()),
+                    plan_.head_first[static_cast<std::size_t>(p)]};
+    forward.pass(pass, p, [&](int layer) {
+      const std::string now = what.empty() ? fmt::format("prompt {}", prompt.id) : what;
+      if (options_.progress) options_.progress({now, p * layers + layer, count * layers});
+    });
+  }
+}
+
+void Runner::close_sinks() {
+  if (capture_ && !contract_.sinks.empty()) {
+    capture_->close();
+    verdict_.outputs = capture_->completed();
+  }
+}
+
+void Runner::run_controls() {
+  const double before = seconds();
+  for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f) {
+    Judgement& judgement = verdict_.judgements[f];
+    if (judgement.outcome != Outcome::held) continue;
+    for (const FaultSpec& fault : judgement.spec->controls) {
+      judgement.controls.push_back(run_control(f, fault));
+      const ControlResult& result = judgement.controls.back();
+      if (result.tripped) continue;
+      judgement.outcome = Outcome::vacuous;
+      if (judgement.reason.empty()) judgement.reason = fmt::format("control '{}': {}", result.fault, result.message);
+    }
+  }
+  verdict_.timing.controls = seconds() - before;
+}
+
+ControlResult Runner::run_control(std::size_t falsifier, const FaultSpec& fault) {
+  const WatchedFalsifier& watched = plan_.falsifiers[falsifier];
+  Judge judge(plan_, *lanes_, static_cast<int>(falsifier));
+  walk({&judge}, {{watched.lane, fault}}, lanes_needed_by(watched, *lanes_),
+       fmt::format("control of {}", watched.spec->id));
+  const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(watched.lane)];
+  return judge_control(judge.judgements()[falsifier], fault, expected_site(watched, fault, lane));
+}
+
+// What was judged stands where it is already decided: a falsified claim stays falsified whatever would have followed.
+void Runner::fail(const Error& error) {
+  if (error.kind() == ErrorKind::usage) throw Error(error.kind(), error.what());
+  verdict_.failure = error.what();
+  if (!verdict_.judgements.empty()) return;
+  verdict_.judgements = judge_->judgements();
+  for (Judgement& j : verdict_.judgements) {
+    if (j.outcome != Outcome::held) continue;
+    j.outcome = Outcome::untested;
+    j.reason = "the run ended before all of it was judged";
+  }
+}
+
+Verdict Runner::verdict() {
+  verdict_.timing.total = seconds();
+  return std::move(verdict_);
+}
+
+Verdict Runner::untested() {
+  for (const FalsifierSpec& spec : contract_.falsifiers) {
+    Judgement j;
+    j.spec = &spec;
+    j.reason = "the model is absent: " + verdict_.model.absent;
+    verdict_.judgements.push_back(std::move(j));
+  }
+  return verdict();
+}
+
+std::vector<std::string> Runner::absences() const {
+  std::vector<std::string> list;
+  if (!verdict_.model.absent.empty()) list.push_back("model: " + verdict_.model.absent);
+  for (const LaneReport& lane : verdict_.lanes)
+    if (!lane.absent.empty()) list.push_back(fmt::format("lane '{}': {}", lane.name, lane.absent));
+  return list;
+}
+
+}  // namespace moe_diag
