@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "core/api/error.hpp"
+#include "core/verdict/verdict.hpp"
+
 namespace moe_diag {
 
 // Of several that apply, the first in the order usage, environment, falsified, untested, held.
@@ -11,5 +14,17 @@ enum ExitCode : int {
   exit_untested = 3,     // nothing falsified, something untested
   exit_environment = 4,  // something failed while running: plugin refused, corrupt model, full disk
 };
+
+inline ExitCode exit_code_of(const Verdict& verdict) {
+  if (!verdict.failure.empty()) return exit_environment;
+  if (verdict.count(Outcome::falsified) + verdict.count(Outcome::vacuous) > 0) return exit_falsified;
+  if (verdict.count(Outcome::untested) > 0) return exit_untested;
+  return exit_held;
+}
+
+// Of a command that could not do its work. A file named on the command line that is not there is a wrong command line.
+inline ExitCode exit_code_of(const Error& error) {
+  return error.kind() == ErrorKind::environment ? exit_environment : exit_usage;
+}
 
 }  // namespace moe_diag

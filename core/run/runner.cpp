@@ -187,6 +187,11 @@ void Runner::fail(const Error& error) {
 }
 
 Verdict Runner::verdict() {
+  if (const Judgement* first = verdict_.first_divergence())
+    if (const Program program = build_program(*model_);
+        const Step* step = find_step(program, first->first_failing()->site))
+      for (const Weight* weight : step->weights)
+        verdict_.tensors.push_back(fmt::format("{} ({})", weight->name, name_of(weight->type)));
   verdict_.timing.total = seconds();
   return std::move(verdict_);
 }

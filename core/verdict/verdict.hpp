@@ -80,6 +80,7 @@ struct Verdict {
   std::vector<LaneReport> lanes;
   std::vector<Judgement> judgements;
   std::vector<std::string> planted;  // faults of `run --inject`
+  std::vector<std::string> tensors;  // of the step at the first divergence, with their types: "blk.6.... Q4_K"
   std::vector<std::string> outputs;  // what sinks completed, relative to the output folder
   std::string failure;               // why the run ended early; empty: it did not
   Timing timing;

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/report/report.hpp"
+#include "core/verdict/controls.hpp"
+
+namespace moe_diag {
+namespace {
+
+class Console {
+ public:
+  Console(const Verdict& verdict, bool details) : verdict_(verdict), contract_(*verdict.contract), details_(details) {}
+
+  std::string text() {
+    headline();
+    if (!verdict_.failure.empty()) line("\nThe run ended early: {}", verdict_.failure);
+    first_divergence();
+    falsifiers();
+    what_ran();
+    return std::move(text_);
+  }
+
+ private:
+  template <class... Args>
+  void line(fmt::format_string<Args...> format, Args&&... args) {
+    text_ += fmt::format(format, std::forward<Args>(args)...);
+    text_ += '\n';
+  }
+
+  void headline() {
+    const auto count = [&](Outcome o) { return verdict_.count(o); };
+    std::string_view word = "HELD";
+    if (!verdict_.failure.empty())
+      word = "FAILED";
+    else if (count(Outcome::falsified) > 0)
+      word = "FALSIFIED";
+    else if (count(Outcome::vacuous) > 0)
+      word = "VACUOUS";
+    else if (count(Outcome::untested) > 0)
+      word = "UNTESTED";
+    else if (verdict_.judgements.empty())
+      word = "NOTHING JUDGED";
+    line("{}: {} {}: {} held, {} falsified, {} vacuous, {} untested", word, contract_.metadata.id,
+         contract_.metadata.version, count(Outcome::held), count(Outcome::falsified), count(Outcome::vacuous),
+         count(Outcome::untested));
+  }
+
+  std::string place(const Sample& s) const {
+    std::string where =
+        fmt::format("prompt {}, position {}, {}", contract_.prompts[static_cast<std::size_t>(s.prompt)].id, s.position,
+                    text_of(s.site));
+    if (s.expert >= 0) where += fmt::format(", expert {}", s.expert);
+    return where;
+  }
+
+  static std::string bound_text(const FalsifierSpec& spec) {
+    return fmt::format("{} {:g}", name_of(spec.bound.kind), spec.bound.value);
+  }
+
+  void first_divergence() {
+    const Judgement* first = verdict_.first_divergence();
+    if (!first) return;
+    const FalsifierSpec& spec = *first->spec;
+    const SiteResult& site = *first->first_failing();
+    const Sample& s = site.worst;
+    line("\nFirst divergence");
+    line("  where      {}", place(s));
+    line("  lane       {}{}", spec.lane, spec.against.empty() ? "" : " against " + spec.against);
+    line("  number     {} = {:.6g}, claimed {} ({} of {} samples fail there)", name_of(spec.metric), s.value,
+         bound_text(spec), site.failing, site.samples);
+    line("  falsifies  {}: {}", spec.id, spec.claim);
+    if (!verdict_.tensors.empty()) line("  tensor     {}", fmt::join(verdict_.tensors, ", "));
+    values(s.measure);
+    line("  threshold  that would have held over all of it: {} {:.6g}", name_of(spec.bound.kind),
+         first->worst()->worst.value);
+    for (const std::string& fault : verdict_.planted) line("  planted    {}", fault);
+  }
+
+  void values(const Measure& m) {
+    if (m.count == 0) return;
+    if (m.nonfinite_a + m.nonfinite_b > 0)
+      line(
+          "  values     {} of {} are NaN or Inf in the lane, {} in what it is compared with; first new one at element "
+          "{}",
+          m.nonfinite_a, m.count, m.nonfinite_b, m.first_nonfinite_new);
+    if (m.max_index >= 0 && m.max_abs > 0)
+      line("  values     largest difference {:.6g} at element {}: {:.9g}, expected {:.9g}", m.max_abs, m.max_index,
+           m.a_at_max, m.b_at_max);
+  }
+
+  void falsifiers() {
+    if (verdict_.judgements.empty()) return;
+    std::size_t width = 0;
+    for (const Judgement& j : verdict_.judgements) width = std::max(width, j.spec->id.size());
+    line("\n{:<10} {:<{}}  {:>8}  {:<18} {:<18} {}", "outcome", "falsifier", width, "samples", "worst", "claimed",
+         "where");
+    for (const Judgement& j : verdict_.judgements) falsifier(j, width);
+  }
+
+  void falsifier(const Judgement& j, std::size_t width) {
+    const SiteResult* worst = j.worst();
+    line("{:<10} {:<{}}  {:>8}  {:<18} {:<18} {}", name_of(j.outcome), j.spec->id, width, j.samples,
+         worst ? fmt::format("{:.6g}", worst->worst.value) : "-", bound_text(*j.spec),
+         worst ? place(worst->worst) : "-");
+    if (!j.reason.empty()) line("{:10} {}", "", j.reason);
+    if (j.outcome == Outcome::falsified)
+      line("{:10} {} of {} samples at {} of {} sites", "", j.failing, j.samples,
+           std::count_if(j.sites.begin(), j.sites.end(), [](const SiteResult& s) { return s.failing > 0; }),
+           j.sites.size());
+    if (!details_) return;
+    for (const ControlResult& c : j.controls)
+      line("{:10} control {}: {}: {}", "", c.fault, c.tripped ? "tripped" : "NOT TRIPPED", c.message);
+    if (j.skipped_experts > 0)
+      line("{:10} {} expert slots not compared: only one of the lanes chose the expert", "", j.skipped_experts);
+  }
+
+  void what_ran() {
+    const ModelReport& m = verdict_.model;
+    if (!m.absent.empty()) {
+      line("\nmodel      absent: {}", m.absent);
+    } else {
+      line("\nmodel      {}, {:.1f} MiB, {} layers, {} of {} experts, digest {}", m.source,
+           static_cast<double>(m.bytes) / 1048576.0, m.layers, m.used, m.experts, m.digest);
+    }
+    for (const LaneReport& l : verdict_.lanes) {
+      std::string fed;
+      if (!l.inputs.empty()) fed = ", inputs from " + l.inputs;
+      if (!l.routing.empty()) fed += ", routing from " + l.routing;
+      const std::string_view role = l.name == contract_.oracle ? " (oracle)" : "";
+      if (l.absent.empty())
+        line("lane       {}{}: {} {} on {}, {}{}", l.name, role, l.backend, l.numerics, l.device, l.instruction_set,
+             fed);
+      else
+        line("lane       {}{}: absent: {}", l.name, role, l.absent);
+    }
+    for (const std::string& sink : verdict_.outputs) line("sink       {}: complete", sink);
+    std::size_t controls = 0, tripped = 0;
+    for (const Judgement& j : verdict_.judgements)
+      for (const ControlResult& c : j.controls) {
+        ++controls;
+        tripped += c.tripped;
+      }
+    if (controls > 0) line("controls   {} of {} tripped", tripped, controls);
+    const Timing& t = verdict_.timing;
+    line("time       {:.2f} s: open {:.2f}, forward and judging {:.2f}, controls {:.2f}", t.total, t.open, t.forward,
+         t.controls);
+  }
+
+  const Verdict& verdict_;
+  const Contract& contract_;
+  const bool details_;
+  std::string text_;
+};
+
+}  // namespace
+
+std::string console_report(const Verdict& verdict, bool details) { return Console(verdict, details).text(); }
+
+}  // namespace moe_diag

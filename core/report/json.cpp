@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: MIT
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "core/report/report.hpp"
+
+namespace moe_diag {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int schema_version = 1;
+
+Json number(double v) {
+  if (std::isnan(v)) return "nan";
+  if (std::isinf(v)) return v > 0 ? "inf" : "-inf";
+  return v;
+}
+
+Json site_json(Site site) {
+  Json j;
+  j["stage"] = name_of(site.stage);
+  j["layer"] = site.layer < 0 ? Json(nullptr) : Json(site.layer);
+  return j;
+}
+
+Json sample_json(const Contract& contract, const Sample& s) {
+  Json j = site_json(s.site);
+  j["prompt"] = contract.prompts[static_cast<std::size_t>(s.prompt)].id;
+  j["position"] = s.position;
+  j["expert"] = s.expert < 0 ? Json(nullptr) : Json(s.expert);
+  j["value"] = number(s.value);
+  if (s.measure.count > 0) {
+    const Measure& m = s.measure;
+    j["values"] = m.count;
+    j["nonfinite_lane"] = m.nonfinite_a;
+    j["nonfinite_against"] = m.nonfinite_b;
+    j["max_abs_diff"] = number(m.max_diff());
+    j["max_abs_diff_at"] = m.max_index;
+    j["rel_l2"] = number(m.rel_l2());
+    j["cosine_similarity"] = number(m.cosine());
+  }
+  return j;
+}
+
+Json judgement_json(const Contract& contract, const Judgement& judgement) {
+  const FalsifierSpec& spec = *judgement.spec;
+  Json j;
+  j["id"] = spec.id;
+  j["claim"] = spec.claim;
+  j["line"] = spec.where.line;
+  j["outcome"] = name_of(judgement.outcome);
+  j["reason"] = judgement.reason.empty() ? Json(nullptr) : Json(judgement.reason);
+  j["lane"] = spec.lane;
+  j["against"] = spec.against.empty() ? Json(nullptr) : Json(spec.against);
+  j["metric"] = name_of(spec.metric);
+  j["bound"] = {{"kind", name_of(spec.bound.kind)}, {"value", number(spec.bound.value)}};
+  j["samples"] = judgement.samples;
+  j["failing"] = judgement.failing;
+  j["skipped_experts"] = judgement.skipped_experts;
+  const SiteResult* worst = judgement.worst();
+  j["worst"] = worst ? sample_json(contract, worst->worst) : Json(nullptr);
+  const SiteResult* first = judgement.first_failing();
+  j["first_failing"] = first ? sample_json(contract, first->worst) : Json(nullptr);
+  j["sites"] = Json::array();
+  for (const SiteResult& s : judgement.sites) {
+    if (s.samples == 0) continue;
+    Json site = sample_json(contract, s.worst);
+    site["samples"] = s.samples;
+    site["failing"] = s.failing;
+    j["sites"].push_back(std::move(site));
+  }
+  j["controls"] = Json::array();
+  for (const ControlResult& c : judgement.controls)
+    j["controls"].push_back({{"fault", c.fault}, {"tripped", c.tripped}, {"message", c.message}});
+  return j;
+}
+
+}  // namespace
+
+std::string json_report(const Verdict& verdict, std::string_view tool_version) {
+  const Contract& contract = *verdict.contract;
+  Json j;
+  j["schema_version"] = schema_version;
+  j["tool"] = {{"name", "moe-diag"}, {"version", tool_version}};
+  j["contract"] = {{"path", contract.path}, {"id", contract.metadata.id}, {"version", contract.metadata.version}};
+  const auto text_or_null = [](const std::string& s) { return s.empty() ? Json(nullptr) : Json(s); };
+  const ModelReport& m = verdict.model;
+  j["model"] = {{"source", text_or_null(m.source)},
+                {"bytes", m.bytes},
+                {"digest", text_or_null(m.digest)},
+                {"layers", m.layers},
+                {"experts", m.experts},
+                {"experts_used", m.used},
+                {"absent", text_or_null(m.absent)}};
+  j["lanes"] = Json::array();
+  for (const LaneReport& l : verdict.lanes)
+    j["lanes"].push_back({{"name", l.name},
+                          {"oracle", l.name == contract.oracle},
+                          {"backend", l.backend},
+                          {"numerics", l.numerics},
+                          {"device", l.device},
+                          {"instruction_set", l.instruction_set},
+                          {"inputs", text_or_null(l.inputs)},
+                          {"routing", text_or_null(l.routing)},
+                          {"absent", text_or_null(l.absent)}});
+  j["prompts"] = Json::array();
+  for (const PromptSpec& p : contract.prompts) j["prompts"].push_back({{"id", p.id}, {"tokens", p.tokens}});
+  j["planted"] = verdict.planted;
+  j["failure"] = text_or_null(verdict.failure);
+  j["outcomes"] = Json::object();
+  for (Outcome o : {Outcome::held, Outcome::falsified, Outcome::vacuous, Outcome::untested})
+    j["outcomes"][std::string(name_of(o))] = verdict.count(o);
+  const Judgement* first = verdict.first_divergence();
+  j["first_divergence"] = nullptr;
+  if (first) {
+    j["first_divergence"] = sample_json(contract, first->first_failing()->worst);
+    j["first_divergence"]["falsifier"] = first->spec->id;
+    j["first_divergence"]["tensors"] = verdict.tensors;
+  }
+  j["falsifiers"] = Json::array();
+  for (const Judgement& judgement : verdict.judgements) j["falsifiers"].push_back(judgement_json(contract, judgement));
+  j["sinks_completed"] = verdict.outputs;
+  const Timing& t = verdict.timing;
+  j["seconds"] = {{"open", t.open}, {"forward", t.forward}, {"controls", t.controls}, {"total", t.total}};
+  return j.dump(2, ' ', false, Json::error_handler_t::replace) + '\n';
+}
+
+}  // namespace moe_diag

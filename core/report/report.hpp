@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "core/verdict/verdict.hpp"
+
+namespace moe_diag {
+
+// The verdict for a person: what was decided, the first divergence in a form to paste into a bug report, then a line
+// for each falsifier, and what ran. `details` adds every control and where samples failed.
+std::string console_report(const Verdict& verdict, bool details);
+
+// The verdict for programs; docs/verdict-json.md describes it. Non-finite numbers are the strings "nan", "inf", "-inf".
+std::string json_report(const Verdict& verdict, std::string_view tool_version);
+
+}  // namespace moe_diag
