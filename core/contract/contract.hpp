@@ -2,23 +2,18 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "core/api/options.hpp"
 #include "core/api/stage.hpp"
+#include "core/contract/override.hpp"
 #include "core/contract/selection.hpp"
+#include "core/contract/where.hpp"
 
 namespace moe_diag {
-
-// A place in the contract file, 1-based.
-struct Where {
-  int line = 0, column = 0;
-};
 
 struct Metadata {
   std::string id, version, description;
@@ -138,20 +133,23 @@ struct Contract {
   }
 };
 
-// `key.path=value`, as `--set` gives it; the value is YAML.
-using Override = std::pair<std::string, std::string>;
-
 // Reads a contract. Throws Error(usage) with every mistake found, one "file:line:column: message" per line.
 Contract read_contract(const std::string& path, const std::vector<Override>& overrides = {});
 // The same for text that is in memory; `path` is for messages and for the folder of relative inputs.
 Contract parse_contract(const std::string& text, const std::string& path, const std::vector<Override>& overrides = {});
 
+// Reads a fault as `run --inject` takes it: a control in YAML's flow form with a lane of the contract, as in
+// "{inject: nan, stage: moe_expert_out, layer: 6, lane: cuda}". Throws Error(usage) with every mistake found.
+FaultSpec parse_fault(const std::string& text, const Contract& contract);
+
 std::string_view name_of(Metric metric);
 std::string_view name_of(FaultSpec::Kind kind);
 std::string_view name_of(Bound::Kind kind);
-// True when the metric compares with another lane.
+// True when the metric cannot do without another lane. `nonfinite` uses one if there is one; `router_sum_error` never.
 bool needs_against(Metric metric);
-// True when the metric can be computed at the stage; `why` (may be null) receives what it needs otherwise.
+// True when the metric can be computed at the stage.
 bool fits(Metric metric, Stage stage);
+// True when the fault can be planted at the stage.
+bool fits(FaultSpec::Kind kind, Stage stage);
 
 }  // namespace moe_diag

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "core/api/stage.hpp"
@@ -15,8 +17,16 @@ struct StageSelection {
   std::vector<Stage> stages;
 };
 
-// Layers or positions: all | last | 7 | -1 | 0..48 (end excluded) | 0..=47 | lists of these. Negative counts from the
-// end.
+// The stages one word picks, in forward order. `named`: the word is a name or an alias, not a glob or `all`.
+struct StagePick {
+  std::vector<Stage> stages;
+  bool named = false;
+};
+// In a glob, `*` stands for any text and `?` for one character. Throws std::invalid_argument naming what there is.
+StagePick pick_stages(std::string_view word);
+
+// Layers or positions: all | last | 7 | -1 | 0..48 (end excluded) | 0..=47 | 3.. (to the end) | lists of these.
+// Negative counts from the end.
 class IndexSelection {
  public:
   struct Part {
@@ -37,6 +47,11 @@ class IndexSelection {
   // The indices picked out of `count`, ascending, without repeats.
   // Throws std::out_of_range naming the part that reaches outside and what there is.
   std::vector<int> resolve(int count) const;
+
+  // Whether `index` is picked; none when that depends on the count.
+  std::optional<bool> contains(int index) const;
+  // The highest index picked; none when that depends on the count.
+  std::optional<int> highest() const;
 
   const std::string& text() const { return text_; }
 

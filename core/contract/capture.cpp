@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "core/contract/nearest.hpp"
+#include "core/contract/section.hpp"
+
+namespace moe_diag {
+namespace {
+
+StageSelection read_stages(const Value& value) {
+  StageSelection selection;
+  for (const Value& word : value.one_or_more()) {
+    const auto pick = read_stage_word(word);
+    if (!pick) continue;
+    selection.text += (selection.text.empty() ? "" : ", ") + word.node().text;
+    selection.stages.insert(selection.stages.end(), pick->stages.begin(), pick->stages.end());
+  }
+  auto& stages = selection.stages;
+  std::sort(stages.begin(), stages.end());
+  stages.erase(std::unique(stages.begin(), stages.end()), stages.end());
+  return selection;
+}
+
+std::vector<std::string> sink_names(const Contract& contract) {
+  std::vector<std::string> names;
+  for (const SinkSpec& s : contract.sinks) names.push_back(s.name);
+  return names;
+}
+
+CaptureSpec read_entry(const Value& value, const Contract& contract) {
+  Map map(value);
+  CaptureSpec capture;
+  capture.where = value.node().where;
+  capture.lanes = lane_names(contract);
+  if (const auto stages = map.require("stages")) capture.stages = read_stages(*stages);
+  if (const auto layers = map.find("layers")) {
+    capture.layers = read_layers(*layers).value_or(IndexSelection::all());
+    check_layers(*layers, capture.stages.stages);
+  }
+  if (const auto positions = map.find("positions"))
+    capture.positions = read_positions(*positions, contract, {}).value_or(IndexSelection::all());
+  if (const auto lanes = map.find("lanes")) capture.lanes = read_names(*lanes, "lane", lane_names(contract));
+  if (const auto to = map.require("to")) {
+    capture.to = read_names(*to, "sink", sink_names(contract));
+    if (contract.sinks.empty()) to->refuse("the contract has no sinks: add 'sinks'");
+  }
+  map.finish();
+  return capture;
+}
+
+}  // namespace
+
+void read_capture(const Value& value, Contract& contract) {
+  for (const Value& item : value.items()) contract.capture.push_back(read_entry(item, contract));
+}
+
+}  // namespace moe_diag

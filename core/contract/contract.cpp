@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: MIT
+#include "core/contract/contract.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <map>
+#include <system_error>
+#include <utility>
+
+#include "core/api/error.hpp"
+#include "core/contract/nearest.hpp"
+#include "core/contract/section.hpp"
+
+namespace moe_diag {
+namespace {
+
+constexpr std::streamsize most_read = (1 << 20) + 1;  // a byte more than parse_document() takes
+constexpr int most_layers = 100'000;
+
+void read_metadata(const Value& value, Contract& contract) {
+  Map map(value);
+  Metadata& metadata = contract.metadata;
+  if (const auto id = map.require("id")) metadata.id = id->name().value_or("");
+  if (const auto version = map.require("version")) metadata.version = version->text().value_or("");
+  if (const auto description = map.require("description")) metadata.description = description->text().value_or("");
+  if (const auto references = map.find("references")) {
+    const Node& list = references->node();
+    if (list.kind != Node::Kind::list || !list.items.empty())
+      for (const Value& item : references->items()) metadata.references.push_back(item.text().value_or(""));
+  }
+  map.finish();
+}
+
+// Replaces each ${NAME} by the environment's value. An empty variable counts as unset, as an unset secret in CI is.
+std::string expand(const Value& value, const std::string& text, std::string& unset) {
+  std::string out;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] != '$') {
+      out += text[i];
+      continue;
+    }
+    const std::size_t end = text.find('}', i);
+    const bool braced = i + 1 < text.size() && text[i + 1] == '{' && end != std::string::npos && end > i + 2;
+    if (!braced) {
+      value.refuse("a '$' starts a variable: write it ${NAME}");
+      return text;
+    }
+    const std::string name = text.substr(i + 2, end - i - 2);
+    const char* set = std::getenv(name.c_str());
+    if (set && *set != '\0')
+      out += set;
+    else if (unset.empty())
+      unset = name;
+    i = end;
+  }
+  return unset.empty() ? out : text;
+}
+
+void read_gguf(const Value& value, Contract& contract) {
+  const auto text = value.text();
+  if (!text) return;
+  ModelSource& model = contract.model;
+  model.gguf = expand(value, *text, model.unset_variable);
+  const std::filesystem::path path(model.gguf);
+  if (model.unset_variable.empty() && path.is_relative())
+    model.gguf = (std::filesystem::path(contract.folder) / path).string();
+}
+
+void read_model(const Value& value, Contract& contract) {
+  Map map(value);
+  ModelSource& model = contract.model;
+  model.where = value.node().where;
+  const auto gguf = map.find("gguf");
+  const auto synthetic = map.find("synthetic");
+  if (gguf) read_gguf(*gguf, contract);
+  if (synthetic) model.synthetic = synthetic->choice("preset", {"tiny", "qwen3-30b-a3b"}).value_or("");
+  if (map.is_map() && gguf.has_value() == synthetic.has_value())
+    value.refuse(gguf ? "keep one of 'gguf' and 'synthetic'" : "one of 'gguf' and 'synthetic' is missing");
+  for (const std::string_view key : {"seed", "layers", "quant"}) {
+    const auto v = map.find(key);
+    if (!v) continue;
+    if (!synthetic) v->refuse("is for synthetic models: remove it");
+    if (key == "seed") model.seed = v->whole_unsigned().value_or(0);
+    if (key == "layers") model.layers = static_cast<int>(v->whole(1, most_layers).value_or(0));
+    if (key == "quant")
+      model.quant = v->choice("quant", {"f32", "f16", "bf16", "q8_0", "q4_k", "q6_k", "q4_k_m"}).value_or("");
+  }
+  map.finish();
+}
+
+PromptSpec read_prompt(const Value& value) {
+  Map map(value);
+  PromptSpec prompt;
+  prompt.where = value.node().where;
+  if (const auto id = map.require("id"))
+    if (const auto name = id->name()) {
+      prompt.id = *name;
+      map.rename("prompts." + *name);
+    }
+  if (const auto tokens = map.require("tokens"))
+    for (const Value& token : tokens->items())
+      if (const auto t = token.whole(0, std::numeric_limits<std::int32_t>::max()))
+        prompt.tokens.push_back(static_cast<std::int32_t>(*t));
+  map.finish();
+  return prompt;
+}
+
+void read_prompts(const Value& value, Contract& contract) {
+  std::map<std::string, std::string> places;
+  for (const Value& item : value.items()) {
+    PromptSpec prompt = read_prompt(item);
+    const auto [first, is_new] = places.emplace(prompt.id, item.place());
+    if (!is_new && !prompt.id.empty())
+      item.refuse(fmt::format("the id '{}' is taken by the prompt at {}", prompt.id, first->second));
+    contract.prompts.push_back(std::move(prompt));
+  }
+}
+
+// What is there must be of use to somebody; otherwise a misspelling goes unseen.
+void check_use(Map& map, const Contract& contract, bool capture_is_right) {
+  const auto capture = map.find("capture"), falsifiers = map.find("falsifiers");
+  if (!capture && !falsifiers) {
+    map.value().refuse("there is nothing to do: add 'falsifiers' or 'capture'");
+    return;
+  }
+  if (const auto sinks = map.find("sinks"); sinks && capture_is_right)
+    for (const Node& key : sinks->node().keys) {
+      const bool fed = std::any_of(contract.capture.begin(), contract.capture.end(), [&](const CaptureSpec& c) {
+        return std::find(c.to.begin(), c.to.end(), key.text) != c.to.end();
+      });
+      if (!fed)
+        Value(key, sinks->path(), map.value().mistakes())
+            .refuse(fmt::format("no capture feeds the sink '{}': name it in a 'to', or remove it", shown(key.text)));
+    }
+  for (const PromptSpec& prompt : contract.prompts) {
+    const bool judged =
+        std::any_of(contract.falsifiers.begin(), contract.falsifiers.end(), [&](const FalsifierSpec& f) {
+          return f.prompts.empty() || std::find(f.prompts.begin(), f.prompts.end(), prompt.id) != f.prompts.end();
+        });
+    if (!capture && !judged && !prompt.id.empty())
+      map.value().mistakes().add(prompt.where, "",
+                                 fmt::format("no falsifier looks at the prompt '{}': remove it", prompt.id));
+  }
+}
+
+void read_all(const Node& root, Contract& contract, Mistakes& mistakes) {
+  Map map(Value(root, "", mistakes));
+  if (!map.is_map()) return;
+  const auto part = [&](std::string_view key, bool required, auto read) {
+    if (const auto value = required ? map.require(key) : map.find(key)) read(*value, contract);
+  };
+  part("metadata", true, read_metadata);
+  part("model", true, read_model);
+  part("prompts", true, read_prompts);
+  part("lanes", true, read_lanes);
+  part("oracle", false, read_oracle);
+  part("sinks", false, read_sinks);
+  const std::size_t before = mistakes.count();
+  part("capture", false, read_capture);
+  const bool capture_is_right = mistakes.count() == before;
+  part("falsifiers", false, read_falsifiers);
+  check_use(map, contract, capture_is_right);
+  map.finish();
+}
+
+}  // namespace
+
+Contract parse_contract(const std::string& text, const std::string& path, const std::vector<Override>& overrides) {
+  Contract contract;
+  contract.path = path;
+  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  contract.folder = folder.empty() ? std::string(".") : folder.string();
+  Mistakes mistakes(path);
+  auto root = parse_document(text, "", mistakes);
+  if (!root && mistakes.count() == 0)
+    mistakes.add(Where{1, 1}, "", "the file is empty: a contract starts with 'metadata:'");
+  mistakes.raise();
+  for (const Override& change : overrides) apply_override(*root, change, mistakes);
+  read_all(*root, contract, mistakes);
+  mistakes.raise();
+  return contract;
+}
+
+Contract read_contract(const std::string& path, const std::vector<Override>& overrides) {
+  const auto refuse = [&](const std::string& why) {
+    throw Error(ErrorKind::usage, fmt::format("{}: cannot read the contract: {}", path, why));
+  };
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) refuse("it is a folder");
+  std::ifstream in(path, std::ios::binary);
+  if (!in) refuse(std::filesystem::exists(path, error) ? "no permission" : "there is no such file");
+  std::string text(static_cast<std::size_t>(most_read), '\0');
+  in.read(text.data(), most_read);
+  if (in.bad()) refuse("reading failed");
+  text.resize(static_cast<std::size_t>(in.gcount()));
+  return parse_contract(text, path, overrides);
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <utility>
+
+#include "core/contract/nearest.hpp"
+#include "core/contract/section.hpp"
+
+namespace moe_diag {
+namespace {
+
+// Keys that are not the core's own go to the plugin, which knows them.
+Options read_options(const Map& map, const std::string& owner) {
+  Options options(owner, map.value().place());
+  for (const Entry& entry : map.rest()) {
+    const Node& node = entry.value.node();
+    if (node.kind != Node::Kind::scalar) {
+      entry.value.refuse(fmt::format("expected a single value, found {}", found(node)));
+    } else if (node.text.find("${") != std::string::npos) {
+      entry.value.refuse("variables are expanded in model.gguf only: write the value out, or use --set");
+    } else {
+      options.add(entry.name(), node.text, entry.value.place());
+    }
+  }
+  return options;
+}
+
+// The plugin a lane or a sink names: an empty name after a mistake.
+std::string read_plugin(Map& map, std::string_view key) {
+  const auto value = map.require(key);
+  return value ? value->name().value_or("") : "";
+}
+
+LaneSpec read_lane(const std::string& name, const Value& value, const Contract& contract) {
+  Map map(value);
+  LaneSpec lane;
+  lane.name = name;
+  lane.where = value.node().where;
+  lane.backend = read_plugin(map, "backend");
+  const auto inputs = map.find("inputs");
+  const auto routing = map.find("routing");
+  if (inputs) lane.inputs = read_lane_name(*inputs, contract);
+  if (routing) lane.routing = read_lane_name(*routing, contract);
+  if (inputs && routing)
+    routing->refuse("a lane with 'inputs' takes its routing from there already: keep one of the two");
+  const auto options = map.rest();
+  if (map.is_map() &&
+      std::none_of(options.begin(), options.end(), [](const Entry& e) { return e.name() == "numerics"; }))
+    value.refuse("the key 'numerics' is missing: a lane always states its numerics, such as f64 or f32");
+  lane.options = read_options(map, fmt::format("lane '{}'", shown(name)));
+  return lane;
+}
+
+// Each lane has at most one source, so following the sources from a lane ends, or comes back to it.
+void check_cycles(const std::vector<Entry>& entries, const Contract& contract) {
+  const auto& lanes = contract.lanes;
+  std::vector<std::size_t> source(lanes.size(), lanes.size());
+  for (std::size_t i = 0; i < lanes.size(); ++i) {
+    const std::string& name = lanes[i].inputs.empty() ? lanes[i].routing : lanes[i].inputs;
+    if (const LaneSpec* lane = find_lane(contract, name)) source[i] = static_cast<std::size_t>(lane - lanes.data());
+  }
+  std::vector<std::size_t> seen_from(lanes.size(), lanes.size());
+  for (std::size_t start = 0; start < lanes.size(); ++start) {
+    std::size_t i = start;
+    while (i < lanes.size() && seen_from[i] == lanes.size()) {
+      seen_from[i] = start;
+      i = source[i];
+    }
+    if (i >= lanes.size() || seen_from[i] != start) continue;
+    std::vector<std::string> round;
+    for (std::size_t j = source[i]; j != i; j = source[j]) round.push_back(lanes[j].name);
+    entries[i].value.refuse(round.empty() ? "a lane cannot take its inputs or routing from itself"
+                                          : "takes its inputs or routing from itself by way of " + listed(round));
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> lane_names(const Contract& contract) {
+  std::vector<std::string> names;
+  for (const LaneSpec& lane : contract.lanes) names.push_back(lane.name);
+  return names;
+}
+
+const LaneSpec* find_lane(const Contract& contract, std::string_view name) {
+  const auto it =
+      std::find_if(contract.lanes.begin(), contract.lanes.end(), [&](const LaneSpec& l) { return l.name == name; });
+  return it == contract.lanes.end() ? nullptr : &*it;
+}
+
+void read_lanes(const Value& value, Contract& contract) {
+  const auto entries = Map(value).entries();
+  if (value.node().kind == Node::Kind::map && entries.empty()) value.refuse("expected at least one lane, found none");
+  // All names first: a lane may refer to one that comes later.
+  for (const Entry& entry : entries) {
+    entry.key.name();
+    contract.lanes.emplace_back().name = entry.name();
+  }
+  for (std::size_t i = 0; i < entries.size(); ++i)
+    contract.lanes[i] = read_lane(entries[i].name(), entries[i].value, contract);
+  check_cycles(entries, contract);
+}
+
+void read_sinks(const Value& value, Contract& contract) {
+  const auto entries = Map(value).entries();
+  if (value.node().kind == Node::Kind::map && entries.empty()) value.refuse("expected at least one sink, found none");
+  for (const Entry& entry : entries) {
+    entry.key.name();
+    Map map(entry.value);
+    SinkSpec sink;
+    sink.name = entry.name();
+    sink.where = entry.value.node().where;
+    sink.sink = read_plugin(map, "sink");
+    sink.options = read_options(map, fmt::format("sink '{}'", shown(sink.name)));
+    contract.sinks.push_back(std::move(sink));
+  }
+}
+
+void read_oracle(const Value& value, Contract& contract) { contract.oracle = read_lane_name(value, contract); }
+
+std::string read_lane_name(const Value& value, const Contract& contract) {
+  const auto name = value.text();
+  if (!name) return "";
+  if (find_lane(contract, *name)) return *name;
+  // Without any lane that is the mistake to tell.
+  if (!contract.lanes.empty()) value.refuse(unknown("lane", *name, lane_names(contract)));
+  return "";
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+#include "core/contract/metric.hpp"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+namespace moe_diag {
+namespace {
+
+template <class What>
+std::vector<std::string> stages_that_fit(What what) {
+  std::vector<std::string> names;
+  for (const StageInfo& s : stage_table)
+    if (fits(what, s.stage)) names.emplace_back(s.name);
+  return names;
+}
+
+}  // namespace
+
+std::string_view name_of(Metric metric) { return info(metric).name; }
+
+std::string_view name_of(FaultSpec::Kind kind) {
+  switch (kind) {
+    case FaultSpec::Kind::nan: return "nan";
+    case FaultSpec::Kind::scale: return "scale";
+    case FaultSpec::Kind::wrong_expert: return "wrong_expert";
+  }
+  return "unknown";
+}
+
+std::string_view name_of(Bound::Kind kind) {
+  switch (kind) {
+    case Bound::Kind::at_least: return "at_least";
+    case Bound::Kind::at_most: return "at_most";
+    case Bound::Kind::equals: return "equals";
+  }
+  return "unknown";
+}
+
+bool needs_against(Metric metric) { return info(metric).sides == Sides::two; }
+
+bool fits(Metric metric, Stage stage) {
+  switch (metric) {
+    case Metric::argmax_agree:
+      return stage == Stage::lm_head || stage == Stage::moe_router_logits || stage == Stage::moe_router_probs;
+    case Metric::router_sum_error: return stage == Stage::moe_router_weights || stage == Stage::moe_router_probs;
+    case Metric::routing_flips: return stage == Stage::moe_router_indices;
+    case Metric::cosine_similarity:
+    case Metric::rel_l2:
+    case Metric::max_abs_diff:
+    case Metric::mismatch_fraction:
+    case Metric::nonfinite: return info(stage).payload == Payload::values;
+  }
+  return false;
+}
+
+bool fits(FaultSpec::Kind kind, Stage stage) {
+  if (kind != FaultSpec::Kind::wrong_expert) return info(stage).payload == Payload::values;
+  return stage == Stage::moe_router_indices || stage == Stage::moe_expert_gate || stage == Stage::moe_expert_up ||
+         stage == Stage::moe_expert_out;
+}
+
+std::vector<std::string> fitting_stages(Metric metric) { return stages_that_fit(metric); }
+std::vector<std::string> fitting_stages(FaultSpec::Kind kind) { return stages_that_fit(kind); }
+
+std::vector<std::string> metric_names() {
+  std::vector<std::string> names;
+  for (const MetricInfo& m : metric_table) names.emplace_back(m.name);
+  return names;
+}
+
+std::string objection(Metric metric, const Bound& bound) {
+  const MetricInfo& m = info(metric);
+  const std::string_view right = m.larger_is_better ? "at_least" : "at_most";
+  if (bound.kind != Bound::Kind::equals && name_of(bound.kind) != right)
+    return fmt::format("{} is better the {} it is: use {} or equals", m.name, m.larger_is_better ? "larger" : "smaller",
+                       right);
+  const bool always = (bound.kind == Bound::Kind::at_least && bound.value <= m.lowest) ||
+                      (bound.kind == Bound::Kind::at_most && bound.value >= m.highest);
+  const std::string range = m.highest == unbounded ? fmt::format("is at least {}", m.lowest)
+                                                   : fmt::format("lies between {} and {}", m.lowest, m.highest);
+  if (always) return fmt::format("can never fail: {} {}", m.name, range);
+  const bool never = (bound.kind != Bound::Kind::at_most && bound.value > m.highest) ||
+                     (bound.kind != Bound::Kind::at_least && bound.value < m.lowest);
+  if (never) return fmt::format("can never hold: {} {}", m.name, range);
+  if (bound.kind == Bound::Kind::equals && m.whole && std::trunc(bound.value) != bound.value)
+    return fmt::format("can never hold: {} is a whole number", m.name);
+  return "";
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/contract/contract.hpp"
+
+namespace moe_diag {
+
+// Which lanes a metric looks at.
+enum class Sides { one, one_or_two, two };
+
+// What a falsifier may say about a metric. Every value of the metric lies in [lowest, highest].
+struct MetricInfo {
+  Metric metric;
+  std::string_view name;
+  Sides sides;
+  bool larger_is_better;
+  bool whole;  // the values are whole numbers
+  double lowest, highest;
+};
+
+inline constexpr double unbounded = std::numeric_limits<double>::infinity();
+
+// The single source of all that the contract checks about metrics, in the order of the enum.
+inline constexpr std::array metric_table{
+    MetricInfo{Metric::cosine_similarity, "cosine_similarity", Sides::two, true, false, -1, 1},
+    MetricInfo{Metric::rel_l2, "rel_l2", Sides::two, false, false, 0, unbounded},
+    MetricInfo{Metric::max_abs_diff, "max_abs_diff", Sides::two, false, false, 0, unbounded},
+    MetricInfo{Metric::mismatch_fraction, "mismatch_fraction", Sides::two, false, false, 0, 1},
+    MetricInfo{Metric::nonfinite, "nonfinite", Sides::one_or_two, false, true, 0, unbounded},
+    MetricInfo{Metric::argmax_agree, "argmax_agree", Sides::two, true, true, 0, 1},
+    MetricInfo{Metric::router_sum_error, "router_sum_error", Sides::one, false, false, 0, unbounded},
+    MetricInfo{Metric::routing_flips, "routing_flips", Sides::two, false, true, 0, unbounded},
+};
+
+constexpr const MetricInfo& info(Metric metric) { return metric_table[static_cast<std::size_t>(metric)]; }
+
+std::vector<std::string> metric_names();
+// The stages at which the metric can be computed, or the fault planted, in forward order.
+std::vector<std::string> fitting_stages(Metric metric);
+std::vector<std::string> fitting_stages(FaultSpec::Kind kind);
+
+// Why the bound is no claim about the metric (it holds or fails whatever is computed, or points the wrong way); empty
+// when it is one.
+std::string objection(Metric metric, const Bound& bound);
+
+}  // namespace moe_diag
