@@ -16,7 +16,8 @@ struct PluginRecord {
   std::string path;
   PluginKind kind = PluginKind::sink;
   std::string name, summary;
-  std::string refusal;  // why it was not loaded; empty when it was
+  std::string refusal;      // why it was not loaded; empty when it was
+  std::string shadowed_by;  // path of the one an earlier folder has under this name; neither checked nor loaded
 };
 
 // Finds, checks, loads and keeps plugins. Libraries stay loaded until the process ends, so this must outlive all that
@@ -24,8 +25,9 @@ struct PluginRecord {
 class PluginHost {
  public:
   // Search order: `directories` (--plugin-dir), else MOE_DIAG_PLUGIN_PATH (colon separated), else
-  // <executable>/../lib/moe-diag/plugins, else the install folder. Never the working directory. Scanning loads nothing
-  // that the file name does not announce: moe_diag_<kind>_<name>.so.
+  // <executable>/../lib/moe-diag/plugins, else the install folder. Never the working directory. Nothing is loaded
+  // that the file name does not announce: moe_diag_<kind>_<name>.so. Of one name, the first folder's is taken. Folders
+  // are looked into at the first question, so building a host cannot fail; naming one that is not there is an error.
   explicit PluginHost(const std::vector<std::string>& directories);
   ~PluginHost();
 
@@ -33,7 +35,8 @@ class PluginHost {
   std::vector<PluginRecord> list();
 
   // Builds a plugin's object. Throws Error: absent when there is none of that name (with the names there are and where
-  // was searched), environment when it was refused or its factory failed, usage when an option is wrong or unknown.
+  // was searched), environment when it was refused or its factory failed, usage when an option is wrong (or unknown, for a sink:
+  // a backend reads on in describe).
   std::unique_ptr<Sink> make_sink(std::string_view name, const Options& options);
   std::unique_ptr<Backend> make_backend(std::string_view name, const Options& options);
 

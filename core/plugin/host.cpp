@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: MIT
+#include "core/plugin/host.hpp"
+
+#include <dlfcn.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <boost/dll/shared_library.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <optional>
+#include <set>
+
+#include "core/plugin/guard.hpp"
+#include "core/plugin/manifest.hpp"
+
+namespace moe_diag {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+using boost::dll::shared_library;
+
+// Code and statics of a plugin may be reached until the process ends, by whatever it left behind; so no library is ever
+// closed, not even a refused one.
+void keep(shared_library library) {
+  static auto& kept = *new std::vector<shared_library>;
+  kept.push_back(std::move(library));
+}
+
+struct Found {
+  fs::path path;
+  PluginName name;
+  std::string shadowed_by;
+};
+
+struct Loaded {
+  std::string refusal;
+  std::string summary;
+  const void* create = nullptr;
+};
+
+std::optional<PluginName> announced(const fs::path& file) {
+  const std::string text = file.filename().string();
+  for (const PluginKind kind : {PluginKind::backend, PluginKind::sink}) {
+    const std::string prefix = fmt::format("moe_diag_{}_", name_of(kind));
+    const std::string_view suffix = ".so";
+    if (text.size() > prefix.size() + suffix.size() && text.starts_with(prefix) && text.ends_with(suffix))
+      return PluginName{kind, text.substr(prefix.size(), text.size() - prefix.size() - suffix.size())};
+  }
+  return std::nullopt;
+}
+
+// Whoever may write to the folder decides what runs here.
+void warn_if_open_to_all(const fs::path& folder) {
+  static std::set<fs::path> warned;
+  struct stat s{};
+  if (::stat(folder.c_str(), &s) != 0 || (s.st_mode & S_IWOTH) == 0 || !warned.insert(folder).second) return;
+  fmt::print(stderr, "warning: plugin folder {} can be written by everyone: chmod o-w it\n", folder.string());
+}
+
+// The value of one exported alias, or null.
+template <class T>
+T* alias(const shared_library& library, const char* name) {
+  return library.has(name) ? library.get<T*>(name) : nullptr;
+}
+
+Loaded load(const Found& found) {
+  const auto refuse = [&](const std::string& why) {
+    return Loaded{fmt::format("{}: refused: {}", found.path.string(), why), "", nullptr};
+  };
+  if (const std::string defect = library_defect(found.path.string()); !defect.empty())
+    return refuse(defect + ", wanted a plugin: build it again or remove it");
+
+  std::error_code error;
+  const auto mode = boost::dll::load_mode::rtld_now | boost::dll::load_mode::rtld_local;
+  shared_library library(found.path, mode, error);
+  if (error) {
+    const char* reason = ::dlerror();
+    return refuse(fmt::format("it cannot be loaded ({}), wanted a library whose symbols all resolve: link what it misses",
+                              reason ? reason : error.message()));
+  }
+  keep(library);
+
+  const auto* manifest = alias<const PluginManifest>(library, "moe_diag_manifest");
+  if (!manifest)
+    return refuse(
+        "it exports no moe_diag_manifest, wanted a plugin: end its main file with MOE_DIAG_SINK or MOE_DIAG_BACKEND");
+  if (const std::string why = refusal_of(*manifest, found.name); !why.empty()) return refuse(why);
+  const auto* create = alias<const void>(library, "moe_diag_create");
+  if (!create)
+    return refuse("it exports no moe_diag_create, wanted a factory: end its main file with MOE_DIAG_SINK or "
+                  "MOE_DIAG_BACKEND");
+  return {"", manifest->summary, create};
+}
+
+std::string quoted_list(const std::vector<std::string>& items) {
+  std::string text;
+  for (const std::string& item : items) text += (text.empty() ? "" : ", ") + item;
+  return text.empty() ? "none" : text;
+}
+
+}  // namespace
+
+struct PluginHost::Impl {
+  std::vector<std::string> asked;  // --plugin-dir
+  bool scanned = false;
+  std::vector<fs::path> folders;  // searched, in order
+  std::vector<Found> found;       // by kind and name, the one taken before those it shadows
+  std::vector<std::optional<Loaded>> loaded;
+
+  void scan();
+  void scan_folder(const fs::path& folder);
+  const Loaded& load_once(std::size_t index);
+  std::size_t index_of(PluginKind kind, std::string_view name);
+  [[noreturn]] void refuse_absent(PluginKind kind, std::string_view name) const;
+
+  template <class Interface>
+  std::unique_ptr<Interface> make(PluginKind kind, std::string_view name, const Options& options);
+};
+
+namespace {
+
+std::vector<fs::path> split_path_list(std::string_view list) {
+  std::vector<fs::path> folders;
+  while (!list.empty()) {
+    const std::size_t end = std::min(list.find(':'), list.size());
+    // An empty entry would mean the working directory.
+    if (end > 0) folders.push_back(fs::absolute(fs::path(list.substr(0, end))).lexically_normal());
+    list.remove_prefix(std::min(end + 1, list.size()));
+  }
+  return folders;
+}
+
+std::vector<fs::path> folders_to_search(const std::vector<std::string>& asked) {
+  std::vector<fs::path> folders;
+  for (const std::string& folder : asked) {
+    if (folder.empty() || !fs::is_directory(folder))
+      throw Error(ErrorKind::usage,
+                  fmt::format("--plugin-dir '{}': no such folder; name one that holds moe_diag_<kind>_<name>.so", folder));
+    folders.push_back(fs::absolute(folder).lexically_normal());
+  }
+  if (!folders.empty()) return folders;
+  if (const char* list = std::getenv("MOE_DIAG_PLUGIN_PATH"); list && *list) return split_path_list(list);
+
+  std::error_code error;
+  const fs::path executable = fs::read_symlink("/proc/self/exe", error);
+  if (!error) {
+    const fs::path beside = (executable.parent_path() / "../lib/moe-diag/plugins").lexically_normal();
+    if (fs::is_directory(beside, error)) return {beside};
+  }
+  return {MOE_DIAG_INSTALLED_PLUGINS};
+}
+
+}  // namespace
+
+void PluginHost::Impl::scan() {
+  if (scanned) return;
+  for (fs::path& folder : folders_to_search(asked))
+    if (std::find(folders.begin(), folders.end(), folder) == folders.end()) folders.push_back(std::move(folder));
+  for (const fs::path& folder : folders) scan_folder(folder);
+  std::stable_sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
+    return a.name.kind != b.name.kind ? a.name.kind < b.name.kind : a.name.name < b.name.name;
+  });
+  for (std::size_t i = 1; i < found.size(); ++i) {
+    const Found& before = found[i - 1];
+    if (before.name.kind == found[i].name.kind && before.name.name == found[i].name.name)
+      found[i].shadowed_by = before.shadowed_by.empty() ? before.path.string() : before.shadowed_by;
+  }
+  loaded.resize(found.size());
+  scanned = true;
+}
+
+void PluginHost::Impl::scan_folder(const fs::path& folder) {
+  std::error_code error;
+  for (fs::directory_iterator file(folder, error), end; !error && file != end; file.increment(error))
+    if (auto name = announced(file->path())) found.push_back({file->path(), std::move(*name), ""});
+  if (!error) warn_if_open_to_all(folder);
+}
+
+const Loaded& PluginHost::Impl::load_once(std::size_t index) {
+  if (!loaded[index]) loaded[index] = load(found[index]);
+  return *loaded[index];
+}
+
+std::size_t PluginHost::Impl::index_of(PluginKind kind, std::string_view name) {
+  scan();
+  for (std::size_t i = 0; i < found.size(); ++i)
+    if (found[i].name.kind == kind && found[i].name.name == name) return i;
+  refuse_absent(kind, name);
+}
+
+void PluginHost::Impl::refuse_absent(PluginKind kind, std::string_view name) const {
+  std::vector<std::string> known, searched;
+  std::string other;
+  for (const Found& f : found) {
+    if (f.shadowed_by.empty() && f.name.kind == kind) known.push_back(f.name.name);
+    if (f.name.kind != kind && f.name.name == name) other = fmt::format(" ('{}' is a {})", name, name_of(f.name.kind));
+  }
+  for (const fs::path& folder : folders)
+    searched.push_back(folder.string() + (fs::is_directory(folder) ? "" : " (not there)"));
+  throw Error(ErrorKind::absent,
+              fmt::format("no {} plugin '{}'{}; there are: {}; searched: {}; build moe_diag_{}_{}.so or name its folder "
+                          "with --plugin-dir",
+                          name_of(kind), name, other, quoted_list(known), quoted_list(searched), name_of(kind), name));
+}
+
+template <class Interface>
+std::unique_ptr<Interface> PluginHost::Impl::make(PluginKind kind, std::string_view name, const Options& options) {
+  const std::size_t index = index_of(kind, name);
+  const Loaded& plugin = load_once(index);
+  if (!plugin.refusal.empty()) throw Error(ErrorKind::environment, plugin.refusal);
+
+  using Factory = Interface*(const Options&);
+  const auto create = reinterpret_cast<Factory*>(const_cast<void*>(plugin.create));
+  const std::string who = fmt::format("{}: {} '{}'", found[index].path.string(), name_of(kind), name);
+  std::unique_ptr<Interface> made(guard(who, "create", [&] { return create(options); }));
+  if (!made) throw Error(ErrorKind::environment, fmt::format("{}: create: returned null, wanted an object", who));
+  return made;
+}
+
+PluginHost::PluginHost(const std::vector<std::string>& directories) : impl_(std::make_unique<Impl>()) {
+  impl_->asked = directories;
+}
+PluginHost::~PluginHost() = default;
+
+std::vector<PluginRecord> PluginHost::list() {
+  impl_->scan();
+  std::vector<PluginRecord> records;
+  for (std::size_t i = 0; i < impl_->found.size(); ++i) {
+    const Found& f = impl_->found[i];
+    PluginRecord record{f.path.string(), f.name.kind, f.name.name, "", "", f.shadowed_by};
+    if (f.shadowed_by.empty()) {
+      const Loaded& plugin = impl_->load_once(i);
+      record.summary = plugin.summary;
+      record.refusal = plugin.refusal;
+    }
+    records.push_back(std::move(record));
+  }
+  return records;
+}
+
+std::unique_ptr<Sink> PluginHost::make_sink(std::string_view name, const Options& options) {
+  auto sink = impl_->make<Sink>(PluginKind::sink, name, options);
+  refuse_unread(options, name);
+  return sink;
+}
+
+std::unique_ptr<Backend> PluginHost::make_backend(std::string_view name, const Options& options) {
+  return impl_->make<Backend>(PluginKind::backend, name, options);
+}
+
+void refuse_unread(const Options& options, std::string_view plugin) {
+  const auto unread = options.unread();
+  if (unread.empty()) return;
+  throw Error(ErrorKind::usage, fmt::format("{}: {}: unknown key '{}': plugin '{}' does not read it",
+                                            unread.front()->where, options.owner(), unread.front()->key, plugin));
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/api/output_file.hpp"
+#include "core/api/sink.hpp"
+#include "plugins/sinks/stats/record.hpp"
+
+namespace moe_diag {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t table_rows = 40;  // a lane
+
+// Orders the records: prompt after prompt, lane after lane, then as the forward pass goes.
+struct Key {
+  int prompt = 0, lane = 0;
+  Site site;
+
+  friend bool operator<(const Key& a, const Key& b) {
+    return std::tie(a.prompt, a.lane, a.site) < std::tie(b.prompt, b.lane, b.site);
+  }
+};
+
+}  // namespace
+
+// Keeps statistics of every prompt, lane and site, and writes them at the end; no tensor is kept.
+class StatsSink : public Sink {
+ public:
+  explicit StatsSink(const Options& options) : file_(options.text("file")), print_(options.flag("print", false)) {
+    const fs::path path(file_);
+    if (path.filename().empty()) options.refuse("file", "expected the name of a file");
+    if (path.is_relative() && std::find(path.begin(), path.end(), "..") != path.end())
+      options.refuse("file", "expected a file below --out; write an absolute path to leave it");
+    const std::string extension = path.extension().string();
+    const bool known = extension == ".json" || extension == ".csv";
+    if (!known && !options.has("format"))
+      options.refuse("file", "expected a name that ends in .json or .csv; or say format: json or csv");
+    csv_ = options.choice("format", extension == ".csv" ? "csv" : "json", {"json", "csv"}) == "csv";
+  }
+
+  void open(const RunInfo& run) override {
+    run_ = run;
+    path_ = (fs::path(run.out) / file_).lexically_normal();
+    refuse_existing();
+    std::error_code error;
+    fs::create_directories(path_.parent_path(), error);
+    if (error) throw output_error(path_.parent_path().string(), "cannot make the folder", error.value());
+    if (::access(path_.parent_path().c_str(), W_OK) != 0) throw output_error(path_.string(), "cannot write", errno);
+  }
+
+  void consume(const Event& event) override {
+    check(event);
+    const auto [at, fresh] = records_.try_emplace({event.prompt, event.lane, event.site});
+    StatsRecord& record = at->second;
+    const bool indices = event.tensor.dtype == DType::i32;
+    if (fresh) {
+      record.prompt = run_.prompts[static_cast<std::size_t>(event.prompt)].id;
+      record.lane = run_.lanes[static_cast<std::size_t>(event.lane)].name;
+      record.site = event.site;
+      record.dtype = event.tensor.dtype;
+      if (indices) record.stats = IndexStats();
+    }
+    if (record.dtype != event.tensor.dtype)
+      throw Error(ErrorKind::environment, fmt::format("event: {}: {} came after {}; a site has one type",
+                                                      name_of(event.site.stage), name_of(event.tensor.dtype),
+                                                      name_of(record.dtype)));
+    record.rows += event.tensor.shape[0];
+    if (event.tensor.shape.count() == 0) return;
+    if (indices)
+      std::get<IndexStats>(record.stats).add(event.tensor);
+    else
+      std::get<ValueStats>(record.stats).add(event.tensor, event.positions);
+  }
+
+  void close() override {
+    std::vector<const StatsRecord*> records;
+    for (const auto& [key, record] : records_) records.push_back(&record);
+    refuse_existing();
+    write_whole_file(path_.string(), csv_ ? csv_of(records) : json_of(run_, records));
+    if (!print_) return;
+    fmt::print("{}", table_of(records, table_rows, path_.string()));
+    std::fflush(stdout);
+  }
+
+ private:
+  void refuse_existing() const {
+    if (fs::is_directory(path_))
+      throw Error(ErrorKind::usage, fmt::format("{}: is a folder, wanted a file; choose another name", path_.string()));
+    if (fs::exists(path_) && !run_.overwrite)
+      throw Error(ErrorKind::usage, fmt::format("{}: is there already; replace it with --overwrite or choose another "
+                                                "file (file, --out)",
+                                                path_.string()));
+  }
+
+  void check(const Event& e) const {
+    const Tensor& t = e.tensor;
+    if (e.prompt >= 0 && static_cast<std::size_t>(e.prompt) < run_.prompts.size() && e.lane >= 0 &&
+        static_cast<std::size_t>(e.lane) < run_.lanes.size() && t.shape.rank >= 1 &&
+        t.shape[0] == static_cast<std::int64_t>(e.positions.size()) && (t.data || t.bytes() == 0))
+      return;
+    throw Error(ErrorKind::environment,
+                fmt::format("event: prompt {} of {}, lane {} of {}, {}: {} positions, {} rows", e.prompt,
+                            run_.prompts.size(), e.lane, run_.lanes.size(), name_of(e.site.stage), e.positions.size(),
+                            t.shape[0]));
+  }
+
+  std::string file_;
+  bool print_ = false, csv_ = false;
+  RunInfo run_;
+  fs::path path_;
+  std::map<Key, StatsRecord> records_;
+};
+
+}  // namespace moe_diag
+
+MOE_DIAG_SINK(moe_diag::StatsSink, "stats", "statistics of every captured tensor, as JSON, CSV or a table")
