@@ -19,6 +19,7 @@ CLEAN = {
     "core/contract/parse.cpp": SPDX + '#include <yaml-cpp/yaml.h>\n#include "core/gguf/reader.hpp"\n',
     "plugins/sinks/npy/npy_sink.hpp": SPDX + '#pragma once\n#include "core/api/tensor.hpp"\n',
     "plugins/sinks/npy/npy_sink.cpp": SPDX + '#include "plugins/sinks/npy/npy_sink.hpp"\n',
+    "plugins/backends/cpu/pack-inl.hpp": SPDX + "#include <hwy/highway.h>\n",
     "tests/support/catch.hpp": SPDX + "#pragma once\n#include <catch2/catch.hpp>\n",
     "apps/tool/main.cpp": SPDX + '// using namespace std; in a comment\n#include "core/gguf/reader.hpp"\n',
     "cmake/tool.sh": "#!/usr/bin/env bash\n# SPDX-License-Identifier: MIT\ncd /usr/share\n",
