@@ -2,9 +2,18 @@
 # moe_diag_add_test(NAME <name> SOURCES <file>... [LIBRARIES <target>...])
 #
 # A Catch2 program whose test cases ctest runs one by one, from the source folder, with the built runner and plugins at
-# hand as MOE_DIAG_EXE and MOE_DIAG_PLUGINS.
+# hand as MOE_DIAG_EXE and MOE_DIAG_PLUGINS, and a Python that has numpy and gguf as MOE_DIAG_PYTHON.
 find_package(Catch2 REQUIRED)
 include(Catch)
+
+# The Python of .venv, which cmake/bootstrap.sh makes. Any other may lack what the tests compare with; they then fail
+# and say so.
+if(EXISTS ${PROJECT_SOURCE_DIR}/.venv/bin/python)
+  set(moe_diag_python ${PROJECT_SOURCE_DIR}/.venv/bin/python)
+else()
+  find_program(moe_diag_python python3 REQUIRED NO_CACHE)
+endif()
+set(MOE_DIAG_PYTHON ${moe_diag_python} CACHE FILEPATH "Python with tests/requirements.txt, for the tests")
 
 function(moe_diag_add_test)
   cmake_parse_arguments(PARSE_ARGV 0 arg "" "NAME" "SOURCES;LIBRARIES")
@@ -12,6 +21,7 @@ function(moe_diag_add_test)
   target_link_libraries(${arg_NAME} PRIVATE moe_diag_test_support ${arg_LIBRARIES})
   target_compile_definitions(${arg_NAME} PRIVATE
     MOE_DIAG_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
+    MOE_DIAG_PYTHON="${MOE_DIAG_PYTHON}"
     MOE_DIAG_EXE="$<TARGET_FILE:moe-diag>"
     MOE_DIAG_PLUGINS="${MOE_DIAG_PLUGIN_OUTPUT_DIRECTORY}")
   add_dependencies(${arg_NAME} moe-diag moe_diag_plugins)
