@@ -50,12 +50,14 @@ std::string json_of(const std::vector<PluginRecord>& records) {
 }  // namespace
 
 void add_plugins(CLI::App& app, Context& context) {
-  CLI::App* command = app.add_subcommand("plugins", "List the backends and sinks that are found, and why one is refused");
+  CLI::App* command =
+      app.add_subcommand("plugins", "List the backends and sinks that are found, and why one is refused");
   auto json = std::make_shared<bool>(false);
   command->add_flag("--json", *json, "Print JSON instead of a table");
-  command->footer("Searched: each --plugin-dir, else the folders of MOE_DIAG_PLUGIN_PATH (separated by colons), else\n"
-                  "lib/moe-diag/plugins beside the program's folder, else where it was installed.\n"
-                  "Files are called moe_diag_<kind>_<name>.so. -v shows every path. Exit 4 when one is refused.");
+  command->footer(
+      "Searched: each --plugin-dir, else the folders of MOE_DIAG_PLUGIN_PATH (separated by colons), else\n"
+      "lib/moe-diag/plugins beside the program's folder, else where it was installed.\n"
+      "Files are called moe_diag_<kind>_<name>.so. -v shows every path. Exit 4 when one is refused.");
   command->callback([&context, json] {
     PluginHost host(context.plugin_dirs);
     const std::vector<PluginRecord> records = host.list();

@@ -1,2 +1,57 @@
 // SPDX-License-Identifier: MIT
-int main() { return 0; }
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <exception>
+
+#include "apps/moe_diag/commands.hpp"
+#include "apps/moe_diag/exit_code.hpp"
+#include "core/api/abi.hpp"
+
+namespace moe_diag {
+namespace {
+
+constexpr auto footer = R"(Start here:
+  moe-diag check contracts/quickstart.yaml     is the contract right?
+  moe-diag run contracts/quickstart.yaml       run it, judge it
+  moe-diag stages                              what can be looked at
+  moe-diag inspect MODEL.gguf                  what is in a model
+
+Exit codes: 0 all held, 1 something falsified or vacuous, 2 contract or command line wrong, 3 something untested,
+4 the environment failed (plugin refused, corrupt model, disk). Contracts: contracts/README.md.)";
+
+int parse_and_run(int argc, char** argv) {
+  Context context;
+  CLI::App app("Do two ways of computing a Mixture-of-Experts model agree? If not: where, and how badly.", "moe-diag");
+  app.set_version_flag(
+      "--version", fmt::format("moe-diag {} (plugin ABI {}, {})", MOE_DIAG_VERSION, abi_version, MOE_DIAG_BUILD_STAMP));
+  app.add_option("--plugin-dir", context.plugin_dirs, "Folder of plugins; replaces the usual ones, may be repeated")
+      ->type_name("DIR")
+      ->allow_extra_args(false);
+  app.add_flag("-v,--verbose", context.verbosity, "Say more");
+  app.footer(footer);
+  app.require_subcommand(1);
+  app.fallthrough();
+  for (auto* add : {add_run, add_check, add_stages, add_plugins, add_inspect, add_synth}) add(app, context);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? exit_held : exit_usage;
+  }
+  return context.exit_code;
+}
+
+}  // namespace
+}  // namespace moe_diag
+
+int main(int argc, char** argv) {
+  try {
+    return moe_diag::parse_and_run(argc, argv);
+  } catch (const moe_diag::Error& e) {
+    fmt::print(stderr, "moe-diag: {}\n", e.what());
+    return moe_diag::exit_code_of(e);
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "moe-diag: unexpected: {}\n", e.what());
+    return moe_diag::exit_environment;
+  }
+}

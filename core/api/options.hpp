@@ -30,6 +30,13 @@ class Options {
     entries_.push_back({std::move(key), std::move(value), std::move(where)});
   }
 
+  // A value for when the contract gives none; nobody has to read it.
+  void add_default(std::string key, std::string value) {
+    for (const Entry& e : entries_)
+      if (e.key == key) return;
+    entries_.push_back({std::move(key), std::move(value), where_, true});
+  }
+
   bool has(std::string_view key) const { return find(key) != nullptr; }
 
   std::string_view text(std::string_view key, std::string_view fallback) const {
