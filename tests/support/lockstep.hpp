@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstring>
+#include <map>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "core/forward/forward.hpp"
+#include "core/lane/lanes.hpp"
+#include "core/model/model.hpp"
+#include "core/plugin/host.hpp"
+
+namespace moe_diag::test {
+
+using Keys = std::vector<std::pair<std::string, std::string>>;
+
+// A lane as a contract would state it: {"inputs", ...} and {"routing", ...} name lanes, the rest is the backend's.
+inline LaneSpec lane_spec(const std::string& name, const Keys& keys) {
+  LaneSpec spec;
+  spec.name = name;
+  spec.backend = "cpu";
+  spec.options = Options("lane '" + name + "'", "test");
+  for (const auto& [key, value] : keys) {
+    if (key == "inputs")
+      spec.inputs = value;
+    else if (key == "routing")
+      spec.routing = value;
+    else
+      spec.options.add(key, value, "test");
+  }
+  return spec;
+}
+
+// One tensor as a hook saw it.
+struct Seen {
+  Shape shape;
+  DType dtype = DType::f32;
+  std::vector<std::byte> bytes;
+
+  Tensor tensor() const { return {bytes.data(), dtype, shape}; }
+  friend bool operator==(const Seen& a, const Seen& b) { return a.shape == b.shape && a.bytes == b.bytes; }
+};
+
+// Keeps every stage of every lane; of several passes, the rows one after the other.
+class Recorder final : public Hook {
+ public:
+  explicit Recorder(std::size_t lanes, bool all = true) : lanes_(lanes), all_(all) {}
+
+  bool wants(int, int, Site site) const override { return all_ || site.stage == Stage::lm_head; }
+  void show(Sighting& sighting) override {
+    for (int lane = 0; lane < static_cast<int>(lanes_); ++lane) {
+      const Tensor t = sighting.tensor(lane);
+      if (!t) continue;
+      Seen& seen = at(lane, sighting.site);
+      const auto* data = t.as<std::byte>();
+      const std::int64_t rows_before = seen.bytes.empty() ? 0 : seen.shape[0];
+      seen.shape = t.shape;
+      seen.shape.dims[0] += rows_before;
+      seen.dtype = t.dtype;
+      seen.bytes.insert(seen.bytes.end(), data, data + t.bytes());
+    }
+  }
+
+  Seen& at(int lane, Site site) { return seen_[{lane, static_cast<int>(site.stage), site.layer}]; }
+  const std::map<std::tuple<int, int, int>, Seen>& all() const { return seen_; }
+
+ private:
+  std::size_t lanes_;
+  bool all_;
+  std::map<std::tuple<int, int, int>, Seen> seen_;
+};
+
+// Lanes of one model, driven without a contract file.
+class Lockstep {
+ public:
+  Lockstep(Model model, std::vector<LaneSpec> lanes, int longest)
+      : host_({MOE_DIAG_PLUGINS}), model_(std::move(model)) {
+    contract_.lanes = std::move(lanes);
+    lanes_ = std::make_unique<Lanes>(contract_, model_, host_, Request{longest, longest});
+    lanes_->open(std::vector<bool>(lanes_->size(), true));
+  }
+
+  const Model& model() const { return model_; }
+  Lanes& lanes() { return *lanes_; }
+
+  // The whole sequence in passes of at most `chunk` rows, all rows of the head.
+  void run(const std::vector<std::int32_t>& tokens, std::vector<Hook*> hooks, std::vector<PlantedFault> faults = {},
+           int chunk = 1 << 20) {
+    Bus bus;
+    for (Hook* hook : hooks) bus.add(*hook);
+    Forward forward(model_, *lanes_, bus, std::move(faults), std::vector<bool>(lanes_->size(), true));
+    const int total = static_cast<int>(tokens.size());
+    for (int first = 0; first < total; first += chunk) {
+      const std::span<const std::int32_t> all = tokens;
+      const auto count = static_cast<std::size_t>(std::min(chunk, total - first));
+      forward.pass({all.subspan(static_cast<std::size_t>(first), count), first, total, 0}, 0);
+    }
+  }
+  Recorder record(const std::vector<std::int32_t>& tokens, int chunk = 1 << 20) {
+    Recorder recorder(lanes_->size());
+    run(tokens, {&recorder}, {}, chunk);
+    return recorder;
+  }
+
+ private:
+  PluginHost host_;
+  Model model_;
+  Contract contract_;
+  std::unique_ptr<Lanes> lanes_;
+};
+
+}  // namespace moe_diag::test

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: MIT
+// The f64 lane against Hugging Face transformers in float64: every stage, layer and position of tests/golden/hf.
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "core/compare/measure.hpp"
+#include "tests/support/catch.hpp"
+#include "tests/support/lockstep.hpp"
+
+namespace moe_diag::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr double f64_bound = 1e-10;
+constexpr double f32_step_bound = 1e-5;
+
+struct Golden {
+  std::string name;
+  nlohmann::json index;
+  std::string values;
+};
+
+std::string read_file(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  REQUIRE(in.good());
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+std::vector<Golden> all_golden() {
+  std::vector<Golden> list;
+  for (const auto& entry : fs::directory_iterator(fs::path(MOE_DIAG_SOURCE_DIR) / "tests/golden/hf"))
+    if (entry.path().extension() == ".json") {
+      fs::path values = entry.path();
+      list.push_back({entry.path().stem(), nlohmann::json::parse(read_file(entry.path())),
+                      read_file(values.replace_extension(".bin"))});
+    }
+  return list;
+}
+
+Stage stage_named(const std::string& name) {
+  for (const StageInfo& s : stage_table)
+    if (s.name == name) return s.stage;
+  FAIL("no stage is called " << name);
+  return Stage::embedding;
+}
+
+double worst_row(const Tensor& a, const Tensor& b) {
+  double worst = 0;
+  for (std::int64_t row = 0; row < a.shape[0]; ++row) {
+    Measure m;
+    m.add(a, b, row * a.shape.row(), a.shape.row());
+    worst = std::isnan(m.rel_l2()) ? INFINITY : std::max(worst, m.rel_l2());
+  }
+  return worst;
+}
+
+Tensor golden_tensor(const Golden& golden, const nlohmann::json& entry) {
+  Tensor t;
+  for (const auto& d : entry["shape"]) t.shape.dims[static_cast<std::size_t>(t.shape.rank++)] = d.get<std::int64_t>();
+  t.dtype = entry["dtype"] == "i32" ? DType::i32 : DType::f64;
+  t.data = golden.values.data() + entry["offset"].get<std::size_t>();
+  return t;
+}
+
+Site site_of_entry(const nlohmann::json& entry) {
+  return {stage_named(entry["stage"]), entry["layer"].is_null() ? -1 : entry["layer"].get<int>()};
+}
+
+void compare_all(const Golden& golden, Recorder& seen, int lane, double bound) {
+  std::set<std::string> stages;
+  for (const auto& entry : golden.index["tensors"]) {
+    const Site site = site_of_entry(entry);
+    const Tensor expected = golden_tensor(golden, entry);
+    const Seen& found = seen.at(lane, site);
+    INFO(golden.name << ": " << name_of(site.stage) << ", layer " << site.layer << ", lane " << lane);
+    stages.emplace(name_of(site.stage));
+    REQUIRE(found.shape == expected.shape);
+    if (expected.dtype == DType::i32)
+      CHECK(std::memcmp(found.bytes.data(), expected.data, expected.bytes()) == 0);
+    else
+      CHECK(worst_row(found.tensor(), expected) <= bound);
+  }
+  CHECK(stages.size() == stage_count);
+}
+
+}  // namespace
+
+TEST_CASE("every stage agrees with HF transformers in float64") {
+  const std::vector<Golden> golden = all_golden();
+  REQUIRE(golden.size() >= 6);
+  for (const Golden& g : golden) {
+    const std::string path = std::string(MOE_DIAG_SOURCE_DIR) + "/tests/golden/hf/" + g.name + ".gguf";
+    const auto tokens = g.index["tokens"].get<std::vector<std::int32_t>>();
+    Lockstep lockstep(
+        Model::open(path),
+        {lane_spec("truth", {{"numerics", "f64"}}), lane_spec("step", {{"numerics", "f32"}, {"inputs", "truth"}})},
+        static_cast<int>(tokens.size()));
+    Recorder seen = lockstep.record(tokens);
+    compare_all(g, seen, 0, f64_bound);
+    compare_all(g, seen, 1, f32_step_bound);
+  }
+}
+
+TEST_CASE("the comparison with HF sees an error of one part in 10^8") {
+  const std::string path = std::string(MOE_DIAG_SOURCE_DIR) + "/tests/golden/hf/odd_widths.gguf";
+  for (const Golden& g : all_golden()) {
+    if (g.name != "odd_widths") continue;
+    const auto tokens = g.index["tokens"].get<std::vector<std::int32_t>>();
+    Lockstep lockstep(Model::open(path), {lane_spec("truth", {{"numerics", "f64"}})}, static_cast<int>(tokens.size()));
+    FaultSpec fault;
+    fault.kind = FaultSpec::Kind::scale;
+    fault.stage = Stage::attn_norm;
+    fault.layer = 0;
+    fault.factor = 1 + 1e-8;
+    Recorder seen(1);
+    lockstep.run(tokens, {&seen}, {{0, fault}});
+    for (const auto& entry : g.index["tensors"])
+      if (site_of_entry(entry) == Site{Stage::attn_norm, 0})
+        CHECK(worst_row(seen.at(0, {Stage::attn_norm, 0}).tensor(), golden_tensor(g, entry)) > f64_bound);
+  }
+}
+
+}  // namespace moe_diag::test

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+// The cpu lanes' promises: what must not change a byte.
+#include "tests/support/catch.hpp"
+#include "tests/support/lockstep.hpp"
+
+namespace moe_diag::test {
+namespace {
+
+std::vector<std::int32_t> tokens_of(int count) {
+  std::vector<std::int32_t> tokens;
+  for (int i = 0; i < count; ++i) tokens.push_back(i * 97 % 509);
+  return tokens;
+}
+
+Model tiny(const std::string& quant = "q4_k_m") {
+  SyntheticSpec spec;
+  spec.seed = 7;
+  spec.quant = quant;
+  return Model::synthetic(spec);
+}
+
+Recorder record(const std::string& quant, const Keys& keys, const std::vector<std::int32_t>& tokens,
+                int chunk = 1 << 20) {
+  Lockstep lockstep(tiny(quant), {lane_spec("lane", keys)}, static_cast<int>(tokens.size()));
+  return lockstep.record(tokens, chunk);
+}
+
+void check_same(Recorder& a, Recorder& b, const std::string& what) {
+  REQUIRE(a.all().size() == 23 * 4 + 3);
+  for (const auto& [key, seen] : a.all()) {
+    INFO(what << ": " << name_of(static_cast<Stage>(std::get<1>(key))) << ", layer " << std::get<2>(key));
+    CHECK(seen == b.at(0, {static_cast<Stage>(std::get<1>(key)), std::get<2>(key)}));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("threads change no byte") {
+  for (const std::string numerics : {"f64", "f32"}) {
+    Recorder one = record("q4_k_m", {{"numerics", numerics}, {"threads", "1"}}, tokens_of(33));
+    for (const std::string threads : {"2", "7"}) {
+      Recorder many = record("q4_k_m", {{"numerics", numerics}, {"threads", threads}}, tokens_of(33));
+      check_same(one, many, numerics + ", " + threads + " threads");
+    }
+  }
+}
+
+TEST_CASE("the instruction set changes no byte of an f32 lane") {
+  for (const std::string quant : {"f32", "f16", "bf16", "q8_0", "q4_k_m"}) {
+    Recorder best = record(quant, {{"numerics", "f32"}}, tokens_of(9));
+    for (const std::string set : {"avx512", "avx2", "neon", "scalar"}) {
+      try {
+        Recorder other = record(quant, {{"numerics", "f32"}, {"instruction_set", set}}, tokens_of(9));
+        check_same(best, other, quant + ", " + set);
+      } catch (const Error& e) {
+        // Not every processor has every set; all have the plain one.
+        INFO(e.what());
+        CHECK(set != "scalar");
+        CHECK(e.kind() == ErrorKind::usage);
+      }
+    }
+  }
+}
+
+TEST_CASE("a token alone, in a batch of 33 and in chunks gives the same bytes") {
+  for (const std::string numerics : {"f64", "f32"}) {
+    Recorder batch = record("q4_k_m", {{"numerics", numerics}}, tokens_of(33));
+    Recorder alone = record("q4_k_m", {{"numerics", numerics}}, tokens_of(33), 1);
+    check_same(batch, alone, numerics + ", token by token");
+    Recorder chunks = record("q4_k_m", {{"numerics", numerics}}, tokens_of(33), 8);
+    check_same(batch, chunks, numerics + ", chunks of 8");
+  }
+}
+
+TEST_CASE("looking changes no byte") {
+  for (const std::string numerics : {"f64", "f32"}) {
+    Lockstep lockstep(tiny(), {lane_spec("lane", {{"numerics", numerics}})}, 33);
+    Recorder everything(1), head_only(1, false);
+    lockstep.run(tokens_of(33), {&everything});
+    lockstep.run(tokens_of(33), {&head_only});
+    REQUIRE(head_only.all().size() == 1);
+    CHECK(everything.at(0, {Stage::lm_head, -1}) == head_only.at(0, {Stage::lm_head, -1}));
+  }
+}
+
+TEST_CASE("a change of one input bit changes bytes") {
+  Recorder a = record("q4_k_m", {{"numerics", "f32"}}, {1, 2, 3});
+  Recorder b = record("q4_k_m", {{"numerics", "f32"}}, {1, 2, 4});
+  CHECK_FALSE(a.at(0, {Stage::lm_head, -1}) == b.at(0, {Stage::lm_head, -1}));
+}
+
+}  // namespace moe_diag::test
