@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace moe_diag {
@@ -14,5 +19,42 @@ struct SyntheticSpec {
   std::string quant = "q4_k_m";  // f32 | f16 | bf16 | q8_0 | q4_k | q6_k | q4_k_m
   std::uint64_t seed = 0;
 };
+
+std::vector<std::string_view> synthetic_presets();
+std::vector<std::string_view> synthetic_quants();
+
+// "synthetic: tiny, 4 layers, q4_k_m, seed 7"
+std::string to_string(const SyntheticSpec& spec);
+
+// The bytes of a GGUF file, in memory.
+class SyntheticImage {
+ public:
+  SyntheticImage() = default;
+  explicit SyntheticImage(std::size_t size) : data_(std::make_unique_for_overwrite<std::byte[]>(size)), size_(size) {}
+
+  std::span<std::byte> bytes() { return {data_.get(), size_}; }
+  std::span<const std::byte> bytes() const { return {data_.get(), size_}; }
+
+ private:
+  std::unique_ptr<std::byte[]> data_;
+  std::size_t size_ = 0;
+};
+
+// Size of the file of a spec. All functions here throw Error: usage for a spec that names no such model.
+std::uint64_t synthetic_bytes(const SyntheticSpec& spec);
+
+// The file of a spec, in memory. `threads` 0: one a core. Throws Error: environment when there is not enough memory.
+SyntheticImage make_synthetic(const SyntheticSpec& spec, int threads = 0);
+
+struct SyntheticWriting {
+  bool force = false;  // replace what is there
+  int threads = 0;     // 0: one a core
+  // Called now and then, in order, from any thread, one at a time. What it throws ends the writing; nothing is left.
+  std::function<void(std::uint64_t done, std::uint64_t total)> progress;
+};
+
+// Writes the file of a spec, in bounded memory: under a temporary name beside `path`, renamed when complete. Throws
+// Error: usage when `path` exists (without force) or its folder does not, environment when writing fails.
+void write_synthetic(const SyntheticSpec& spec, const std::string& path, const SyntheticWriting& writing = {});
 
 }  // namespace moe_diag

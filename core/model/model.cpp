@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: MIT
+#include "core/model/model.hpp"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <span>
+#include <unordered_map>
+#include <utility>
+
+#include "core/api/error.hpp"
+#include "core/gguf/gguf_file.hpp"
+#include "core/gguf/mapped_file.hpp"
+#include "core/model/config.hpp"
+#include "core/model/tensors.hpp"
+
+namespace moe_diag {
+
+struct Model::Impl {
+  std::optional<MappedFile> mapped;
+  SyntheticImage image;
+  std::string source, digest;
+  std::span<const std::byte> bytes;
+  ModelConfig config;
+  std::vector<Weight> weights;
+  std::vector<LayerWeights> layers;
+  const Weight *token_embd = nullptr, *output_norm = nullptr, *output = nullptr;
+
+  void read();
+};
+
+namespace {
+
+constexpr std::size_t digested_bytes = 4096;  // of each tensor
+
+template <class... Args>
+[[noreturn]] void refuse(const GgufFile& file, fmt::format_string<Args...> message, Args&&... args) {
+  throw Error(ErrorKind::environment,
+              fmt::format("{}: {}", file.source(), fmt::format(message, std::forward<Args>(args)...)));
+}
+
+std::string shape_text(std::span<const std::int64_t> dims) {
+  std::string text;
+  for (const std::int64_t size : dims) text += fmt::format("{}{}", text.empty() ? "" : ", ", size);
+  return fmt::format("[{}]", text);
+}
+
+// Finds the tensors of a model in a file, refuses wrong ones, and remembers which it found.
+class Finder {
+ public:
+  Finder(const GgufFile& file, const std::vector<Weight>& weights)
+      : file_(file), weights_(weights), taken_(weights.size(), false) {}
+
+  const Weight* take(const TensorSpec& spec) {
+    const GgufTensor* tensor = file_.find_tensor(spec.name);
+    if (tensor == nullptr)
+      refuse(file_, "tensor {} is missing; expected one of shape {} (fastest first)", spec.name,
+             shape_text(spec.dims()));
+    std::array<std::int64_t, 4> expected{spec.cols, spec.rows, spec.experts, 1};
+    if (tensor->dims != expected)
+      refuse(file_, "tensor {} has shape {}, expected {} (fastest first: columns, rows, experts)", spec.name,
+             shape_text(std::span(tensor->dims).first(static_cast<std::size_t>(tensor->rank))),
+             shape_text(spec.dims()));
+    if (is_norm(spec.role) && tensor->type != BlockType::f32)
+      refuse(file_, "tensor {} is of type {}, expected F32 for a norm; convert the model with a current llama.cpp",
+             spec.name, name_of(tensor->type));
+    const auto index = static_cast<std::size_t>(tensor - file_.tensors().data());
+    taken_[index] = true;
+    return &weights_[index];
+  }
+
+  void refuse_left_over() const {
+    for (std::size_t i = 0; i < taken_.size(); ++i) {
+      if (taken_[i]) continue;
+      const std::string_view name = file_.tensors()[i].name;
+      refuse(file_, "tensor {} is no part of a qwen3moe model: {}", quoted(name), what_it_may_be(name));
+    }
+  }
+
+ private:
+  static std::string_view what_it_may_be(std::string_view name) {
+    const auto has = [name](std::string_view part) { return name.find(part) != std::string_view::npos; };
+    if (name.ends_with(".bias")) return "biases are not supported";
+    if (has("_shexp")) return "shared experts are not supported";
+    if (has("rope_freqs") || has("rope_factors")) return "RoPE frequency factors are not supported";
+    if (has("ffn_gate.") || has("ffn_up.") || has("ffn_down."))
+      return "dense feed-forward layers, or a tensor an expert, are not supported";
+    return "it may change what is computed and is not supported";
+  }
+
+  const GgufFile& file_;
+  const std::vector<Weight>& weights_;
+  std::vector<bool> taken_;
+};
+
+std::vector<Weight> make_weights(const GgufFile& file) {
+  std::vector<Weight> weights;
+  for (const GgufTensor& t : file.tensors())
+    weights.push_back({t.name, t.type, t.dims[0], t.dims[1], t.dims[2], file.bytes().data() + t.offset});
+  return weights;
+}
+
+LayerWeights find_layer(Finder& finder, const ModelConfig& config, int layer) {
+  std::unordered_map<Role, const Weight*> found;
+  for (const TensorSpec& spec : layer_tensors(config, layer)) found[spec.role] = finder.take(spec);
+  LayerWeights w;
+  w.attn_norm = found[Role::attn_norm];
+  w.attn_q = found[Role::attn_q];
+  w.attn_k = found[Role::attn_k];
+  w.attn_v = found[Role::attn_v];
+  w.attn_q_norm = found[Role::attn_q_norm];
+  w.attn_k_norm = found[Role::attn_k_norm];
+  w.attn_output = found[Role::attn_output];
+  w.ffn_norm = found[Role::ffn_norm];
+  w.ffn_gate_inp = found[Role::ffn_gate_inp];
+  w.ffn_gate_exps = found[Role::ffn_gate_exps];
+  w.ffn_up_exps = found[Role::ffn_up_exps];
+  w.ffn_down_exps = found[Role::ffn_down_exps];
+  return w;
+}
+
+std::vector<NamedRange> ranges_of(const GgufFile& file) {
+  std::vector<NamedRange> ranges;
+  for (const GgufTensor& t : file.tensors())
+    ranges.push_back({fmt::format("tensor {}", t.name), t.offset, t.offset + t.bytes});
+  return ranges;
+}
+
+// Tells models apart without reading them whole: a changed weight beyond the first bytes of its tensor goes unseen.
+std::string digest_of(const GgufFile& file) {
+  const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(), XXH3_freeState);
+  XXH3_64bits_reset(state.get());
+  XXH3_64bits_update(state.get(), file.header().data(), file.header().size());
+  for (const GgufTensor& t : file.tensors())
+    XXH3_64bits_update(state.get(), file.bytes().data() + t.offset, std::min<std::size_t>(t.bytes, digested_bytes));
+  return fmt::format("{:016x}", XXH3_64bits_digest(state.get()));
+}
+
+}  // namespace
+
+void Model::Impl::read() {
+  const GgufFile file = GgufFile::parse(bytes, source);
+  if (mapped) mapped->name_ranges(ranges_of(file));
+  config = read_config(file);
+  weights = make_weights(file);
+  Finder finder(file, weights);
+  token_embd = finder.take(tensor_spec(config, Role::token_embd));
+  for (int l = 0; l < config.layers; ++l) layers.push_back(find_layer(finder, config, l));
+  output_norm = finder.take(tensor_spec(config, Role::output_norm));
+  output = config.tied_output ? token_embd : finder.take(tensor_spec(config, Role::output));
+  finder.refuse_left_over();
+  digest = digest_of(file);
+}
+
+Model Model::open(const std::string& path) {
+  auto impl = std::make_unique<Impl>();
+  impl->mapped = MappedFile::open(path);
+  impl->source = path;
+  impl->bytes = impl->mapped->bytes();
+  impl->read();
+  return Model(std::move(impl));
+}
+
+Model Model::synthetic(const SyntheticSpec& spec) {
+  auto impl = std::make_unique<Impl>();
+  impl->image = make_synthetic(spec);
+  impl->source = to_string(spec);
+  impl->bytes = impl->image.bytes();
+  impl->read();
+  return Model(std::move(impl));
+}
+
+Model::Model(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Model::Model(Model&&) noexcept = default;
+Model& Model::operator=(Model&&) noexcept = default;
+Model::~Model() = default;
+
+const ModelConfig& Model::config() const { return impl_->config; }
+ModelView Model::view() const { return {&impl_->config, impl_->weights}; }
+const std::vector<LayerWeights>& Model::layers() const { return impl_->layers; }
+const Weight& Model::token_embd() const { return *impl_->token_embd; }
+const Weight& Model::output_norm() const { return *impl_->output_norm; }
+const Weight& Model::output() const { return *impl_->output; }
+const std::string& Model::source() const { return impl_->source; }
+std::uint64_t Model::bytes() const { return impl_->bytes.size(); }
+const std::string& Model::digest() const { return impl_->digest; }
+
+}  // namespace moe_diag

@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: MIT
+#include "core/model/synthetic.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <tbb/global_control.h>
+#include <tbb/parallel_for.h>
+#include <tbb/parallel_pipeline.h>
+#include <tbb/task_arena.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <new>
+#include <thread>
+#include <utility>
+
+#include "core/api/error.hpp"
+#include "core/gguf/gguf_header.hpp"
+#include "core/model/synthetic_weights.hpp"
+#include "core/model/tensors.hpp"
+
+namespace moe_diag {
+namespace {
+
+constexpr std::size_t chunk_bytes = std::size_t{1} << 20;  // stays in a core's cache between making and writing
+constexpr int most_layers = 1000;
+
+struct Preset {
+  std::string_view name;
+  std::string_view title;
+  ModelConfig config;
+  int dense_width;  // feed_forward_length, which loaders want though no layer is dense
+};
+
+// `tiny` keeps what breaks real code: heads wider than hidden, few kv heads, experts no power of two.
+// `qwen3-30b-a3b` is config.json of Qwen/Qwen3-30B-A3B.
+const std::vector<Preset>& presets() {
+  static const std::vector<Preset> all = [] {
+    ModelConfig tiny;
+    tiny.layers = 4;
+    tiny.hidden = 256;
+    tiny.heads = 8;
+    tiny.kv_heads = 2;
+    tiny.head_dim = 64;
+    tiny.experts = 12;
+    tiny.used = 3;
+    tiny.expert_width = 256;
+    tiny.vocab = 512;
+    tiny.context = 4096;
+    tiny.rms_eps = 1e-6f;
+    tiny.rope_theta = 1e6f;
+    ModelConfig large = tiny;
+    large.layers = 48;
+    large.hidden = 2048;
+    large.heads = 32;
+    large.kv_heads = 4;
+    large.head_dim = 128;
+    large.experts = 128;
+    large.used = 8;
+    large.expert_width = 768;
+    large.vocab = 151936;
+    large.context = 40960;
+    return std::vector<Preset>{{"tiny", "Synthetic tiny Qwen3-MoE", tiny, 512},
+                               {"qwen3-30b-a3b", "Synthetic Qwen3-30B-A3B", large, 6144}};
+  }();
+  return all;
+}
+
+// `file_type` is llama.cpp's number of the mix (enum llama_ftype in include/llama.h).
+struct Quant {
+  std::string_view name;
+  std::uint32_t file_type;
+  BlockType type;
+  bool mixed;
+};
+constexpr Quant quants[] = {
+    {"f32", 0, BlockType::f32, false},     {"f16", 1, BlockType::f16, false},    {"bf16", 32, BlockType::bf16, false},
+    {"q8_0", 7, BlockType::q8_0, false},   {"q4_k", 14, BlockType::q4_k, false}, {"q6_k", 18, BlockType::q6_k, false},
+    {"q4_k_m", 15, BlockType::q4_k, true},
+};
+
+template <class Table>
+auto& find_named(const Table& table, std::string_view what, std::string_view name) {
+  std::string known;
+  for (const auto& row : table) {
+    if (row.name == name) return row;
+    known += fmt::format("{}{}", known.empty() ? "" : ", ", row.name);
+  }
+  throw Error(ErrorKind::usage, fmt::format("there is no synthetic {} '{}'; there are: {}", what, name, known));
+}
+
+// Source: llama.cpp src/llama-quant.cpp (use_more_bits).
+bool more_bits(int layer, int layers) {
+  return layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2;
+}
+
+BlockType type_of(const Quant& quant, const TensorSpec& spec, int layers) {
+  if (is_norm(spec.role) || spec.role == Role::ffn_gate_inp) return BlockType::f32;
+  if (!quant.mixed) return quant.type;
+  if (spec.role == Role::output) return BlockType::q6_k;
+  if ((spec.role == Role::attn_v || spec.role == Role::ffn_down_exps) && more_bits(spec.layer, layers))
+    return BlockType::q6_k;
+  return quant.type;
+}
+
+// Some rows of one tensor, and where they stand in the file.
+struct Chunk {
+  const SyntheticTensor* tensor;
+  std::int64_t first, last;
+  std::uint64_t offset;
+  std::size_t bytes, padding;
+};
+
+// All of a file that is not random, and the order in which the rest is made.
+class Plan {
+ public:
+  explicit Plan(const SyntheticSpec& spec)
+      : preset_(find_named(presets(), "model", spec.preset)),
+        quant_(find_named(quants, "type", spec.quant)),
+        config_(preset_.config),
+        seed_(spec.seed) {
+    if (spec.layers < 0 || spec.layers > most_layers)
+      throw Error(ErrorKind::usage,
+                  fmt::format("a synthetic model has 1 to {} layers, found {}", most_layers, spec.layers));
+    if (spec.layers > 0) config_.layers = spec.layers;
+    add(first_tensors(config_));
+    for (int l = 0; l < config_.layers; ++l) add(layer_tensors(config_, l));
+    add(last_tensors(config_));
+    write_header();
+  }
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  const ModelConfig& config() const { return config_; }
+  const std::vector<std::byte>& header() const { return header_; }
+  std::uint64_t bytes() const { return bytes_; }
+
+  std::vector<Chunk> chunks() const {
+    std::vector<Chunk> all;
+    std::uint64_t offset = header_.size();
+    for (const SyntheticTensor& tensor : tensors_) {
+      const std::int64_t rows = tensor.all_rows();
+      const auto step = std::max<std::int64_t>(1, static_cast<std::int64_t>(chunk_bytes / tensor.row_bytes()));
+      for (std::int64_t first = 0; first < rows; first += step) {
+        const std::int64_t last = std::min(first + step, rows);
+        const std::size_t bytes = static_cast<std::size_t>(last - first) * tensor.row_bytes();
+        const std::size_t padding =
+            last == rows ? (GgufHeader::alignment - (offset + bytes) % GgufHeader::alignment) % GgufHeader::alignment
+                         : 0;
+        all.push_back({&tensor, first, last, offset, bytes, padding});
+        offset += bytes + padding;
+      }
+    }
+    return all;
+  }
+
+  void make(const Chunk& chunk, std::byte* out) const {
+    make_rows(*chunk.tensor, seed_, chunk.first, chunk.last, out);
+    std::memset(out + chunk.bytes, 0, chunk.padding);
+  }
+
+ private:
+  void add(const std::vector<TensorSpec>& specs) {
+    for (const TensorSpec& spec : specs) tensors_.push_back({spec, type_of(quant_, spec, config_.layers)});
+  }
+
+  void write_header() {
+    GgufHeader header;
+    const auto u32 = [](int value) { return static_cast<std::uint32_t>(value); };
+    header.add("general.architecture", "qwen3moe");
+    header.add("general.type", "model");
+    header.add("general.name", preset_.title);
+    header.add("general.file_type", quant_.file_type);
+    header.add("general.quantization_version", std::uint32_t{2});
+    header.add("qwen3moe.block_count", u32(config_.layers));
+    header.add("qwen3moe.context_length", u32(config_.context));
+    header.add("qwen3moe.embedding_length", u32(config_.hidden));
+    header.add("qwen3moe.feed_forward_length", u32(preset_.dense_width));
+    header.add("qwen3moe.attention.head_count", u32(config_.heads));
+    header.add("qwen3moe.attention.head_count_kv", u32(config_.kv_heads));
+    header.add("qwen3moe.attention.key_length", u32(config_.head_dim));
+    header.add("qwen3moe.attention.value_length", u32(config_.head_dim));
+    header.add("qwen3moe.attention.layer_norm_rms_epsilon", config_.rms_eps);
+    header.add("qwen3moe.rope.freq_base", config_.rope_theta);
+    header.add("qwen3moe.expert_count", u32(config_.experts));
+    header.add("qwen3moe.expert_used_count", u32(config_.used));
+    header.add("qwen3moe.expert_feed_forward_length", u32(config_.expert_width));
+    header.add("qwen3moe.vocab_size", u32(config_.vocab));
+    header.add("tokenizer.ggml.model", "none");
+    header.add("moe_diag.synthetic.seed", seed_);
+    for (const SyntheticTensor& tensor : tensors_) header.add_tensor(tensor.spec.name, tensor.type, tensor.spec.dims());
+    header_ = header.bytes();
+    bytes_ = header_.size() + header.data_bytes();
+  }
+
+  const Preset& preset_;
+  const Quant& quant_;
+  ModelConfig config_;
+  std::uint64_t seed_;
+  std::vector<SyntheticTensor> tensors_;
+  std::vector<std::byte> header_;
+  std::uint64_t bytes_ = 0;
+};
+
+// Runs `work` on exactly that many threads, more than there are cores if asked to.
+template <class Work>
+void run_on(int threads, const Work& work) {
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const int used = threads > 0 ? threads : cores;
+  const tbb::global_control limit(tbb::global_control::max_allowed_parallelism,
+                                  static_cast<std::size_t>(std::max(used, cores)));
+  tbb::task_arena(used).execute(work);
+}
+
+}  // namespace
+
+std::vector<std::string_view> synthetic_presets() {
+  std::vector<std::string_view> names;
+  for (const Preset& preset : presets()) names.push_back(preset.name);
+  return names;
+}
+
+std::vector<std::string_view> synthetic_quants() {
+  std::vector<std::string_view> names;
+  for (const Quant& quant : quants) names.push_back(quant.name);
+  return names;
+}
+
+std::string to_string(const SyntheticSpec& spec) {
+  return fmt::format("synthetic: {}, {} layers, {}, seed {}", spec.preset, Plan(spec).config().layers, spec.quant,
+                     spec.seed);
+}
+
+std::uint64_t synthetic_bytes(const SyntheticSpec& spec) { return Plan(spec).bytes(); }
+
+SyntheticImage make_synthetic(const SyntheticSpec& spec, int threads) {
+  const Plan plan(spec);
+  SyntheticImage image;
+  try {
+    image = SyntheticImage(plan.bytes());
+  } catch (const std::bad_alloc&) {
+    throw Error(ErrorKind::environment, fmt::format("{}: there is no memory for its {} bytes; write it to a file with "
+                                                    "'moe-diag synth' and use that",
+                                                    to_string(spec), plan.bytes()));
+  }
+  std::byte* out = image.bytes().data();
+  std::copy(plan.header().begin(), plan.header().end(), out);
+  const std::vector<Chunk> chunks = plan.chunks();
+  run_on(threads, [&] {
+    tbb::parallel_for(std::size_t{0}, chunks.size(),
+                      [&](std::size_t i) { plan.make(chunks[i], out + chunks[i].offset); });
+  });
+  return image;
+}
+
+namespace {
+
+// A file under a temporary name that disappears unless it is kept.
+class TemporaryFile {
+ public:
+  explicit TemporaryFile(const std::string& path) : path_(path), temporary_(path + ".partial-XXXXXX") {
+    fd_ = ::mkostemp(temporary_.data(), O_CLOEXEC);
+    if (fd_ < 0) fail("cannot be created in this folder");
+    const mode_t mask = ::umask(0);
+    ::umask(mask);
+    ::fchmod(fd_, 0666 & ~mask);
+  }
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  ~TemporaryFile() {
+    if (fd_ >= 0) ::close(fd_);
+    if (!kept_) ::unlink(temporary_.c_str());
+  }
+
+  // Asks for the space first, so that a full disk is known before the work. Not all filesystems can be asked.
+  void reserve(std::uint64_t bytes) {
+    std::error_code ignored;
+    const auto space = std::filesystem::space(temporary_, ignored);
+    space_ = fmt::format("; it takes {} bytes, {} are free", bytes, space.available);
+    if (::fallocate(fd_, 0, 0, static_cast<off_t>(bytes)) != 0 && (errno == ENOSPC || errno == EFBIG))
+      fail("cannot be written");
+  }
+
+  void write(const std::byte* data, std::size_t size) {
+    while (size > 0) {
+      const ssize_t n = ::write(fd_, data, size);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) fail("cannot be written");
+      data += n;
+      size -= static_cast<std::size_t>(n);
+    }
+  }
+
+  void keep() {
+    if (::fdatasync(fd_) != 0) fail("cannot be written");
+    if (::close(std::exchange(fd_, -1)) != 0) fail("cannot be written");
+    if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail("cannot be renamed to from its temporary name");
+    kept_ = true;
+  }
+
+ private:
+  [[noreturn]] void fail(std::string_view what) const {
+    const int error = errno;
+    const bool full = error == ENOSPC || error == EFBIG || error == EDQUOT;
+    throw Error(ErrorKind::environment,
+                fmt::format("{}: {}: {}{}", path_, what, std::strerror(error), full ? space_ : ""));
+  }
+
+  std::string path_, temporary_, space_;
+  int fd_ = -1;
+  bool kept_ = false;
+};
+
+void check_target(const std::string& path, bool force) {
+  std::error_code error;
+  const std::filesystem::path target(path);
+  const auto there = std::filesystem::status(target, error);
+  if (std::filesystem::is_directory(there))
+    throw Error(ErrorKind::usage, fmt::format("{}: is a folder, expected the name of a file to write", path));
+  if (std::filesystem::exists(there) && !force)
+    throw Error(ErrorKind::usage, fmt::format("{}: exists already; --force replaces it", path));
+  const std::filesystem::path folder = target.has_parent_path() ? target.parent_path() : ".";
+  if (!std::filesystem::is_directory(folder, error))
+    throw Error(ErrorKind::usage, fmt::format("{}: there is no folder {} to write it to", path, folder.string()));
+}
+
+}  // namespace
+
+void write_synthetic(const SyntheticSpec& spec, const std::string& path, const SyntheticWriting& writing) {
+  const Plan plan(spec);
+  check_target(path, writing.force);
+  TemporaryFile file(path);
+  file.reserve(plan.bytes());
+  file.write(plan.header().data(), plan.header().size());
+
+  const std::vector<Chunk> chunks = plan.chunks();
+  run_on(writing.threads, [&] {
+    // Chunks are written in order, so chunk i is done before i + buffers.size() begins, and a buffer has one user.
+    const auto in_flight = static_cast<std::size_t>(2 * tbb::this_task_arena::max_concurrency());
+    std::vector<std::vector<std::byte>> buffers(in_flight);
+    std::size_t next = 0;
+    const auto issue = [&](tbb::flow_control& control) {
+      if (next == chunks.size()) control.stop();
+      return next == chunks.size() ? next : next++;
+    };
+    const auto make = [&](std::size_t i) {
+      std::vector<std::byte>& buffer = buffers[i % in_flight];
+      if (buffer.size() < chunks[i].bytes + chunks[i].padding) buffer.resize(chunks[i].bytes + chunks[i].padding);
+      plan.make(chunks[i], buffer.data());
+      return i;
+    };
+    const auto write = [&](std::size_t i) {
+      file.write(buffers[i % in_flight].data(), chunks[i].bytes + chunks[i].padding);
+      if (writing.progress) writing.progress(chunks[i].offset + chunks[i].bytes + chunks[i].padding, plan.bytes());
+    };
+    tbb::parallel_pipeline(in_flight,
+                           tbb::make_filter<void, std::size_t>(tbb::filter_mode::serial_in_order, issue) &
+                               tbb::make_filter<std::size_t, std::size_t>(tbb::filter_mode::parallel, make) &
+                               tbb::make_filter<std::size_t, void>(tbb::filter_mode::serial_in_order, write));
+  });
+  file.keep();
+}
+
+}  // namespace moe_diag

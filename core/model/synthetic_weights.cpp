@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: MIT
+#include "core/model/synthetic_weights.hpp"
+
+#include <xxhash.h>
+
+#include <cmath>
+#include <cstring>
+
+namespace moe_diag {
+namespace {
+
+// A stream of random words that can be entered anywhere: word n is what SplitMix64 gives in its n-th step.
+// Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+class Words {
+ public:
+  explicit Words(std::uint64_t key) : key_(key) {}
+
+  std::uint64_t at(std::uint64_t n) const {
+    std::uint64_t z = key_ + (n + 1) * 0x9E3779B97F4A7C15u;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    return z ^ z >> 31;
+  }
+  // In [0, 1).
+  float fraction(std::uint64_t n) const { return static_cast<float>(at(n) >> 40) * 0x1p-24f; }
+
+ private:
+  std::uint64_t key_;
+};
+
+Words words_of(std::string_view name, std::uint64_t seed) {
+  return Words(XXH3_64bits_withSeed(name.data(), name.size(), seed));
+}
+
+// A bell-shaped value of mean 0 and standard deviation 1: the sum of the word's four 16-bit numbers, each uniform.
+float bell(std::uint64_t word) {
+  constexpr float to_unit = 1.7320508f / 65536;  // four uniform numbers have the variance 4/12
+  const auto part = [word](int i) { return static_cast<std::int32_t>(word >> (16 * i) & 0xFFFF); };
+  return static_cast<float>(part(0) + part(1) + part(2) + part(3) - 2 * 65535) * to_unit;
+}
+
+// Nearest, ties to even. For weights: no infinities, no NaN.
+std::uint16_t to_bf16(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+std::uint16_t to_f16(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const std::uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7FFFFFFF;
+  if (magnitude >= 0x38800000)  // 2^-14: a normal f16
+    return static_cast<std::uint16_t>(sign | (((magnitude + 0xFFF + (magnitude >> 13 & 1)) >> 13) - (112u << 10)));
+  constexpr float integers = 0x1p23f;  // adding it leaves no fraction
+  const float steps = float_from_bits(magnitude) * 0x1p24f + integers - integers;
+  return static_cast<std::uint16_t>(sign | static_cast<std::uint32_t>(steps));
+}
+
+// A block's scale varies by a factor of three, so that mixing up two blocks is seen.
+struct BlockScale {
+  static constexpr float rms = 1.0408330f;  // of 1/2 + uniform: sqrt(1 + 1/12)
+  static float of(std::uint64_t word) { return (0.5f + static_cast<float>(word >> 40) * 0x1p-24f) / rms; }
+};
+
+// The block makers fill one block with values of mean 0 and the standard deviation `deviation`, from the words n,
+// n+1...
+void make_block(float& block, const Words& words, std::uint64_t n, float deviation) {
+  block = deviation * bell(words.at(n));
+}
+
+void make_block(BlockQ8_0& block, const Words& words, std::uint64_t n, float deviation) {
+  constexpr float rms = 73.6116f;  // of -127..127, where -127 is drawn twice
+  block.d = to_f16(deviation / rms * BlockScale::of(words.at(n)));
+  for (int i = 0; i < 4; ++i) {
+    const std::uint64_t word = words.at(n + 1 + static_cast<std::uint64_t>(i));
+    std::memcpy(block.q + 8 * i, &word, sizeof word);
+  }
+  for (std::int8_t& q : block.q)
+    if (q == -128) q = -127;  // quantisers make no -128
+}
+
+// x = d * scale * q - dmin * min, with q in 0..15, dmin = 7.5 d and min about scale: zero on average. That min is never
+// scale shows a decoder that swaps them.
+void make_block(BlockQ4_K& block, const Words& words, std::uint64_t n, float deviation) {
+  constexpr float rms = 4.6098f * 46.3f;  // of q - 7.5, times that of the scales 32..59
+  const float d = deviation / rms * BlockScale::of(words.at(n));
+  block.d = to_f16(d);
+  block.dmin = to_f16(7.5f * d);
+  const std::uint64_t random = words.at(n + 1);
+  std::uint8_t scale[8], min[8];
+  for (int g = 0; g < 8; ++g) {
+    const auto bits = static_cast<int>(random >> (8 * g) & 0xFF);
+    const int scaled = 32 + ((bits & 31) * 28 >> 5), shift = bits >> 5;
+    scale[g] = static_cast<std::uint8_t>(scaled);
+    min[g] = static_cast<std::uint8_t>(scaled + (shift < 4 ? shift - 4 : shift - 3));
+  }
+  for (int g = 0; g < 4; ++g) {
+    block.scales[g] = static_cast<std::uint8_t>(scale[g] | scale[g + 4] >> 4 << 6);
+    block.scales[g + 4] = static_cast<std::uint8_t>(min[g] | min[g + 4] >> 4 << 6);
+    block.scales[g + 8] = static_cast<std::uint8_t>((scale[g + 4] & 0xF) | min[g + 4] << 4);
+  }
+  for (int i = 0; i < 16; ++i) {
+    const std::uint64_t word = words.at(n + 2 + static_cast<std::uint64_t>(i));
+    std::memcpy(block.q + 8 * i, &word, sizeof word);
+  }
+}
+
+// x = d * scale * (q - 32), q in 0..63, scales of either sign.
+void make_block(BlockQ6_K& block, const Words& words, std::uint64_t n, float deviation) {
+  constexpr float rms = 18.48f * 97.2f;  // of q - 32, times that of the scales 64..127
+  block.d = to_f16(deviation / rms * BlockScale::of(words.at(n)));
+  for (int i = 0; i < 16; ++i) {
+    const auto bits = static_cast<int>(words.at(n + 1 + static_cast<std::uint64_t>(i / 8)) >> (8 * (i % 8)) & 0xFF);
+    const int magnitude = 64 + (bits & 63);
+    block.scales[i] = static_cast<std::int8_t>((bits & 64) != 0 ? -magnitude : magnitude);
+  }
+  for (int i = 0; i < 24; ++i) {
+    const std::uint64_t word = words.at(n + 3 + static_cast<std::uint64_t>(i));
+    std::memcpy(i < 16 ? block.ql + 8 * i : block.qh + 8 * (i - 16), &word, sizeof word);
+  }
+}
+
+template <class Block>
+void make_row(std::byte* out, std::int64_t blocks, const Words& words, std::uint64_t first_block, float deviation) {
+  constexpr std::uint64_t words_per_block = 32;  // room for the largest
+  constexpr std::uint64_t step = sizeof(Block) <= sizeof(float) ? 1 : words_per_block;
+  for (std::int64_t b = 0; b < blocks; ++b) {
+    Block block;
+    make_block(block, words, (first_block + static_cast<std::uint64_t>(b)) * step, deviation);
+    std::memcpy(out + b * static_cast<std::int64_t>(sizeof block), &block, sizeof block);
+  }
+}
+
+void make_row(BlockType type, std::byte* out, std::int64_t cols, const Words& words, std::uint64_t row,
+              float deviation) {
+  const std::int64_t blocks = cols / info(type).elements;
+  const std::uint64_t first = row * static_cast<std::uint64_t>(blocks);
+  const auto make_halves = [&](auto round) {
+    for (std::int64_t i = 0; i < cols; ++i) {
+      const std::uint16_t half = round(deviation * bell(words.at(first + static_cast<std::uint64_t>(i))));
+      std::memcpy(out + 2 * i, &half, sizeof half);
+    }
+  };
+  switch (type) {
+    case BlockType::f32: return make_row<float>(out, blocks, words, first, deviation);
+    case BlockType::f16: return make_halves(to_f16);
+    case BlockType::bf16: return make_halves(to_bf16);
+    case BlockType::q8_0: return make_row<BlockQ8_0>(out, blocks, words, first, deviation);
+    case BlockType::q4_k: return make_row<BlockQ4_K>(out, blocks, words, first, deviation);
+    case BlockType::q6_k: return make_row<BlockQ6_K>(out, blocks, words, first, deviation);
+  }
+}
+
+// Standard deviation of a product's output for inputs of size one, chosen so that what flows through many layers looks
+// like a trained model: the residual grows slowly, attention and routing prefer some, logits spread by a few units.
+float gain(Role role) {
+  switch (role) {
+    case Role::attn_output: return 0.6f;
+    case Role::ffn_gate_inp: return 1.5f;
+    case Role::ffn_gate_exps: return 1.5f;
+    case Role::ffn_down_exps: return 1.2f;
+    case Role::output: return 2.5f;
+    default: return 1.0f;
+  }
+}
+
+constexpr float embedding_deviation = 0.5f;
+
+// Some experts are popular: a larger router row wins more often.
+float popularity(const Words& words) {
+  const float u = words.fraction(0);
+  return 0.4f + 1.8f * u * u;
+}
+
+// Whether a hidden dimension carries massive activations, as a few do in trained models.
+bool is_massive(std::int64_t dimension, std::int64_t hidden, std::uint64_t seed) {
+  const Words words = words_of("massive", seed);
+  const std::int64_t count = 1 + hidden / 1024;
+  for (std::int64_t i = 0; i < count; ++i)
+    if (static_cast<std::int64_t>(words.at(static_cast<std::uint64_t>(i)) % static_cast<std::uint64_t>(hidden)) ==
+        dimension)
+      return true;
+  return false;
+}
+
+float deviation_of(const TensorSpec& spec, std::uint64_t seed, std::int64_t row) {
+  if (spec.role == Role::token_embd) return embedding_deviation;
+  const float base = gain(spec.role) / std::sqrt(static_cast<float>(spec.cols));
+  if (spec.role == Role::ffn_gate_inp) return base * popularity(words_of(spec.name + std::to_string(row), seed));
+  if (spec.role == Role::ffn_down_exps && is_massive(row % spec.rows, spec.rows, seed)) return 8 * base;
+  return base;
+}
+
+// Norm weights: about one, per-head ones larger so that attention is not uniform, and one in 64 three times as large.
+void make_norm(const TensorSpec& spec, const Words& words, std::byte* out) {
+  const float centre = spec.role == Role::attn_q_norm || spec.role == Role::attn_k_norm ? 1.5f : 1.0f;
+  for (std::int64_t i = 0; i < spec.cols; ++i) {
+    const auto n = static_cast<std::uint64_t>(2 * i);
+    const bool large = words.at(n) % 64 == 0;
+    const float value = (large ? 3 * centre : centre) * (1 + 0.2f * bell(words.at(n + 1)));
+    std::memcpy(out + 4 * i, &value, sizeof value);
+  }
+}
+
+}  // namespace
+
+std::size_t SyntheticTensor::row_bytes() const {
+  return static_cast<std::size_t>(spec.cols / info(type).elements * info(type).bytes);
+}
+
+void make_rows(const SyntheticTensor& tensor, std::uint64_t seed, std::int64_t first, std::int64_t last,
+               std::byte* out) {
+  const Words words = words_of(tensor.spec.name, seed);
+  if (is_norm(tensor.spec.role)) return make_norm(tensor.spec, words, out);
+  for (std::int64_t row = first; row < last; ++row, out += tensor.row_bytes())
+    make_row(tensor.type, out, tensor.spec.cols, words, static_cast<std::uint64_t>(row),
+             deviation_of(tensor.spec, seed, row));
+}
+
+}  // namespace moe_diag
