@@ -122,13 +122,13 @@ void read_prompts(const Value& value, Contract& contract) {
 }
 
 // What is there must be of use to somebody; otherwise a misspelling goes unseen.
-void check_use(Map& map, const Contract& contract, bool capture_is_right) {
+void check_use(Map& map, const Contract& contract, bool capture_right, bool falsifiers_right) {
   const auto capture = map.find("capture"), falsifiers = map.find("falsifiers");
   if (!capture && !falsifiers) {
     map.value().refuse("there is nothing to do: add 'falsifiers' or 'capture'");
     return;
   }
-  if (const auto sinks = map.find("sinks"); sinks && capture_is_right)
+  if (const auto sinks = map.find("sinks"); sinks && capture_right)
     for (const Node& key : sinks->node().keys) {
       const bool fed = std::any_of(contract.capture.begin(), contract.capture.end(), [&](const CaptureSpec& c) {
         return std::find(c.to.begin(), c.to.end(), key.text) != c.to.end();
@@ -137,12 +137,13 @@ void check_use(Map& map, const Contract& contract, bool capture_is_right) {
         Value(key, sinks->path(), map.value().mistakes())
             .refuse(fmt::format("no capture feeds the sink '{}': name it in a 'to', or remove it", shown(key.text)));
     }
+  if (capture || !falsifiers_right) return;
   for (const PromptSpec& prompt : contract.prompts) {
     const bool judged =
         std::any_of(contract.falsifiers.begin(), contract.falsifiers.end(), [&](const FalsifierSpec& f) {
           return f.prompts.empty() || std::find(f.prompts.begin(), f.prompts.end(), prompt.id) != f.prompts.end();
         });
-    if (!capture && !judged && !prompt.id.empty())
+    if (!judged && !prompt.id.empty())
       map.value().mistakes().add(prompt.where, "",
                                  fmt::format("no falsifier looks at the prompt '{}': remove it", prompt.id));
   }
@@ -151,8 +152,11 @@ void check_use(Map& map, const Contract& contract, bool capture_is_right) {
 void read_all(const Node& root, Contract& contract, Mistakes& mistakes) {
   Map map(Value(root, "", mistakes));
   if (!map.is_map()) return;
+  // True when the part added no mistake.
   const auto part = [&](std::string_view key, bool required, auto read) {
+    const std::size_t before = mistakes.count();
     if (const auto value = required ? map.require(key) : map.find(key)) read(*value, contract);
+    return mistakes.count() == before;
   };
   part("metadata", true, read_metadata);
   part("model", true, read_model);
@@ -160,11 +164,9 @@ void read_all(const Node& root, Contract& contract, Mistakes& mistakes) {
   part("lanes", true, read_lanes);
   part("oracle", false, read_oracle);
   part("sinks", false, read_sinks);
-  const std::size_t before = mistakes.count();
-  part("capture", false, read_capture);
-  const bool capture_is_right = mistakes.count() == before;
-  part("falsifiers", false, read_falsifiers);
-  check_use(map, contract, capture_is_right);
+  const bool capture_right = part("capture", false, read_capture);
+  const bool falsifiers_right = part("falsifiers", false, read_falsifiers);
+  check_use(map, contract, capture_right, falsifiers_right);
   map.finish();
 }
 

@@ -180,7 +180,7 @@ std::string remedy(const YAML::Exception& e, const Lines& lines) {
     return quote_it(head.back());
   if (e.msg.find("illegal map value") != std::string::npos)
     return "quote text with ': ' in it, or indent this key like its neighbours";
-  if (e.msg.find("flow not found") != std::string::npos) return "a '[' or '{' is not closed, or a comma is missing";
+  if (e.msg.find("flow") != std::string::npos) return "a '[' or '{' is not closed, or a comma is missing";
   if (e.msg.find("end of map not found") != std::string::npos || e.msg.find("end of seq") != std::string::npos)
     return "the indentation fits none of the lines above";
   return "quote the text";

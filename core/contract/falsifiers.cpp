@@ -86,7 +86,7 @@ void read_stages(const Value& value, FalsifierSpec& spec, std::optional<Metric> 
       word.refuse(fmt::format("{} does not fit {}: it fits {}", info(*metric).name,
                               pick->named ? fmt::format("the stage {}", name_of(pick->stages.front()))
                                           : fmt::format("any stage of '{}'", shown(word.node().text)),
-                              listed(fitting_stages(*metric))));
+                              fitting_stages(*metric)));
   }
   auto& stages = spec.stages.stages;
   std::sort(stages.begin(), stages.end());

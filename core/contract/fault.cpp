@@ -37,7 +37,7 @@ void read_site(Map& map, FaultSpec& fault, bool kind_known) {
   fault.stage = pick->stages.front();
   if (kind_known && !fits(fault.kind, fault.stage))
     stage->refuse(fmt::format("{} cannot be planted at {}: it fits {}", name_of(fault.kind), name_of(fault.stage),
-                              listed(fitting_stages(fault.kind))));
+                              fitting_stages(fault.kind)));
   const bool in_layer = info(fault.stage).scope == Scope::layer;
   if (in_layer && !layer)
     map.value().refuse(fmt::format("the key 'layer' is missing: {} is in every layer", name_of(fault.stage)));

@@ -5,15 +5,16 @@
 
 #include <cmath>
 
+#include "core/contract/nearest.hpp"
+
 namespace moe_diag {
 namespace {
 
 template <class What>
-std::vector<std::string> stages_that_fit(What what) {
-  std::vector<std::string> names;
-  for (const StageInfo& s : stage_table)
-    if (fits(what, s.stage)) names.emplace_back(s.name);
-  return names;
+std::string stages_that_fit(What what) {
+  std::vector<std::string> fitting, others;
+  for (const StageInfo& s : stage_table) (fits(what, s.stage) ? fitting : others).emplace_back(s.name);
+  return fitting.size() > others.size() ? "every stage but " + listed(others) : listed(fitting);
 }
 
 }  // namespace
@@ -61,8 +62,8 @@ bool fits(FaultSpec::Kind kind, Stage stage) {
          stage == Stage::moe_expert_out;
 }
 
-std::vector<std::string> fitting_stages(Metric metric) { return stages_that_fit(metric); }
-std::vector<std::string> fitting_stages(FaultSpec::Kind kind) { return stages_that_fit(kind); }
+std::string fitting_stages(Metric metric) { return stages_that_fit(metric); }
+std::string fitting_stages(FaultSpec::Kind kind) { return stages_that_fit(kind); }
 
 std::vector<std::string> metric_names() {
   std::vector<std::string> names;

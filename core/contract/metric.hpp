@@ -41,9 +41,9 @@ inline constexpr std::array metric_table{
 constexpr const MetricInfo& info(Metric metric) { return metric_table[static_cast<std::size_t>(metric)]; }
 
 std::vector<std::string> metric_names();
-// The stages at which the metric can be computed, or the fault planted, in forward order.
-std::vector<std::string> fitting_stages(Metric metric);
-std::vector<std::string> fitting_stages(FaultSpec::Kind kind);
+// The stages at which the metric can be computed, or the fault planted: "every stage but moe_router_indices".
+std::string fitting_stages(Metric metric);
+std::string fitting_stages(FaultSpec::Kind kind);
 
 // Why the bound is no claim about the metric (it holds or fails whatever is computed, or points the wrong way); empty
 // when it is one.

@@ -47,7 +47,9 @@ std::optional<std::string> nearest(std::string_view name, const std::vector<std:
   std::size_t least = std::max<std::size_t>(1, name.size() / 3) + 1;
   for (const std::string& c : candidates) {
     if (c.size() > longest_name) continue;
-    const std::size_t d = distance(wanted, lower(c));
+    // What was cut short is as good as spelt right.
+    const bool is_start = wanted.size() >= 3 && lower(c).substr(0, wanted.size()) == wanted;
+    const std::size_t d = is_start ? 0 : distance(wanted, lower(c));
     if (d < least) {
       least = d;
       best = c;

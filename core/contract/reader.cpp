@@ -17,6 +17,7 @@ namespace moe_diag {
 namespace {
 
 constexpr std::size_t longest_folder_name = 100;
+constexpr std::string_view merge_key = "<<";
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
@@ -173,11 +174,13 @@ Map::Map(Value value) : value_(std::move(value)) {
   }
   std::map<std::string_view, const Node*> seen;
   for (const Node& key : value_.node().keys) {
+    const Value at(key, value_.path(), value_.mistakes());
     const auto [first, is_new] = seen.emplace(key.text, &key);
-    if (!is_new)
-      Value(key, value_.path(), value_.mistakes())
-          .refuse(fmt::format("key '{}' is there already, at {}", shown(key.text),
-                              value_.mistakes().place(*first->second)));
+    if (key.text == merge_key)
+      at.refuse("merge keys ('<<') are not supported, write the keys out");
+    else if (!is_new)
+      at.refuse(
+          fmt::format("key '{}' is there already, at {}", shown(key.text), value_.mistakes().place(*first->second)));
   }
 }
 
@@ -201,7 +204,7 @@ std::optional<Value> Map::require(std::string_view key) {
 
 std::vector<Entry> Map::entries() const {
   std::vector<Entry> list;
-  std::set<std::string_view> seen;
+  std::set<std::string_view> seen{merge_key};
   if (!is_map()) return list;
   for (std::size_t i = 0; i < value_.node().keys.size(); ++i) {
     const Node& key = value_.node().keys[i];
@@ -223,11 +226,7 @@ std::vector<Entry> Map::rest() const {
 
 void Map::finish() const {
   if (!is_map()) return;
-  for (const Node& key : value_.node().keys)
-    if (std::find(known_.begin(), known_.end(), key.text) == known_.end())
-      Value(key, value_.path(), value_.mistakes())
-          .refuse(key.text == "<<" ? "merge keys ('<<') are not supported, write the keys out"
-                                   : unknown("key", key.text, known_));
+  for (const Entry& entry : rest()) entry.key.refuse(unknown("key", entry.name(), known_));
 }
 
 }  // namespace moe_diag
