@@ -57,7 +57,7 @@ std::optional<PluginName> announced(const fs::path& file) {
 // Whoever may write to the folder decides what runs here.
 void warn_if_open_to_all(const fs::path& folder) {
   static std::set<fs::path> warned;
-  struct stat s{};
+  struct stat s {};
   if (::stat(folder.c_str(), &s) != 0 || (s.st_mode & S_IWOTH) == 0 || !warned.insert(folder).second) return;
   fmt::print(stderr, "warning: plugin folder {} can be written by everyone: chmod o-w it\n", folder.string());
 }
@@ -80,8 +80,9 @@ Loaded load(const Found& found) {
   shared_library library(found.path, mode, error);
   if (error) {
     const char* reason = ::dlerror();
-    return refuse(fmt::format("it cannot be loaded ({}), wanted a library whose symbols all resolve: link what it misses",
-                              reason ? reason : error.message()));
+    return refuse(
+        fmt::format("it cannot be loaded ({}), wanted a library whose symbols all resolve: link what it misses",
+                    reason ? reason : error.message()));
   }
   keep(library);
 
@@ -92,8 +93,9 @@ Loaded load(const Found& found) {
   if (const std::string why = refusal_of(*manifest, found.name); !why.empty()) return refuse(why);
   const auto* create = alias<const void>(library, "moe_diag_create");
   if (!create)
-    return refuse("it exports no moe_diag_create, wanted a factory: end its main file with MOE_DIAG_SINK or "
-                  "MOE_DIAG_BACKEND");
+    return refuse(
+        "it exports no moe_diag_create, wanted a factory: end its main file with MOE_DIAG_SINK or "
+        "MOE_DIAG_BACKEND");
   return {"", manifest->summary, create};
 }
 
@@ -139,8 +141,9 @@ std::vector<fs::path> folders_to_search(const std::vector<std::string>& asked) {
   std::vector<fs::path> folders;
   for (const std::string& folder : asked) {
     if (folder.empty() || !fs::is_directory(folder))
-      throw Error(ErrorKind::usage,
-                  fmt::format("--plugin-dir '{}': no such folder; name one that holds moe_diag_<kind>_<name>.so", folder));
+      throw Error(
+          ErrorKind::usage,
+          fmt::format("--plugin-dir '{}': no such folder; name one that holds moe_diag_<kind>_<name>.so", folder));
     folders.push_back(fs::absolute(folder).lexically_normal());
   }
   if (!folders.empty()) return folders;
@@ -202,10 +205,11 @@ void PluginHost::Impl::refuse_absent(PluginKind kind, std::string_view name) con
   }
   for (const fs::path& folder : folders)
     searched.push_back(folder.string() + (fs::is_directory(folder) ? "" : " (not there)"));
-  throw Error(ErrorKind::absent,
-              fmt::format("no {} plugin '{}'{}; there are: {}; searched: {}; build moe_diag_{}_{}.so or name its folder "
-                          "with --plugin-dir",
-                          name_of(kind), name, other, quoted_list(known), quoted_list(searched), name_of(kind), name));
+  throw Error(
+      ErrorKind::absent,
+      fmt::format("no {} plugin '{}'{}; there are: {}; searched: {}; build moe_diag_{}_{}.so or name its folder "
+                  "with --plugin-dir",
+                  name_of(kind), name, other, quoted_list(known), quoted_list(searched), name_of(kind), name));
 }
 
 template <class Interface>

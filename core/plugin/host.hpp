@@ -35,8 +35,8 @@ class PluginHost {
   std::vector<PluginRecord> list();
 
   // Builds a plugin's object. Throws Error: absent when there is none of that name (with the names there are and where
-  // was searched), environment when it was refused or its factory failed, usage when an option is wrong (or unknown, for a sink:
-  // a backend reads on in describe).
+  // was searched), environment when it was refused or its factory failed, usage when an option is wrong (or unknown,
+  // for a sink: a backend reads on in describe).
   std::unique_ptr<Sink> make_sink(std::string_view name, const Options& options);
   std::unique_ptr<Backend> make_backend(std::string_view name, const Options& options);
 

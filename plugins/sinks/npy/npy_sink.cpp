@@ -74,9 +74,10 @@ void check_folder_name(std::string_view what, std::string_view name) {
   const bool control = std::any_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 32; });
   if (!name.empty() && name[0] != '.' && name.find('/') == std::string_view::npos && name.size() <= 200 && !control)
     return;
-  throw Error(ErrorKind::usage, fmt::format("{} '{}' cannot be the name of a folder of the capture; use letters, digits, "
-                                            "'-', '_' and '.', and do not start with '.'",
-                                            what, name));
+  throw Error(ErrorKind::usage,
+              fmt::format("{} '{}' cannot be the name of a folder of the capture; use letters, digits, "
+                          "'-', '_' and '.', and do not start with '.'",
+                          what, name));
 }
 
 Json config_json(const ModelConfig& c) {
@@ -123,8 +124,8 @@ class NpySink : public Sink {
     for (const PromptInfo& prompt : run.prompts) {
       check_folder_name("prompt", prompt.id);
       if (prompt.id == "manifest.json" || prompt.id == "manifest.json.partial" || prompt.id == "incomplete")
-        throw Error(ErrorKind::usage, fmt::format("prompt '{}': the capture has a file of this name; rename the prompt",
-                                                  prompt.id));
+        throw Error(ErrorKind::usage,
+                    fmt::format("prompt '{}': the capture has a file of this name; rename the prompt", prompt.id));
     }
     for (const LaneInfo& lane : run.lanes) check_folder_name("lane", lane.name);
     layer_digits_ = std::max<std::size_t>(2, std::to_string(run.model.config.layers).size());
@@ -198,13 +199,13 @@ class NpySink : public Sink {
     Shape grown = event.tensor.shape;
     grown.dims[0] = array.shape[0];
     if (grown != array.shape || event.tensor.dtype != array.dtype)
-      throw Error(ErrorKind::environment, fmt::format("{}: holds rows of {} {}, more came as {} {}; one file has one shape",
-                                                      path_of(array), name_of(array.dtype), text_of(array.shape),
-                                                      name_of(event.tensor.dtype), text_of(event.tensor.shape)));
-    if (!array.positions.empty() && !event.positions.empty() && event.positions.front() <= array.positions.back())
       throw Error(ErrorKind::environment,
-                  fmt::format("{}: position {} came after position {}; positions must ascend", path_of(array),
-                              event.positions.front(), array.positions.back()));
+                  fmt::format("{}: holds rows of {} {}, more came as {} {}; one file has one shape", path_of(array),
+                              name_of(array.dtype), text_of(array.shape), name_of(event.tensor.dtype),
+                              text_of(event.tensor.shape)));
+    if (!array.positions.empty() && !event.positions.empty() && event.positions.front() <= array.positions.back())
+      throw Error(ErrorKind::environment, fmt::format("{}: position {} came after position {}; positions must ascend",
+                                                      path_of(array), event.positions.front(), array.positions.back()));
     array.shape.dims[0] += event.tensor.shape[0];
     array.digest.reset();
     const std::string header = npy_header(array.dtype, array.shape);

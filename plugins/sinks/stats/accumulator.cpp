@@ -110,7 +110,8 @@ void ValueStats::add_values(const T* values, std::int64_t row, std::span<const s
     const double before = absmax_;
     add_block({finite.data(), kept});
     if (absmax_ == before) continue;
-    const auto* at = std::find_if(block, block + size, [&](T x) { return std::abs(static_cast<double>(x)) == absmax_; });
+    const auto* at =
+        std::find_if(block, block + size, [&](T x) { return std::abs(static_cast<double>(x)) == absmax_; });
     absmax_at_ = place(start + static_cast<std::size_t>(at - block));
   }
 }

@@ -42,7 +42,8 @@ Json json_of(const StatsRecord& r) {
             {"dtype", name_of(r.dtype)},
             {"rows", r.rows}};
   if (const auto* s = std::get_if<IndexStats>(&r.stats)) {
-    json.update({{"count", s->count()}, {"min", number(s->min())}, {"max", number(s->max())}, {"distinct", s->distinct()}});
+    json.update(
+        {{"count", s->count()}, {"min", number(s->min())}, {"max", number(s->max())}, {"distinct", s->distinct()}});
     return json;
   }
   const auto& s = std::get<ValueStats>(r.stats);
@@ -76,8 +77,9 @@ std::string csv_cell(const std::optional<Place>& p) {
 }
 
 std::string csv_line(const StatsRecord& r) {
-  const std::string head = fmt::format("{},{},{},{},{},{},", csv_text(r.prompt), csv_text(r.lane), name_of(r.site.stage),
-                                       has_layer(r) ? std::to_string(r.site.layer) : "", name_of(r.dtype), r.rows);
+  const std::string head =
+      fmt::format("{},{},{},{},{},{},", csv_text(r.prompt), csv_text(r.lane), name_of(r.site.stage),
+                  has_layer(r) ? std::to_string(r.site.layer) : "", name_of(r.dtype), r.rows);
   if (const auto* s = std::get_if<IndexStats>(&r.stats))
     return head + fmt::format("{},{},{},,,,,,,,,,,,,,,{}\n", s->count(), csv_cell(s->min()), csv_cell(s->max()),
                               s->distinct());
@@ -99,8 +101,8 @@ std::string table_line(const StatsRecord& r) {
   const std::string head =
       fmt::format("  {:>5} {:<20}", has_layer(r) ? std::to_string(r.site.layer) : "-", name_of(r.site.stage));
   if (const auto* s = std::get_if<IndexStats>(&r.stats))
-    return head + fmt::format(" {:>10} {:>11} {:>11}   {} distinct\n", s->count(), csv_cell(s->min()), csv_cell(s->max()),
-                              s->distinct());
+    return head + fmt::format(" {:>10} {:>11} {:>11}   {} distinct\n", s->count(), csv_cell(s->min()),
+                              csv_cell(s->max()), s->distinct());
   const auto& s = std::get<ValueStats>(r.stats);
   std::string line = head + fmt::format(" {:>10} {:>11} {:>11} {:>11} {:>11} {:>11} {:>6} {:>6}", s.count(),
                                         table_cell(s.min()), table_cell(s.max()), table_cell(s.mean()),
@@ -111,9 +113,9 @@ std::string table_line(const StatsRecord& r) {
 }
 
 std::string table_of_lane(const std::vector<const StatsRecord*>& records, std::size_t rows, std::string_view file) {
-  std::string text = fmt::format("prompt {}, lane {}\n  {:>5} {:<20} {:>10} {:>11} {:>11} {:>11} {:>11} {:>11} {:>6} {:>6}\n",
-                                 records[0]->prompt, records[0]->lane, "layer", "stage", "count", "min", "max", "mean",
-                                 "std", "rms", "nan", "inf");
+  std::string text = fmt::format(
+      "prompt {}, lane {}\n  {:>5} {:<20} {:>10} {:>11} {:>11} {:>11} {:>11} {:>11} {:>6} {:>6}\n", records[0]->prompt,
+      records[0]->lane, "layer", "stage", "count", "min", "max", "mean", "std", "rms", "nan", "inf");
   const std::size_t head = records.size() <= rows ? rows : rows / 2;
   const std::size_t tail = records.size() <= rows ? 0 : records.size() - (rows - head);
   std::size_t elided = 0;
@@ -137,7 +139,8 @@ std::string table_of_lane(const std::vector<const StatsRecord*>& records, std::s
 std::string json_of(const RunInfo& run, const std::vector<const StatsRecord*>& records) {
   const auto dump = [](const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); };
   std::string text = fmt::format(
-      "{{\n\"format\": \"moe-diag stats\",\n\"format_version\": 1,\n\"tool_version\": {},\n\"contract\": {},\n\"model\": "
+      "{{\n\"format\": \"moe-diag stats\",\n\"format_version\": 1,\n\"tool_version\": {},\n\"contract\": "
+      "{},\n\"model\": "
       "{},\n\"sites\": [",
       dump(Json(run.tool_version)), dump(Json{{"id", run.contract}, {"version", run.contract_version}}),
       dump(Json{{"source", run.model.source}, {"bytes", run.model.bytes}, {"digest", run.model.digest}}));

@@ -72,9 +72,9 @@ class StatsSink : public Sink {
       if (indices) record.stats = IndexStats();
     }
     if (record.dtype != event.tensor.dtype)
-      throw Error(ErrorKind::environment, fmt::format("event: {}: {} came after {}; a site has one type",
-                                                      name_of(event.site.stage), name_of(event.tensor.dtype),
-                                                      name_of(record.dtype)));
+      throw Error(ErrorKind::environment,
+                  fmt::format("event: {}: {} came after {}; a site has one type", name_of(event.site.stage),
+                              name_of(event.tensor.dtype), name_of(record.dtype)));
     record.rows += event.tensor.shape[0];
     if (event.tensor.shape.count() == 0) return;
     if (indices)
@@ -109,10 +109,9 @@ class StatsSink : public Sink {
         static_cast<std::size_t>(e.lane) < run_.lanes.size() && t.shape.rank >= 1 &&
         t.shape[0] == static_cast<std::int64_t>(e.positions.size()) && (t.data || t.bytes() == 0))
       return;
-    throw Error(ErrorKind::environment,
-                fmt::format("event: prompt {} of {}, lane {} of {}, {}: {} positions, {} rows", e.prompt,
-                            run_.prompts.size(), e.lane, run_.lanes.size(), name_of(e.site.stage), e.positions.size(),
-                            t.shape[0]));
+    throw Error(ErrorKind::environment, fmt::format("event: prompt {} of {}, lane {} of {}, {}: {} positions, {} rows",
+                                                    e.prompt, run_.prompts.size(), e.lane, run_.lanes.size(),
+                                                    name_of(e.site.stage), e.positions.size(), t.shape[0]));
   }
 
   std::string file_;
