@@ -5,6 +5,9 @@ set(MOE_DIAG_SANITIZE "" CACHE STRING "Sanitizers, as -fsanitize takes them, sep
 
 if(MOE_DIAG_SANITIZE)
   list(JOIN MOE_DIAG_SANITIZE "," moe_diag_sanitizers)
+  # -O1 and short debug information: instrumented vector code at -O3 takes GCC minutes a file. GCC 12 also takes
+  # instrumented code of its own library for uninitialised reads.
+  add_compile_options(-O1 -g1 -Wno-maybe-uninitialized)
   add_compile_options(-fsanitize=${moe_diag_sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   add_link_options(-fsanitize=${moe_diag_sanitizers})
 endif()
