@@ -187,5 +187,8 @@ const Weight& Model::output() const { return *impl_->output; }
 const std::string& Model::source() const { return impl_->source; }
 std::uint64_t Model::bytes() const { return impl_->bytes.size(); }
 const std::string& Model::digest() const { return impl_->digest; }
+std::uint64_t Model::offset_of(const Weight& weight) const {
+  return static_cast<std::uint64_t>(weight.data - impl_->bytes.data());
+}
 
 }  // namespace moe_diag

@@ -46,9 +46,10 @@ class Model {
   const Weight& output_norm() const;
   const Weight& output() const;  // token_embd when tied
 
-  const std::string& source() const;  // path, or "synthetic: tiny, seed 7, ..."
-  std::uint64_t bytes() const;        // of the whole file or image
-  const std::string& digest() const;  // see ModelInfo::digest
+  const std::string& source() const;                    // path, or "synthetic: tiny, seed 7, ..."
+  std::uint64_t bytes() const;                          // of the whole file or image
+  const std::string& digest() const;                    // see ModelInfo::digest
+  std::uint64_t offset_of(const Weight& weight) const;  // of one of its own, from the start of the file
 
  private:
   struct Impl;

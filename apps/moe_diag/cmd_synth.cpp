@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+
+#include <chrono>
+#include <csignal>
+#include <memory>
+#include <string>
+
+#include "apps/moe_diag/commands.hpp"
+#include "apps/moe_diag/progress_line.hpp"
+#include "core/api/error.hpp"
+#include "core/model/synthetic.hpp"
+
+namespace moe_diag {
+namespace {
+
+constexpr auto footer =
+    R"(Weights are random, but of sizes that keep activations, attention, routing and logits like a trained model's; the
+same seed gives the same bytes on every machine. No download, no quantiser. q4_k_m mixes Q4_K and Q6_K by layer as
+llama.cpp does. Presets: tiny (4 layers, hidden 256, 12 experts of which 3 are used; 6 MB as q4_k_m), qwen3-30b-a3b
+(the shapes of Qwen3-30B-A3B; 17.28 GiB as q4_k_m, 48 layers).
+
+Examples:
+  moe-diag synth tiny.gguf                                           something to try contracts on
+  moe-diag synth mixed.gguf --layers 48                              48 tiny layers, types mixed as in a real file
+  moe-diag synth wide.gguf --preset qwen3-30b-a3b --layers 4         full width, 1.9 GB
+  moe-diag synth exact.gguf --quant f32 --seed 7                     no quantisation at all)";
+
+struct Arguments {
+  std::string path;
+  SyntheticSpec spec;
+  SyntheticWriting writing;
+};
+
+volatile std::sig_atomic_t interrupted = 0;
+
+std::string joined(const std::vector<std::string_view>& names) {
+  std::string text;
+  for (const std::string_view name : names) text += fmt::format("{}{}", text.empty() ? "" : " | ", name);
+  return text;
+}
+
+void synth(Arguments& arguments) {
+  std::signal(SIGINT, [](int) { interrupted = 1; });
+  std::signal(SIGTERM, [](int) { interrupted = 1; });
+  const auto start = std::chrono::steady_clock::now();
+  const auto seconds = [start] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  {
+    ProgressLine line;
+    arguments.writing.progress = [&](std::uint64_t done, std::uint64_t total) {
+      if (interrupted != 0)
+        throw Error(ErrorKind::environment, fmt::format("{}: interrupted; nothing was written", arguments.path));
+      constexpr std::uint64_t mib = 1 << 20;
+      line.show(fmt::format("MiB written, {:.0f} a second", static_cast<double>(done) / mib / seconds()),
+                static_cast<std::int64_t>(done / mib), static_cast<std::int64_t>(total / mib));
+    };
+    write_synthetic(arguments.spec, arguments.path, arguments.writing);
+  }
+  const auto bytes = static_cast<double>(synthetic_bytes(arguments.spec));
+  fmt::print("{}: {:.2f} GiB in {:.1f} s ({:.2f} GB/s), {}\n", arguments.path, bytes / (1 << 30), seconds(),
+             bytes / 1e9 / seconds(), to_string(arguments.spec));
+}
+
+}  // namespace
+
+void add_synth(CLI::App& app, Context&) {
+  CLI::App* command = app.add_subcommand("synth", "Write a synthetic Qwen3-MoE model as GGUF");
+  auto arguments = std::make_shared<Arguments>();
+  SyntheticSpec& spec = arguments->spec;
+  command->add_option("OUT", arguments->path, "File to write; appears complete or not at all")->required();
+  command->add_option("--preset", spec.preset, joined(synthetic_presets()))->capture_default_str();
+  command->add_option("--layers", spec.layers, "How many layers; the preset's own unless given")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--quant", spec.quant, joined(synthetic_quants()))->capture_default_str();
+  command->add_option("--seed", spec.seed, "Another seed, other weights")->capture_default_str();
+  command->add_option("--threads", arguments->writing.threads, "One a core unless given; changes no byte")
+      ->check(CLI::Range(1, 256));
+  command->add_flag("--force", arguments->writing.force, "Replace OUT when it exists");
+  command->footer(footer);
+  command->callback([arguments] { synth(*arguments); });
+}
+
+}  // namespace moe_diag
