@@ -25,7 +25,9 @@ std::string table_of(const std::vector<PluginRecord>& records, bool paths) {
   for (const PluginRecord& r : records) name_width = std::max(name_width, r.name.size());
   std::string text = fmt::format("{:<8} {:<{}} {:<8} {}\n", "KIND", "NAME", name_width, "STATE", "SUMMARY");
   for (const PluginRecord& r : records) {
-    text += fmt::format("{:<8} {:<{}} {:<8} {}\n", name_of(r.kind), r.name, name_width, state_of(r), r.summary);
+    const std::string state = state_of(r);
+    text += fmt::format("{:<8} {:<{}} {}\n", name_of(r.kind), r.name, name_width,
+                        r.summary.empty() ? state : fmt::format("{:<8} {}", state, r.summary));
     if (!r.refusal.empty()) text += fmt::format("  {}\n", r.refusal);
     if (!r.shadowed_by.empty()) text += fmt::format("  {}: not used, {} comes first\n", r.path, r.shadowed_by);
     if (paths && r.refusal.empty() && r.shadowed_by.empty()) text += fmt::format("  {}\n", r.path);

@@ -47,7 +47,9 @@ TEST_CASE("shipped plugins need nothing of the core and export their two aliases
       // What templates of the standard library and the one public exception class leave cannot be hidden: weak (W, V)
       // or unique (u).
       const bool weak = symbol.type == "W" || symbol.type == "V" || symbol.type == "u";
-      if (!weak) strong.insert(symbol.name);
+      // The address sanitizer marks every exported variable with a symbol of its own.
+      const bool marker = symbol.name.find("__odr_asan.") == 0;
+      if (!weak && !marker) strong.insert(symbol.name);
       if (weak && symbol.name.find("moe_diag") != std::string::npos)
         CHECK(symbol.name.find("N8moe_diag5ErrorE") != std::string::npos);
     }
