@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: MIT
+// The runner as a user meets it: exit codes, messages, and nothing half written.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "tests/support/catch.hpp"
+#include "tests/support/process.hpp"
+
+namespace moe_diag {
+namespace {
+
+namespace fs = std::filesystem;
+using Catch::Matchers::Contains;
+
+const std::string quickstart = std::string(MOE_DIAG_SOURCE_DIR) + "/contracts/quickstart.yaml";
+
+std::string run_quickstart(const TemporaryFolder& folder, const std::string& more = "") {
+  return "run " + quoted(quickstart) + " --out " + quoted(folder / "out") + " " + more;
+}
+
+}  // namespace
+
+TEST_CASE("the quickstart holds, writes what it says, and exits 0") {
+  const TemporaryFolder folder;
+  const Finished run = run_tool(run_quickstart(folder, "--controls"));
+  CHECK(run.code == 0);
+  CHECK(run.err.empty());
+  CHECK_THAT(run.out, Contains("HELD") && Contains("0 untested"));
+  const auto verdict = nlohmann::json::parse(read_text(folder / "out/verdict.json"));
+  CHECK(verdict["outcomes"]["held"] == verdict["falsifiers"].size());
+  for (const auto& f : verdict["falsifiers"]) {
+    CHECK(f["samples"] > 0);
+    CHECK(!f["controls"].empty());
+  }
+  CHECK(fs::exists(folder / "out/dump/manifest.json"));
+  CHECK(fs::exists(folder / "out/stats.json"));
+}
+
+TEST_CASE("a planted fault exits 1 and names its site") {
+  const TemporaryFolder folder;
+  const Finished run =
+      run_tool(run_quickstart(folder, "--inject '{inject: nan, stage: moe_ffn_out, layer: 3, lane: step}'"));
+  CHECK(run.code == 1);
+  CHECK_THAT(run.out, Contains("FALSIFIED") && Contains("layer 3, moe_ffn_out"));
+}
+
+TEST_CASE("an existing capture is refused unless it may be replaced") {
+  const TemporaryFolder folder;
+  REQUIRE(run_tool(run_quickstart(folder)).code == 0);
+  const std::string before = read_text(folder / "out/dump/manifest.json");
+  const Finished again = run_tool(run_quickstart(folder));
+  CHECK(again.code == 4);
+  CHECK_THAT(again.err, Contains("--overwrite"));
+  CHECK(read_text(folder / "out/dump/manifest.json") == before);
+  CHECK(run_tool(run_quickstart(folder, "--overwrite")).code == 0);
+}
+
+TEST_CASE("two runs write the same capture, byte by byte") {
+  const TemporaryFolder folder;
+  REQUIRE(run_tool(run_quickstart(folder)).code == 0);
+  REQUIRE(run_tool("run " + quoted(quickstart) + " --threads 1 --out " + quoted(folder / "again")).code == 0);
+  int files = 0;
+  for (const auto& entry : fs::recursive_directory_iterator(folder / "out/dump")) {
+    if (entry.path().extension() != ".npy") continue;
+    const fs::path other = fs::path(folder / "again/dump") / fs::relative(entry.path(), folder / "out/dump");
+    CHECK(read_text(entry.path()) == read_text(other));
+    ++files;
+  }
+  CHECK(files > 50);
+}
+
+TEST_CASE("wrong command lines exit 2 and say what is wrong") {
+  for (const std::string arguments : {"", "walk", "run", "run a.yaml --no-such-option", "run a.yaml --threads 0"}) {
+    INFO(arguments);
+    CHECK(run_tool(arguments).code == 2);
+  }
+  CHECK_THAT(run_tool("run /no/such/contract.yaml").err, Contains("/no/such/contract.yaml"));
+  CHECK(run_tool("run /no/such/contract.yaml").code == 2);
+  const Finished set = run_tool("run " + quoted(quickstart) + " --set nonsense");
+  CHECK(set.code == 2);
+  CHECK_THAT(set.err, Contains("KEY=VALUE"));
+  const Finished fault = run_tool("run " + quoted(quickstart) + " --inject '{inject: melt, stage: attn_out}'");
+  CHECK(fault.code == 2);
+  CHECK_THAT(fault.err, Contains("melt"));
+}
+
+TEST_CASE("wrong contracts exit 2, point at the line, and write nothing") {
+  const TemporaryFolder folder;
+  const auto refused = [&](const std::string& set, const std::string& message) {
+    const Finished run = run_tool(run_quickstart(folder, "--set " + quoted(set)));
+    INFO(set);
+    CHECK(run.code == 2);
+    CHECK_THAT(run.err, Contains(message));
+    CHECK_FALSE(fs::exists(folder / "out"));
+  };
+  refused("prompts.short.tokens=[3, 512]", "512");
+  refused("falsifiers.STEP-ERROR.stage=attn_nrom", "attn_norm");
+  refused("falsifiers.FINITE.layers=99", "99");
+  refused("lanes.f32.numerics=f31", "f31");
+  refused("lanes.f32.thraeds=2", "thraeds");
+  refused("sinks.dump.compress=1", "compress");
+  refused("model.synthetic=huge", "huge");
+}
+
+TEST_CASE("what is absent is untested: exit 3") {
+  const TemporaryFolder folder;
+  const Finished model = run_tool(run_quickstart(folder, "--set 'model={gguf: /no/such/model.gguf}'"));
+  CHECK(model.code == 3);
+  CHECK_THAT(model.out, Contains("UNTESTED") && Contains("/no/such/model.gguf"));
+  const Finished backend = run_tool(run_quickstart(folder, "--set lanes.f32.backend=abacus"));
+  CHECK(backend.code == 3);
+  CHECK_THAT(backend.out, Contains("abacus"));
+}
+
+TEST_CASE("a corrupt model exits 4 and names the file") {
+  const TemporaryFolder folder;
+  REQUIRE(run_tool("synth " + quoted(folder / "model.gguf") + " --preset tiny --layers 1 --seed 1").code == 0);
+  std::string bytes = read_text(folder / "model.gguf");
+  const auto run_model = [&](const std::string& content) {
+    write_text(folder / "bad.gguf", content);
+    return run_tool(run_quickstart(folder, "--overwrite --set 'model={gguf: " + folder / "bad.gguf" + "}'"));
+  };
+  for (const std::string content :
+       {std::string(), bytes.substr(0, 100), bytes.substr(0, bytes.size() - 1), "GGML" + bytes.substr(4)}) {
+    const Finished run = run_model(content);
+    CHECK(run.code == 4);
+    CHECK_THAT(run.err, Contains("bad.gguf"));
+  }
+}
+
+TEST_CASE("an output folder that cannot be written exits 4") {
+  const TemporaryFolder folder;
+  write_text(folder / "file", "in the way");
+  const Finished run = run_tool("run " + quoted(quickstart) + " --out " + quoted(folder / "file"));
+  CHECK(run.code == 4);
+  CHECK_THAT(run.err, Contains(folder / "file") && Contains("--out"));
+  CHECK(read_text(folder / "file") == "in the way");
+}
+
+TEST_CASE("a refused plugin exits 4, a missing plugin folder exits 2 or 4, both with their path") {
+  const TemporaryFolder folder;
+  fs::create_directory(folder / "plugins");
+  for (const auto& entry : fs::directory_iterator(MOE_DIAG_PLUGINS))
+    fs::copy(entry.path(), fs::path(folder / "plugins") / entry.path().filename());
+  write_text(folder / "plugins/moe_diag_sink_npy.so", "not a library");
+  const Finished run = run_tool("--plugin-dir " + quoted(folder / "plugins") + " " + run_quickstart(folder));
+  CHECK(run.code == 4);
+  CHECK_THAT(run.err, Contains("moe_diag_sink_npy.so"));
+  const Finished none = run_tool("--plugin-dir " + quoted(folder / "nowhere") + " " + run_quickstart(folder));
+  CHECK(none.code != 0);
+  CHECK_THAT(none.err + none.out, Contains("nowhere"));
+}
+
+TEST_CASE("a run that is killed leaves no manifest") {
+  const TemporaryFolder folder;
+  int killed = 0;
+  for (int milliseconds : {5, 20, 40, 60, 80, 120}) {
+    const std::string out = folder / ("out" + std::to_string(milliseconds));
+    const pid_t child = fork();
+    if (child == 0) {
+      const int null = ::open("/dev/null", O_WRONLY);
+      ::dup2(null, STDOUT_FILENO);
+      ::dup2(null, STDERR_FILENO);
+      ::execl(MOE_DIAG_EXE, MOE_DIAG_EXE, "run", quickstart.c_str(), "--controls", "--out", out.c_str(), nullptr);
+      ::_exit(127);
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
+    ::kill(child, SIGKILL);
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    killed += WIFSIGNALED(status);
+    const std::string manifest = out + "/dump/manifest.json";
+    if (!fs::exists(manifest)) continue;
+    // Complete before it was killed: then every file it lists is there.
+    for (const auto& tensor : nlohmann::json::parse(read_text(manifest))["tensors"])
+      CHECK(fs::exists(out + "/dump/" + tensor["file"].get<std::string>()));
+  }
+  CHECK(killed > 0);
+}
+
+TEST_CASE("check, stages, plugins, inspect and synth do what they say") {
+  const Finished check = run_tool("check " + quoted(quickstart));
+  CHECK(check.code == 0);
+  CHECK_THAT(check.out, Contains("right"));
+  CHECK(run_tool("check " + quoted(quickstart) + " --set falsifiers.FINITE.layers=4").code == 2);
+
+  const Finished stages = run_tool("stages");
+  CHECK(stages.code == 0);
+  CHECK_THAT(stages.out, Contains("moe_router_indices") && Contains("layer_output"));
+  CHECK(nlohmann::json::parse(run_tool("stages --json").out)["stages"].size() == 26);
+
+  const Finished plugins = run_tool("plugins");
+  CHECK(plugins.code == 0);
+  CHECK_THAT(plugins.out, Contains("cpu") && Contains("npy") && Contains("stats"));
+
+  const TemporaryFolder folder;
+  REQUIRE(run_tool("synth " + quoted(folder / "m.gguf") + " --preset tiny --seed 3").code == 0);
+  const Finished inspect = run_tool("inspect " + quoted(folder / "m.gguf"));
+  CHECK(inspect.code == 0);
+  CHECK_THAT(inspect.out, Contains("ffn_down_exps") && Contains("Q6_K"));
+  CHECK(run_tool("synth " + quoted(folder / "m.gguf") + " --preset tiny --seed 3").code != 0);
+  CHECK(run_tool("inspect /no/such/file.gguf").code == 2);
+  CHECK_THAT(run_tool("--version").out, Contains("moe-diag"));
+}
+
+}  // namespace moe_diag
