@@ -49,7 +49,7 @@ SyntheticImage make_synthetic(const SyntheticSpec& spec, int threads = 0);
 struct SyntheticWriting {
   bool force = false;  // replace what is there
   int threads = 0;     // 0: one a core
-  // Called now and then, in order, from any thread, one at a time. What it throws ends the writing; nothing is left.
+  // Called now and then, from any thread, one at a time. What it throws ends the writing; nothing is left.
   std::function<void(std::uint64_t done, std::uint64_t total)> progress;
 };
 
