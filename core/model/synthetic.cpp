@@ -4,16 +4,19 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <tbb/enumerable_thread_specific.h>
 #include <tbb/global_control.h>
 #include <tbb/parallel_for.h>
-#include <tbb/parallel_pipeline.h>
 #include <tbb/task_arena.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <memory>
+#include <mutex>
 #include <new>
 #include <thread>
 #include <utility>
@@ -26,7 +29,8 @@
 namespace moe_diag {
 namespace {
 
-constexpr std::size_t chunk_bytes = std::size_t{1} << 20;  // stays in a core's cache between making and writing
+constexpr std::size_t chunk_bytes = std::size_t{1} << 20;  // made and written at once
+constexpr std::size_t page_bytes = 4096;                   // what direct writing needs addresses and sizes to be
 constexpr int most_layers = 1000;
 
 struct Preset {
@@ -107,15 +111,7 @@ BlockType type_of(const Quant& quant, const TensorSpec& spec, int layers) {
   return quant.type;
 }
 
-// Some rows of one tensor, and where they stand in the file.
-struct Chunk {
-  const SyntheticTensor* tensor;
-  std::int64_t first, last;
-  std::uint64_t offset;
-  std::size_t bytes, padding;
-};
-
-// All of a file that is not random, and the order in which the rest is made.
+// A whole file: its header, where its tensors stand, and any stretch of its bytes.
 class Plan {
  public:
   explicit Plan(const SyntheticSpec& spec)
@@ -136,36 +132,52 @@ class Plan {
   Plan& operator=(const Plan&) = delete;
 
   const ModelConfig& config() const { return config_; }
-  const std::vector<std::byte>& header() const { return header_; }
   std::uint64_t bytes() const { return bytes_; }
 
-  std::vector<Chunk> chunks() const {
-    std::vector<Chunk> all;
-    std::uint64_t offset = header_.size();
-    for (const SyntheticTensor& tensor : tensors_) {
-      const std::int64_t rows = tensor.all_rows();
-      const auto step = std::max<std::int64_t>(1, static_cast<std::int64_t>(chunk_bytes / tensor.row_bytes()));
-      for (std::int64_t first = 0; first < rows; first += step) {
-        const std::int64_t last = std::min(first + step, rows);
-        const std::size_t bytes = static_cast<std::size_t>(last - first) * tensor.row_bytes();
-        const std::size_t padding =
-            last == rows ? (GgufHeader::alignment - (offset + bytes) % GgufHeader::alignment) % GgufHeader::alignment
-                         : 0;
-        all.push_back({&tensor, first, last, offset, bytes, padding});
-        offset += bytes + padding;
-      }
+  // Bytes first, first + 1, ... of the file, as many as `out` holds.
+  void make(std::uint64_t first, std::span<std::byte> out) const {
+    std::fill(out.begin(), out.end(), std::byte{0});  // between tensors
+    if (first < header_.size()) {
+      const std::size_t count = std::min<std::size_t>(out.size(), header_.size() - first);
+      std::memcpy(out.data(), header_.data() + first, count);
     }
-    return all;
-  }
-
-  void make(const Chunk& chunk, std::byte* out) const {
-    make_rows(*chunk.tensor, seed_, chunk.first, chunk.last, out);
-    std::memset(out + chunk.bytes, 0, chunk.padding);
+    const auto starts_after = [](std::uint64_t byte, const Placed& tensor) { return byte < tensor.offset; };
+    auto tensor = std::upper_bound(tensors_.begin(), tensors_.end(), first, starts_after);
+    if (tensor != tensors_.begin()) --tensor;
+    for (; tensor != tensors_.end() && tensor->offset < first + out.size(); ++tensor) make_part(*tensor, first, out);
   }
 
  private:
+  struct Placed {
+    SyntheticTensor tensor;
+    std::uint64_t offset;
+  };
+
   void add(const std::vector<TensorSpec>& specs) {
-    for (const TensorSpec& spec : specs) tensors_.push_back({spec, type_of(quant_, spec, config_.layers)});
+    for (const TensorSpec& spec : specs) tensors_.push_back({{spec, type_of(quant_, spec, config_.layers)}, 0});
+  }
+
+  // What of a tensor falls into the bytes from `first` on. Rows that lie across an end are made beside and cut.
+  void make_part(const Placed& placed, std::uint64_t first, std::span<std::byte> out) const {
+    const SyntheticTensor& tensor = placed.tensor;
+    const std::uint64_t row = tensor.row_bytes(), all = row * static_cast<std::uint64_t>(tensor.all_rows());
+    const std::uint64_t from = first > placed.offset ? first - placed.offset : 0;
+    const std::uint64_t to = std::min(all, first + out.size() - placed.offset);
+    std::vector<std::byte> beside;
+    for (std::uint64_t at = from; at < to;) {
+      std::byte* target = out.data() + (placed.offset + at - first);
+      const std::uint64_t r = at / row, whole = (to - at) / row;
+      if (at % row == 0 && whole > 0) {
+        make_rows(tensor, seed_, static_cast<std::int64_t>(r), static_cast<std::int64_t>(r + whole), target);
+        at += whole * row;
+        continue;
+      }
+      beside.resize(row);
+      make_rows(tensor, seed_, static_cast<std::int64_t>(r), static_cast<std::int64_t>(r + 1), beside.data());
+      const std::uint64_t end = std::min(to, (r + 1) * row);
+      std::memcpy(target, beside.data() + at % row, end - at);
+      at = end;
+    }
   }
 
   void write_header() {
@@ -192,8 +204,12 @@ class Plan {
     header.add("qwen3moe.vocab_size", u32(config_.vocab));
     header.add("tokenizer.ggml.model", "none");
     header.add("moe_diag.synthetic.seed", seed_);
-    for (const SyntheticTensor& tensor : tensors_) header.add_tensor(tensor.spec.name, tensor.type, tensor.spec.dims());
+    for (Placed& placed : tensors_) {
+      placed.offset = header.data_bytes();
+      header.add_tensor(placed.tensor.spec.name, placed.tensor.type, placed.tensor.spec.dims());
+    }
     header_ = header.bytes();
+    for (Placed& placed : tensors_) placed.offset += header_.size();
     bytes_ = header_.size() + header.data_bytes();
   }
 
@@ -201,10 +217,12 @@ class Plan {
   const Quant& quant_;
   ModelConfig config_;
   std::uint64_t seed_;
-  std::vector<SyntheticTensor> tensors_;
+  std::vector<Placed> tensors_;  // by offset
   std::vector<std::byte> header_;
   std::uint64_t bytes_ = 0;
 };
+
+std::size_t chunks_of(const Plan& plan) { return (plan.bytes() + chunk_bytes - 1) / chunk_bytes; }
 
 // Runs `work` on exactly that many threads, more than there are cores if asked to.
 template <class Work>
@@ -247,12 +265,12 @@ SyntheticImage make_synthetic(const SyntheticSpec& spec, int threads) {
                                                     "'moe-diag synth' and use that",
                                                     to_string(spec), plan.bytes()));
   }
-  std::byte* out = image.bytes().data();
-  std::copy(plan.header().begin(), plan.header().end(), out);
-  const std::vector<Chunk> chunks = plan.chunks();
+  const std::span<std::byte> out = image.bytes();
   run_on(threads, [&] {
-    tbb::parallel_for(std::size_t{0}, chunks.size(),
-                      [&](std::size_t i) { plan.make(chunks[i], out + chunks[i].offset); });
+    tbb::parallel_for(std::size_t{0}, chunks_of(plan), [&](std::size_t i) {
+      const std::size_t first = i * chunk_bytes;
+      plan.make(first, out.subspan(first, std::min(chunk_bytes, out.size() - first)));
+    });
   });
   return image;
 }
@@ -268,6 +286,8 @@ class TemporaryFile {
     const mode_t mask = ::umask(0);
     ::umask(mask);
     ::fchmod(fd_, 0666 & ~mask);
+    // Past the page cache: filling that takes longer than the disk does, and pushes out what others have there.
+    set_direct(true);
   }
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
@@ -285,24 +305,35 @@ class TemporaryFile {
       fail("cannot be written");
   }
 
-  void write(const std::byte* data, std::size_t size) {
-    while (size > 0) {
-      const ssize_t n = ::write(fd_, data, size);
+  // Writes at a place, from any thread. Addresses and sizes are multiples of a page.
+  void write(std::uint64_t at, std::span<const std::byte> data) {
+    while (!data.empty()) {
+      const bool direct = direct_;
+      const ssize_t n = ::pwrite(fd_, data.data(), data.size(), static_cast<off_t>(at));
       if (n < 0 && errno == EINTR) continue;
+      if (n < 0 && errno == EINVAL && direct) {  // this filesystem, or the end of a disk, cannot do without the cache
+        set_direct(false);
+        continue;
+      }
       if (n < 0) fail("cannot be written");
-      data += n;
-      size -= static_cast<std::size_t>(n);
+      at += static_cast<std::uint64_t>(n);
+      data = data.subspan(static_cast<std::size_t>(n));
     }
   }
 
-  void keep() {
-    if (::fdatasync(fd_) != 0) fail("cannot be written");
+  void keep(std::uint64_t bytes) {
+    if (::ftruncate(fd_, static_cast<off_t>(bytes)) != 0 || ::fdatasync(fd_) != 0) fail("cannot be written");
     if (::close(std::exchange(fd_, -1)) != 0) fail("cannot be written");
     if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail("cannot be renamed to from its temporary name");
     kept_ = true;
   }
 
  private:
+  void set_direct(bool direct) {
+    const int flags = ::fcntl(fd_, F_GETFL) & ~O_DIRECT;
+    direct_ = ::fcntl(fd_, F_SETFL, direct ? flags | O_DIRECT : flags) == 0 && direct;
+  }
+
   [[noreturn]] void fail(std::string_view what) const {
     const int error = errno;
     const bool full = error == ENOSPC || error == EFBIG || error == EDQUOT;
@@ -312,7 +343,20 @@ class TemporaryFile {
 
   std::string path_, temporary_, space_;
   int fd_ = -1;
+  std::atomic<bool> direct_ = false;
   bool kept_ = false;
+};
+
+// Memory for one chunk at an address that direct writing takes.
+class PageBuffer {
+ public:
+  std::span<std::byte> bytes() { return {data_.get(), chunk_bytes}; }
+
+ private:
+  struct Free {
+    void operator()(std::byte* data) const { ::operator delete[](data, std::align_val_t{page_bytes}); }
+  };
+  std::unique_ptr<std::byte[], Free> data_{new (std::align_val_t{page_bytes}) std::byte[chunk_bytes]};
 };
 
 void check_target(const std::string& path, bool force) {
@@ -335,34 +379,21 @@ void write_synthetic(const SyntheticSpec& spec, const std::string& path, const S
   check_target(path, writing.force);
   TemporaryFile file(path);
   file.reserve(plan.bytes());
-  file.write(plan.header().data(), plan.header().size());
-
-  const std::vector<Chunk> chunks = plan.chunks();
+  const std::size_t chunks = chunks_of(plan);
+  std::mutex progress_mutex;
+  std::uint64_t done = 0;
   run_on(writing.threads, [&] {
-    // Chunks are written in order, so chunk i is done before i + buffers.size() begins, and a buffer has one user.
-    const auto in_flight = static_cast<std::size_t>(2 * tbb::this_task_arena::max_concurrency());
-    std::vector<std::vector<std::byte>> buffers(in_flight);
-    std::size_t next = 0;
-    const auto issue = [&](tbb::flow_control& control) {
-      if (next == chunks.size()) control.stop();
-      return next == chunks.size() ? next : next++;
-    };
-    const auto make = [&](std::size_t i) {
-      std::vector<std::byte>& buffer = buffers[i % in_flight];
-      if (buffer.size() < chunks[i].bytes + chunks[i].padding) buffer.resize(chunks[i].bytes + chunks[i].padding);
-      plan.make(chunks[i], buffer.data());
-      return i;
-    };
-    const auto write = [&](std::size_t i) {
-      file.write(buffers[i % in_flight].data(), chunks[i].bytes + chunks[i].padding);
-      if (writing.progress) writing.progress(chunks[i].offset + chunks[i].bytes + chunks[i].padding, plan.bytes());
-    };
-    tbb::parallel_pipeline(in_flight,
-                           tbb::make_filter<void, std::size_t>(tbb::filter_mode::serial_in_order, issue) &
-                               tbb::make_filter<std::size_t, std::size_t>(tbb::filter_mode::parallel, make) &
-                               tbb::make_filter<std::size_t, void>(tbb::filter_mode::serial_in_order, write));
+    tbb::enumerable_thread_specific<PageBuffer> buffers;
+    tbb::parallel_for(std::size_t{0}, chunks, [&](std::size_t i) {
+      const std::span<std::byte> buffer = buffers.local().bytes();
+      plan.make(i * chunk_bytes, buffer);
+      file.write(i * chunk_bytes, buffer);
+      const std::lock_guard lock(progress_mutex);
+      done += std::min<std::uint64_t>(chunk_bytes, plan.bytes() - i * chunk_bytes);
+      if (writing.progress) writing.progress(done, plan.bytes());
+    });
   });
-  file.keep();
+  file.keep(plan.bytes());
 }
 
 }  // namespace moe_diag

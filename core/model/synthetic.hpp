@@ -49,8 +49,8 @@ SyntheticImage make_synthetic(const SyntheticSpec& spec, int threads = 0);
 struct SyntheticWriting {
   bool force = false;  // replace what is there
   int threads = 0;     // 0: one a core
-  // Called now and then, in order, from any thread, one at a time. What it throws ends the writing; nothing is left.
-  std::function<void(std::uint64_t done, std::uint64_t total)> progress;
+  // Called now and then, from any thread, one at a time. What it throws ends the writing; nothing is left.
+  std::function<void(std::uint64_t done, std::uint64_t total)> progress = {};
 };
 
 // Writes the file of a spec, in bounded memory: under a temporary name beside `path`, renamed when complete. Throws
