@@ -15,6 +15,7 @@
 #include "core/api/error.hpp"
 #include "core/contract/nearest.hpp"
 #include "core/contract/section.hpp"
+#include "core/model/synthetic.hpp"
 
 namespace moe_diag {
 namespace {
@@ -61,6 +62,8 @@ std::string expand(const Value& value, const std::string& text, std::string& uns
   return unset.empty() ? out : text;
 }
 
+std::vector<std::string> names(const std::vector<std::string_view>& views) { return {views.begin(), views.end()}; }
+
 void read_gguf(const Value& value, Contract& contract) {
   const auto text = value.text();
   if (!text) return;
@@ -78,7 +81,7 @@ void read_model(const Value& value, Contract& contract) {
   const auto gguf = map.find("gguf");
   const auto synthetic = map.find("synthetic");
   if (gguf) read_gguf(*gguf, contract);
-  if (synthetic) model.synthetic = synthetic->choice("preset", {"tiny", "qwen3-30b-a3b"}).value_or("");
+  if (synthetic) model.synthetic = synthetic->choice("preset", names(synthetic_presets())).value_or("");
   if (map.is_map() && gguf.has_value() == synthetic.has_value())
     value.refuse(gguf ? "keep one of 'gguf' and 'synthetic'" : "one of 'gguf' and 'synthetic' is missing");
   for (const std::string_view key : {"seed", "layers", "quant"}) {
@@ -87,8 +90,7 @@ void read_model(const Value& value, Contract& contract) {
     if (!synthetic) v->refuse("is for synthetic models: remove it");
     if (key == "seed") model.seed = v->whole_unsigned().value_or(0);
     if (key == "layers") model.layers = static_cast<int>(v->whole(1, most_layers).value_or(0));
-    if (key == "quant")
-      model.quant = v->choice("quant", {"f32", "f16", "bf16", "q8_0", "q4_k", "q6_k", "q4_k_m"}).value_or("");
+    if (key == "quant") model.quant = v->choice("quant", names(synthetic_quants())).value_or("");
   }
   map.finish();
 }
