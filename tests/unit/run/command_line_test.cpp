@@ -56,7 +56,7 @@ TEST_CASE("an existing capture is refused unless it may be replaced") {
   REQUIRE(run_tool(run_quickstart(folder)).code == 0);
   const std::string before = read_text(folder / "out/dump/manifest.json");
   const Finished again = run_tool(run_quickstart(folder));
-  CHECK(again.code == 4);
+  CHECK(again.code == 2);
   CHECK_THAT(again.err, Contains("--overwrite"));
   CHECK(read_text(folder / "out/dump/manifest.json") == before);
   CHECK(run_tool(run_quickstart(folder, "--overwrite")).code == 0);
