@@ -30,8 +30,8 @@ void read_metadata(const Value& value, Contract& contract) {
   if (const auto version = map.require("version")) metadata.version = version->text().value_or("");
   if (const auto description = map.require("description")) metadata.description = description->text().value_or("");
   if (const auto references = map.find("references")) {
-    const Node& list = references->node();
-    if (list.kind != Node::Kind::list || !list.items.empty())
+    const YamlNode& list = references->node();
+    if (list.kind != YamlNode::Kind::list || !list.items.empty())
       for (const Value& item : references->items()) metadata.references.push_back(item.text().value_or(""));
   }
   map.finish();
@@ -131,7 +131,7 @@ void check_use(Map& map, const Contract& contract, bool capture_right, bool fals
     return;
   }
   if (const auto sinks = map.find("sinks"); sinks && capture_right)
-    for (const Node& key : sinks->node().keys) {
+    for (const YamlNode& key : sinks->node().keys) {
       const bool fed = std::any_of(contract.capture.begin(), contract.capture.end(), [&](const CaptureSpec& c) {
         return std::find(c.to.begin(), c.to.end(), key.text) != c.to.end();
       });
@@ -151,7 +151,7 @@ void check_use(Map& map, const Contract& contract, bool capture_right, bool fals
   }
 }
 
-void read_all(const Node& root, Contract& contract, Mistakes& mistakes) {
+void read_all(const YamlNode& root, Contract& contract, Mistakes& mistakes) {
   Map map(Value(root, "", mistakes));
   if (!map.is_map()) return;
   // True when the part added no mistake.

@@ -71,22 +71,22 @@ class Builder : public YAML::EventHandler {
   Builder(const Lines& lines, const std::string& origin, Mistakes& mistakes)
       : lines_(lines), origin_(origin), mistakes_(mistakes) {}
 
-  std::optional<Node> take() { return std::move(root_); }
+  std::optional<YamlNode> take() { return std::move(root_); }
 
   void OnDocumentStart(const YAML::Mark& mark) override {
     if (root_) stop(where_of(mark), "a second document starts here: a contract is one YAML document, remove '---'");
   }
   void OnDocumentEnd() override {}
   void OnNull(const YAML::Mark& mark, YAML::anchor_t anchor) override {
-    attach(make(Node::Kind::null, mark, "", anchor));
+    attach(make(YamlNode::Kind::null, mark, "", anchor));
   }
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override {
     refuse_alias(where_of(mark));
-    attach(make(Node::Kind::null, mark, "", 0));
+    attach(make(YamlNode::Kind::null, mark, "", 0));
   }
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
                 const std::string& value) override {
-    Node node = make(Node::Kind::scalar, mark, tag, anchor);
+    YamlNode node = make(YamlNode::Kind::scalar, mark, tag, anchor);
     const std::string_view source = lines_.rest(node.where);
     node.quoted = !source.empty() && (source.front() == '"' || source.front() == '\'');
     if (node.quoted && !is_closed(source)) stop(node.where, "this quote is never closed");
@@ -95,12 +95,12 @@ class Builder : public YAML::EventHandler {
   }
   void OnSequenceStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
                        YAML::EmitterStyle::value) override {
-    open(make(Node::Kind::list, mark, tag, anchor));
+    open(make(YamlNode::Kind::list, mark, tag, anchor));
   }
   void OnSequenceEnd() override { close(); }
   void OnMapStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
                   YAML::EmitterStyle::value) override {
-    open(make(Node::Kind::map, mark, tag, anchor));
+    open(make(YamlNode::Kind::map, mark, tag, anchor));
   }
   void OnMapEnd() override { close(); }
 
@@ -110,8 +110,8 @@ class Builder : public YAML::EventHandler {
     throw Stop();
   }
 
-  Node make(Node::Kind kind, const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor) {
-    Node node;
+  YamlNode make(YamlNode::Kind kind, const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor) {
+    YamlNode node;
     node.kind = kind;
     node.where = where_of(mark);
     node.origin = origin_;
@@ -131,27 +131,28 @@ class Builder : public YAML::EventHandler {
                   "or quote text that starts with '*'");
   }
 
-  void open(Node node) {
+  void open(YamlNode node) {
     if (stack_.size() >= deepest) stop(node.where, fmt::format("nested deeper than {} levels", deepest));
     stack_.push_back(std::move(node));
   }
   void close() {
-    Node node = std::move(stack_.back());
+    YamlNode node = std::move(stack_.back());
     stack_.pop_back();
     attach(std::move(node));
   }
-  void attach(Node node) {
+  void attach(YamlNode node) {
     if (stack_.empty()) {
       root_ = std::move(node);
       return;
     }
-    Node& parent = stack_.back();
-    if (parent.kind == Node::Kind::map && parent.keys.size() == parent.items.size()) {
-      if (node.kind != Node::Kind::scalar) mistakes_.add(node, "a key must be text");
+    YamlNode& parent = stack_.back();
+    if (parent.kind == YamlNode::Kind::map && parent.keys.size() == parent.items.size()) {
+      if (node.kind != YamlNode::Kind::scalar) mistakes_.add(node, "a key must be text");
       parent.keys.push_back(std::move(node));
     } else {
       // A value that is missing is marked where the next thing stands: its key is the better place.
-      if (parent.kind == Node::Kind::map && node.kind == Node::Kind::null) node.where = parent.keys.back().where;
+      if (parent.kind == YamlNode::Kind::map && node.kind == YamlNode::Kind::null)
+        node.where = parent.keys.back().where;
       parent.items.push_back(std::move(node));
     }
   }
@@ -159,8 +160,8 @@ class Builder : public YAML::EventHandler {
   const Lines& lines_;
   const std::string& origin_;
   Mistakes& mistakes_;
-  std::vector<Node> stack_;
-  std::optional<Node> root_;
+  std::vector<YamlNode> stack_;
+  std::optional<YamlNode> root_;
 };
 
 // What to do about a parse error, guessed from the text around it.
@@ -259,7 +260,7 @@ void Mistakes::raise() const {
   throw Error(ErrorKind::usage, text);
 }
 
-std::optional<Node> parse_document(std::string_view text, const std::string& origin, Mistakes& mistakes) {
+std::optional<YamlNode> parse_document(std::string_view text, const std::string& origin, Mistakes& mistakes) {
   constexpr std::string_view byte_order_mark = "\xEF\xBB\xBF";
   if (text.substr(0, 3) == byte_order_mark) text.remove_prefix(3);
   if (!is_plain_text(text, origin, mistakes)) return std::nullopt;

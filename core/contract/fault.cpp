@@ -151,11 +151,11 @@ std::string blind_to(const FalsifierSpec& falsifier, const FaultSpec& fault, con
   const LaneSpec* lane = find_lane(contract, falsifier.lane);
   const bool fed = lane && !lane->inputs.empty();
   if (fed) {
-    const std::string why = blind_with_inputs(falsifier, fault);
+    std::string why = blind_with_inputs(falsifier, fault);
     if (!why.empty()) return why;
   }
   if (lane && !lane->routing.empty()) {
-    const std::string why = blind_with_routing(falsifier, fault);
+    std::string why = blind_with_routing(falsifier, fault);
     if (!why.empty()) return why;
   }
   const Site last = last_site(falsifier);

@@ -15,8 +15,8 @@ namespace {
 Options read_options(const Map& map, const std::string& owner) {
   Options options(owner, map.value().place());
   for (const Entry& entry : map.rest()) {
-    const Node& node = entry.value.node();
-    if (node.kind != Node::Kind::scalar) {
+    const YamlNode& node = entry.value.node();
+    if (node.kind != YamlNode::Kind::scalar) {
       entry.value.refuse(fmt::format("expected a single value, found {}", found(node)));
     } else if (node.text.find("${") != std::string::npos) {
       entry.value.refuse("variables are expanded in model.gguf only: write the value out, or use --set");
@@ -92,7 +92,8 @@ const LaneSpec* find_lane(const Contract& contract, std::string_view name) {
 
 void read_lanes(const Value& value, Contract& contract) {
   const auto entries = Map(value).entries();
-  if (value.node().kind == Node::Kind::map && entries.empty()) value.refuse("expected at least one lane, found none");
+  if (value.node().kind == YamlNode::Kind::map && entries.empty())
+    value.refuse("expected at least one lane, found none");
   // All names first: a lane may refer to one that comes later.
   for (const Entry& entry : entries) {
     entry.key.name();
@@ -105,7 +106,8 @@ void read_lanes(const Value& value, Contract& contract) {
 
 void read_sinks(const Value& value, Contract& contract) {
   const auto entries = Map(value).entries();
-  if (value.node().kind == Node::Kind::map && entries.empty()) value.refuse("expected at least one sink, found none");
+  if (value.node().kind == YamlNode::Kind::map && entries.empty())
+    value.refuse("expected at least one sink, found none");
   for (const Entry& entry : entries) {
     entry.key.name();
     Map map(entry.value);

@@ -67,6 +67,7 @@ std::string fitting_stages(FaultSpec::Kind kind) { return stages_that_fit(kind);
 
 std::vector<std::string> metric_names() {
   std::vector<std::string> names;
+  names.reserve(metric_table.size());
   for (const MetricInfo& m : metric_table) names.emplace_back(m.name);
   return names;
 }

@@ -15,16 +15,16 @@ namespace moe_diag {
 namespace {
 
 // What a step of a path may be called: a map's keys; a list's ids and numbers.
-std::vector<std::string> steps_of(const Node& node) {
+std::vector<std::string> steps_of(const YamlNode& node) {
   std::vector<std::string> names;
-  if (node.kind == Node::Kind::map)
-    for (const Node& key : node.keys) names.push_back(key.text);
-  if (node.kind != Node::Kind::list) return names;
+  if (node.kind == YamlNode::Kind::map)
+    for (const YamlNode& key : node.keys) names.push_back(key.text);
+  if (node.kind != YamlNode::Kind::list) return names;
   for (std::size_t i = 0; i < node.items.size(); ++i) {
-    const Node& item = node.items[i];
+    const YamlNode& item = node.items[i];
     std::string name = std::to_string(i);
     for (std::size_t k = 0; k < item.keys.size(); ++k)
-      if (item.keys[k].text == "id" && item.items[k].kind == Node::Kind::scalar) name = item.items[k].text;
+      if (item.keys[k].text == "id" && item.items[k].kind == YamlNode::Kind::scalar) name = item.items[k].text;
     names.push_back(std::move(name));
   }
   return names;
@@ -36,34 +36,34 @@ bool begins_with(std::string_view path, std::string_view step) {
 }
 
 struct Found {
-  Node* node = nullptr;
+  YamlNode* node = nullptr;
   std::size_t length = 0;  // of the step in the path
 };
 
 // Ids may hold dots, so the longest name that fits is taken.
-Found child_of(Node& node, std::string_view path) {
+Found child_of(YamlNode& node, std::string_view path) {
   Found best;
   const std::vector<std::string> names = steps_of(node);
   for (std::size_t i = 0; i < names.size(); ++i)
     if (!names[i].empty() && begins_with(path, names[i]) && names[i].size() > best.length)
       best = {&node.items[i], names[i].size()};
-  if (best.node || node.kind != Node::Kind::list) return best;
+  if (best.node || node.kind != YamlNode::Kind::list) return best;
   for (std::size_t i = 0; i < node.items.size(); ++i)
     if (begins_with(path, std::to_string(i))) return {&node.items[i], std::to_string(i).size()};
   return best;
 }
 
 // A replaced node stands where the old one did, for messages that come later.
-void place_at(Node& node, const Where& where) {
+void place_at(YamlNode& node, const Where& where) {
   node.where = where;
-  for (Node& key : node.keys) place_at(key, where);
-  for (Node& item : node.items) place_at(item, where);
+  for (YamlNode& key : node.keys) place_at(key, where);
+  for (YamlNode& item : node.items) place_at(item, where);
 }
 
-void add_key(Node& map, std::string name, Node value) {
+void add_key(YamlNode& map, std::string name, YamlNode value) {
   place_at(value, map.where);
-  Node key;
-  key.kind = Node::Kind::scalar;
+  YamlNode key;
+  key.kind = YamlNode::Kind::scalar;
   key.text = std::move(name);
   key.where = map.where;
   key.origin = value.origin;
@@ -73,7 +73,7 @@ void add_key(Node& map, std::string name, Node value) {
 
 }  // namespace
 
-void apply_override(Node& root, const Override& change, Mistakes& mistakes) {
+void apply_override(YamlNode& root, const Override& change, Mistakes& mistakes) {
   const std::string origin = "--set " + shown(change.first);
   const std::size_t before = mistakes.count();
   auto value = parse_document(change.second, origin, mistakes);
@@ -81,7 +81,7 @@ void apply_override(Node& root, const Override& change, Mistakes& mistakes) {
   if (!value) value.emplace();
   value->origin = origin;
 
-  Node* node = &root;
+  YamlNode* node = &root;
   std::string_view rest = change.first;
   for (Found next = child_of(*node, rest); next.node; next = child_of(*node, rest)) {
     node = next.node;
@@ -95,7 +95,7 @@ void apply_override(Node& root, const Override& change, Mistakes& mistakes) {
   const std::string_view step = rest.substr(0, rest.find('.'));
   if (step.empty()) {
     mistakes.add(node->where, origin, "expected KEY.PATH=VALUE");
-  } else if (node->kind == Node::Kind::map && step.size() == rest.size()) {
+  } else if (node->kind == YamlNode::Kind::map && step.size() == rest.size()) {
     add_key(*node, std::string(step), std::move(*value));
   } else {
     mistakes.add(node->where, origin, unknown("key", step, steps_of(*node)));

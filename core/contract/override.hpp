@@ -13,6 +13,6 @@ using Override = std::pair<std::string, std::string>;
 
 // Replaces what the path leads to. A list's item is named by its `id` or its number from 0. The last step may be a new
 // key of a map that is there. What is put in is marked with "--set PATH" as its place.
-void apply_override(Node& root, const Override& change, Mistakes& mistakes);
+void apply_override(YamlNode& root, const Override& change, Mistakes& mistakes);
 
 }  // namespace moe_diag

@@ -66,12 +66,12 @@ std::optional<T> from_text(std::string_view text) {
 
 }  // namespace
 
-std::string found(const Node& node) {
+std::string found(const YamlNode& node) {
   switch (node.kind) {
-    case Node::Kind::null: return "nothing";
-    case Node::Kind::scalar: return fmt::format("{0}{1}{0}", node.quoted ? '"' : '\'', shown(node.text));
-    case Node::Kind::list: return node.items.empty() ? "an empty list" : "a list";
-    case Node::Kind::map: return "a map";
+    case YamlNode::Kind::null: return "nothing";
+    case YamlNode::Kind::scalar: return fmt::format("{0}{1}{0}", node.quoted ? '"' : '\'', shown(node.text));
+    case YamlNode::Kind::list: return node.items.empty() ? "an empty list" : "a list";
+    case YamlNode::Kind::map: return "a map";
   }
   return "nothing";
 }
@@ -81,13 +81,13 @@ void Value::refuse(const std::string& message) const {
 }
 
 std::optional<std::string> Value::text() const {
-  if (node_->kind == Node::Kind::scalar && !node_->text.empty()) return node_->text;
+  if (node_->kind == YamlNode::Kind::scalar && !node_->text.empty()) return node_->text;
   refuse(fmt::format("expected text, found {}", found(*node_)));
   return std::nullopt;
 }
 
 std::optional<std::string> Value::name() const {
-  const auto name = text();
+  auto name = text();
   if (!name) return std::nullopt;
   const auto fits = [](char c) {
     return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '.' || c == '_' || c == '-';
@@ -104,7 +104,7 @@ std::optional<std::string> Value::name() const {
 }
 
 std::optional<std::string> Value::choice(std::string_view what, const std::vector<std::string>& allowed) const {
-  const auto word = text();
+  auto word = text();
   if (!word) return std::nullopt;
   if (std::find(allowed.begin(), allowed.end(), *word) != allowed.end()) return word;
   refuse(unknown(what, *word, allowed));
@@ -112,10 +112,10 @@ std::optional<std::string> Value::choice(std::string_view what, const std::vecto
 }
 
 std::optional<std::string> Value::numeral(std::string_view expected) const {
-  if (node_->kind == Node::Kind::scalar && !node_->quoted && is_decimal(node_->text)) return node_->text;
+  if (node_->kind == YamlNode::Kind::scalar && !node_->quoted && is_decimal(node_->text)) return node_->text;
   std::string message = fmt::format("expected {}, found {}", expected, found(*node_));
   if (node_->quoted && is_decimal(node_->text)) message += ": remove the quotes";
-  if (node_->kind == Node::Kind::scalar && !node_->quoted && !trap(node_->text).empty())
+  if (node_->kind == YamlNode::Kind::scalar && !node_->quoted && !trap(node_->text).empty())
     message += fmt::format(": {}", trap(node_->text));
   refuse(message);
   return std::nullopt;
@@ -153,7 +153,7 @@ std::optional<std::uint64_t> Value::whole_unsigned() const {
 
 std::vector<Value> Value::items() const {
   std::vector<Value> list;
-  if (node_->kind != Node::Kind::list || node_->items.empty()) {
+  if (node_->kind != YamlNode::Kind::list || node_->items.empty()) {
     refuse(fmt::format("expected a list with at least one item, found {}", found(*node_)));
     return list;
   }
@@ -163,7 +163,7 @@ std::vector<Value> Value::items() const {
 }
 
 std::vector<Value> Value::one_or_more() const {
-  if (node_->kind == Node::Kind::scalar) return {*this};
+  if (node_->kind == YamlNode::Kind::scalar) return {*this};
   return items();
 }
 
@@ -172,8 +172,8 @@ Map::Map(Value value) : value_(std::move(value)) {
     value_.refuse(fmt::format("expected a map of keys and values, found {}", found(value_.node())));
     return;
   }
-  std::map<std::string_view, const Node*> seen;
-  for (const Node& key : value_.node().keys) {
+  std::map<std::string_view, const YamlNode*> seen;
+  for (const YamlNode& key : value_.node().keys) {
     const Value at(key, value_.path(), value_.mistakes());
     const auto [first, is_new] = seen.emplace(key.text, &key);
     if (key.text == merge_key)
@@ -207,7 +207,7 @@ std::vector<Entry> Map::entries() const {
   std::set<std::string_view> seen{merge_key};
   if (!is_map()) return list;
   for (std::size_t i = 0; i < value_.node().keys.size(); ++i) {
-    const Node& key = value_.node().keys[i];
+    const YamlNode& key = value_.node().keys[i];
     if (!seen.insert(key.text).second) continue;
     list.push_back({Value(key, value_.path(), value_.mistakes()),
                     Value(value_.node().items[i], path_of(key.text), value_.mistakes())});

@@ -16,10 +16,10 @@ namespace moe_diag {
 // a mistake, so that reading goes on.
 class Value {
  public:
-  Value(const Node& node, std::string path, Mistakes& mistakes)
+  Value(const YamlNode& node, std::string path, Mistakes& mistakes)
       : node_(&node), path_(std::move(path)), mistakes_(&mistakes) {}
 
-  const Node& node() const { return *node_; }
+  const YamlNode& node() const { return *node_; }
   const std::string& path() const { return path_; }
   Mistakes& mistakes() const { return *mistakes_; }
   std::string place() const { return mistakes_->place(*node_); }
@@ -45,7 +45,7 @@ class Value {
  private:
   std::optional<std::string> numeral(std::string_view expected) const;
 
-  const Node* node_;
+  const YamlNode* node_;
   std::string path_;
   Mistakes* mistakes_;
 };
@@ -63,7 +63,7 @@ class Map {
   explicit Map(Value value);
 
   const Value& value() const { return value_; }
-  bool is_map() const { return value_.node().kind == Node::Kind::map; }
+  bool is_map() const { return value_.node().kind == YamlNode::Kind::map; }
   // The path of what is inside, once the entry's id is known: "falsifiers.ID" instead of "falsifiers.0".
   void rename(std::string path) { value_ = Value(value_.node(), std::move(path), value_.mistakes()); }
 
@@ -85,6 +85,6 @@ class Map {
 };
 
 // What a node is, for messages: "'abc'", "a list", "nothing".
-std::string found(const Node& node);
+std::string found(const YamlNode& node);
 
 }  // namespace moe_diag

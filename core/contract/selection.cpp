@@ -36,6 +36,7 @@ bool glob_matches(std::string_view glob, std::string_view text) {
 
 std::vector<std::string> stage_names() {
   std::vector<std::string> names;
+  names.reserve(stage_count);
   for (const StageInfo& s : stage_table) names.emplace_back(s.name);
   return names;
 }

@@ -48,7 +48,7 @@ std::vector<const PromptSpec*> prompts_of(const Contract& contract, const std::v
 
 std::optional<IndexSelection> read_positions(const Value& value, const Contract& contract,
                                              const std::vector<std::string>& prompts) {
-  const auto positions = read_indices(value, true);
+  auto positions = read_indices(value, true);
   if (!positions) return positions;
   for (const PromptSpec* prompt : prompts_of(contract, prompts)) {
     if (prompt->tokens.empty()) continue;  // a mistake told elsewhere
@@ -82,7 +82,7 @@ void check_layers(const Value& layers, const std::vector<Stage>& stages) {
 std::vector<std::string> read_names(const Value& value, std::string_view what, const std::vector<std::string>& known) {
   std::vector<std::string> names;
   std::set<std::string> seen;
-  if (value.node().kind == Node::Kind::scalar && value.node().text == "all") return known;
+  if (value.node().kind == YamlNode::Kind::scalar && value.node().text == "all") return known;
   for (const Value& item : value.one_or_more()) {
     const auto name = item.text();
     if (!name) continue;

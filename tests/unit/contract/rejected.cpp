@@ -46,7 +46,7 @@ TEST_CASE("every rejected contract is refused at the place and for the reason it
     INFO(name);
     REQUIRE(text.substr(0, mark.size()) == mark);
     const std::string expected = text.substr(mark.size(), text.find('\n') - mark.size());
-    CHECK(mistakes_of(text, name) == name + ":" + expected);
+    CHECK(mistakes_of(text, name) == std::string(name).append(":").append(expected));
   }
 }
 
