@@ -89,7 +89,7 @@ void add_run(CLI::App& app, Context& context) {
   command->footer(
       "Examples:\n"
       "  moe-diag run contracts/quickstart.yaml --controls\n"
-      "  moe-diag run contracts/quickstart.yaml --set model.gguf=/models/qwen3-moe.gguf --set lanes.f32.threads=4\n"
+      "  moe-diag run contracts/quickstart.yaml --set 'model={gguf: /models/qwen3-moe.gguf}' --threads 4\n"
       "  moe-diag run contracts/quickstart.yaml --inject '{inject: scale, stage: moe_expert_out, layer: 2, lane: "
       "step}'\n"
       "The verdict is always written to <out>/verdict.json.");

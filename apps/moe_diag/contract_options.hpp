@@ -17,7 +17,7 @@ struct ContractArguments {
 
 inline void add_contract_options(CLI::App& command, ContractArguments& arguments) {
   command.add_option("contract", arguments.path, "The contract, a YAML file")->required()->type_name("FILE");
-  command.add_option("--set", arguments.set, "Replace or add a value: lanes.cpu.threads=2, model.gguf=/models/a.gguf")
+  command.add_option("--set", arguments.set, "Replace or add a value: lanes.f32.threads=2")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
 }

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <thread>
+#include <vector>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/process.hpp"
@@ -127,8 +128,9 @@ TEST_CASE("a corrupt model exits 4 and names the file") {
     write_text(folder / "bad.gguf", content);
     return run_tool(run_quickstart(folder, "--overwrite --set 'model={gguf: " + folder / "bad.gguf" + "}'"));
   };
-  for (const std::string content :
-       {std::string(), bytes.substr(0, 100), bytes.substr(0, bytes.size() - 1), "GGML" + bytes.substr(4)}) {
+  const std::vector<std::string> corrupt = {"", bytes.substr(0, 100), bytes.substr(0, bytes.size() - 1),
+                                            "GGML" + bytes.substr(4)};
+  for (const std::string& content : corrupt) {
     const Finished run = run_model(content);
     CHECK(run.code == 4);
     CHECK_THAT(run.err, Contains("bad.gguf"));
