@@ -34,7 +34,7 @@ Place place_of(std::string_view name) {
   return place;
 }
 
-// Tensors of one role and type, with the layers that have them.
+// Tensors of one role and type, with the layers that have them; groups of a role stand together.
 struct Group {
   std::string_view role;
   BlockType type;
@@ -46,25 +46,23 @@ struct Group {
 std::vector<Group> groups_of(const Model& model) {
   std::vector<Group> groups;
   std::vector<std::pair<Place, const Weight*>> places;
+  places.reserve(model.view().weights.size());
   for (const Weight& w : model.view().weights) places.emplace_back(place_of(w.name), &w);
   std::stable_sort(places.begin(), places.end(),
                    [](const auto& a, const auto& b) { return a.first.layer < b.first.layer; });
   for (const auto& [place, w] : places) {
-    const auto same = [&, role = place.role, weight = w](const Group& g) {
-      return g.role == role && g.type == weight->type;
-    };
-    auto group = std::find_if(groups.begin(), groups.end(), same);
-    if (group == groups.end()) group = groups.insert(groups.end(), {place.role, w->type, shape_text(*w), {}, 0});
+    const std::string_view role = place.role;
+    const auto behind = std::find_if(groups.rbegin(), groups.rend(), [&](const Group& g) { return g.role == role; });
+    const BlockType type = w->type;
+    auto group =
+        std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.role == role && g.type == type; });
+    if (group == groups.end()) {
+      const auto at = behind == groups.rend() ? groups.end() : behind.base();
+      group = groups.insert(at, {role, type, shape_text(*w), {}, 0});
+    }
     if (place.layer >= 0) group->layers.push_back(place.layer);
     group->bytes += w->bytes();
   }
-  const auto first_of = [&](const Group& group) {
-    return std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.role == group.role; });
-  };
-  std::vector<std::pair<std::ptrdiff_t, Group>> order;
-  for (const Group& group : groups) order.emplace_back(first_of(group) - groups.begin(), group);
-  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-  std::transform(order.begin(), order.end(), groups.begin(), [](const auto& entry) { return entry.second; });
   return groups;
 }
 

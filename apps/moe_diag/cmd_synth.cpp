@@ -47,20 +47,22 @@ void synth(Arguments& arguments) {
   const auto seconds = [start] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   };
+  constexpr std::uint64_t mib = 1 << 20;
+  const std::uint64_t bytes = synthetic_bytes(arguments.spec);
   {
     ProgressLine line;
+    line.show("MiB written", 0, static_cast<std::int64_t>(bytes / mib));
     arguments.writing.progress = [&](std::uint64_t done, std::uint64_t total) {
       if (interrupted != 0)
         throw Error(ErrorKind::environment, fmt::format("{}: interrupted; nothing was written", arguments.path));
-      constexpr std::uint64_t mib = 1 << 20;
       line.show(fmt::format("MiB written, {:.0f} a second", static_cast<double>(done) / mib / seconds()),
                 static_cast<std::int64_t>(done / mib), static_cast<std::int64_t>(total / mib));
     };
     write_synthetic(arguments.spec, arguments.path, arguments.writing);
   }
-  const auto bytes = static_cast<double>(synthetic_bytes(arguments.spec));
-  fmt::print("{}: {:.2f} GiB in {:.1f} s ({:.2f} GB/s), {}\n", arguments.path, bytes / (1 << 30), seconds(),
-             bytes / 1e9 / seconds(), to_string(arguments.spec));
+  const auto written = static_cast<double>(bytes);
+  fmt::print("{}: {:.2f} GiB in {:.1f} s ({:.2f} GB/s), {}\n", arguments.path, written / (1 << 30), seconds(),
+             written / 1e9 / seconds(), to_string(arguments.spec));
 }
 
 }  // namespace
@@ -74,7 +76,9 @@ void add_synth(CLI::App& app, Context&) {
   command->add_option("--layers", spec.layers, "How many layers; the preset's own unless given")
       ->check(CLI::PositiveNumber);
   command->add_option("--quant", spec.quant, joined(synthetic_quants()))->capture_default_str();
-  command->add_option("--seed", spec.seed, "Another seed, other weights")->capture_default_str();
+  command->add_option("--seed", spec.seed, "Another seed, other weights")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);  // without it -1 is read as the largest number
   command->add_option("--threads", arguments->writing.threads, "One a core unless given; changes no byte")
       ->check(CLI::Range(1, 256));
   command->add_flag("--force", arguments->writing.force, "Replace OUT when it exists");

@@ -156,7 +156,7 @@ void make_row(BlockType type, std::byte* out, std::int64_t cols, const Words& wo
 float gain(Role role) {
   switch (role) {
     case Role::attn_output: return 0.6f;
-    case Role::ffn_gate_inp: return 1.5f;
+    case Role::ffn_gate_inp:
     case Role::ffn_gate_exps: return 1.5f;
     case Role::ffn_down_exps: return 1.2f;
     case Role::output: return 2.5f;
