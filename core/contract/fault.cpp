@@ -138,6 +138,9 @@ std::optional<FaultSpec> read_fault(const Value& value, const Contract& contract
   if (const auto positions = map.find("positions")) {
     const auto prompts = falsifier ? falsifier->prompts : std::vector<std::string>();
     fault.positions = read_positions(*positions, contract, prompts).value_or(IndexSelection::all());
+    if (fault.kind == FaultSpec::Kind::wrong_expert && fault.stage != Stage::moe_router_indices)
+      positions->refuse(fmt::format("at {} the step itself reads the wrong expert, at every position: remove it",
+                                    name_of(fault.stage)));
   }
   read_strength(map, fault, kind.has_value());
   map.finish();

@@ -65,7 +65,7 @@ TEST_CASE("options keep the scalars as written and know their place") {
   CHECK(c.lanes.at(3).routing == "truth");
 }
 
-TEST_CASE("--set replaces what a path leads to") {
+TEST_CASE("an override replaces what a path leads to") {
   CHECK(with("falsifiers.AGREE.at_least", "0.5").falsifiers[0].bound.value == 0.5);
   CHECK(with("falsifiers.0.at_least", "0.5").falsifiers[0].bound.value == 0.5);
   CHECK(with("prompts.short.tokens", "[1, 2]").prompts[0].tokens == std::vector<std::int32_t>{1, 2});
@@ -77,12 +77,12 @@ TEST_CASE("--set replaces what a path leads to") {
   CHECK(with({{"model.layers", "2"}, {"model.layers", "3"}}).model.layers == 3);
 }
 
-TEST_CASE("--set keeps the place of what it replaces") {
+TEST_CASE("an override keeps the place of what it replaces") {
   const Contract c = with("model", "{synthetic: tiny}");
   CHECK(c.at(c.model.where) == "folder/small.yaml:2:8");
 }
 
-TEST_CASE("--set is refused where it leads nowhere") {
+TEST_CASE("an override is refused where it leads nowhere") {
   CHECK_THROWS_WITH(with("falsifiers.AGREED.at_least", "0.5"),
                     "--set falsifiers.AGREED.at_least: unknown key 'AGREED', did you mean 'AGREE'? Known: AGREE");
   CHECK_THROWS_WITH(with("lanes.f33.numerics", "f32"), Contains("did you mean 'f32'?"));
