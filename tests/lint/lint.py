@@ -157,6 +157,13 @@ def check_file_names(tree):
             yield path, 1, f"file names are snake_case, found '{name.name}'"
 
 
+def check_test_names(tree):
+    for path, text in tree.files(CPP):
+        for number, line in lines_of(text):
+            if re.search(r'\bTEST_CASE\(\s*"-', line):
+                yield path, number, "ctest hands a test case's name to Catch2, which takes a leading '-' for an option"
+
+
 def check_machine_paths(tree):
     pattern = re.compile(r"(?<![\w.}/-])/(?:work|root|home|Users|mnt)/\w")
     for path, text in tree.texts.items():
@@ -172,6 +179,7 @@ RULES = {
     "pragma_once": check_pragma_once,
     "using_namespace": check_using_namespace,
     "file_names": check_file_names,
+    "test_names": check_test_names,
     "machine_paths": check_machine_paths,
 }
 

@@ -54,6 +54,7 @@ PLANTED = {
         "Pascal": ("core/api/TensorView.cpp", SPDX, 1),
         "kebab": ("cmake/my-tool.py", "# SPDX-License-Identifier: MIT\n", 1),
     },
+    "test_names": {"an option": ("tests/unit/x/a.cpp", SPDX + 'TEST_CASE("--set works") {}\n', 2)},
     "machine_paths": {
         "in code": ("core/api/a.cpp", SPDX + 'auto p = "' + "/ho" + 'me/somebody/x";\n', 2),
         "in a page": ("README.md", "see `" + "/ro" + "ot/models`\n", 1),
