@@ -87,8 +87,8 @@ class Lockstep {
   Lanes& lanes() { return *lanes_; }
 
   // The whole sequence in passes of at most `chunk` rows, all rows of the head.
-  void run(const std::vector<std::int32_t>& tokens, const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults = {},
-           int chunk = 1 << 20) {
+  void run(const std::vector<std::int32_t>& tokens, const std::vector<Hook*>& hooks,
+           std::vector<PlantedFault> faults = {}, int chunk = 1 << 20) {
     Bus bus;
     for (Hook* hook : hooks) bus.add(*hook);
     Forward forward(model_, *lanes_, bus, std::move(faults), std::vector<bool>(lanes_->size(), true));
