@@ -122,8 +122,8 @@ class Console {
     if (!m.absent.empty()) {
       line("\nmodel      absent: {}", m.absent);
     } else {
-      line("\nmodel      {}, {:.1f} MiB, {} layers, {} of {} experts, digest {}", m.source,
-           static_cast<double>(m.bytes) / 1048576.0, m.layers, m.used, m.experts, m.digest);
+      line("\nmodel      {}: {:.1f} MiB, {} of {} experts a token, digest {}", m.source,
+           static_cast<double>(m.bytes) / 1048576.0, m.used, m.experts, m.digest);
     }
     for (const LaneReport& l : verdict_.lanes) {
       std::string fed;

@@ -86,9 +86,9 @@ class Lockstep {
   const Model& model() const { return model_; }
   Lanes& lanes() { return *lanes_; }
 
-  // The whole sequence in passes of at most `chunk` rows, all rows of the head.
+  // The whole sequence in passes of at most `chunk` rows; rows of the head from `head_first` on in each.
   void run(const std::vector<std::int32_t>& tokens, const std::vector<Hook*>& hooks,
-           std::vector<PlantedFault> faults = {}, int chunk = 1 << 20) {
+           std::vector<PlantedFault> faults = {}, int chunk = 1 << 20, int head_first = 0) {
     Bus bus;
     for (Hook* hook : hooks) bus.add(*hook);
     Forward forward(model_, *lanes_, bus, std::move(faults), std::vector<bool>(lanes_->size(), true));
@@ -96,7 +96,7 @@ class Lockstep {
     for (int first = 0; first < total; first += chunk) {
       const std::span<const std::int32_t> all = tokens;
       const auto count = static_cast<std::size_t>(std::min(chunk, total - first));
-      forward.pass({all.subspan(static_cast<std::size_t>(first), count), first, total, 0}, 0);
+      forward.pass({all.subspan(static_cast<std::size_t>(first), count), first, total, head_first}, 0);
     }
   }
   Recorder record(const std::vector<std::int32_t>& tokens, int chunk = 1 << 20) {
