@@ -35,12 +35,7 @@ template <class T>
 void Rewrite<T>::apply(int r, const ModelConfig& config) {
   const FaultSpec& spec = fault_.spec;
   switch (spec.kind) {
-    case FaultSpec::Kind::nan:
-      if (spec.index >= shape_.row())
-        throw Error(ErrorKind::usage, fmt::format("fault '{}': index {} is outside a row of {} values", spec.text,
-                                                  spec.index, shape_.row()));
-      row(r)[spec.index] = std::numeric_limits<T>::quiet_NaN();
-      break;
+    case FaultSpec::Kind::nan: row(r)[spec.index] = std::numeric_limits<T>::quiet_NaN(); break;
     case FaultSpec::Kind::scale:
       std::transform(row(r), row(r) + shape_.row(), row(r), [&](T v) { return static_cast<T>(v * spec.factor); });
       break;

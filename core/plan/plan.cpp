@@ -96,14 +96,8 @@ class Planner {
   }
 
   void check_fault(const FaultSpec& fault) {
-    if (fault.layer >= config_.layers)
-      mistake(fault.where,
-              fmt::format("control: layer {} is not there, the model has layers 0..{}", fault.layer, config_.layers));
-    const std::int64_t row = config_.shape_of(fault.stage, 1, 1).count();
-    const bool grows = info(fault.stage).row[1] == Dim::sequence;
-    if (fault.index < 0 || (!grows && fault.index >= row))
-      mistake(fault.where, fmt::format("control: index {} is outside a row of {}, which has {} values", fault.index,
-                                       name_of(fault.stage), row));
+    const std::string what = mistake_of(fault, contract_, config_);
+    if (!what.empty()) mistake(fault.where, what);
   }
 
   // final_norm and lm_head are computed from the first position on that anybody looks at, and always at the last.
@@ -154,6 +148,19 @@ std::vector<Site> SiteSet::in_forward_order() const {
 }
 
 Plan make_plan(const Contract& contract, const ModelConfig& config) { return Planner(contract, config).make(); }
+
+std::string mistake_of(const FaultSpec& fault, const Contract& contract, const ModelConfig& config) {
+  if (fault.layer >= config.layers)
+    return fmt::format("fault '{}': layer {} is not there, the model has layers 0..{}", fault.text, fault.layer,
+                       config.layers);
+  for (const PromptSpec& prompt : contract.prompts) {
+    const std::int64_t row = config.shape_of(fault.stage, 1, static_cast<int>(prompt.tokens.size())).count();
+    if (fault.index >= row)
+      return fmt::format("fault '{}': element {} is not there, a row of {} has {} values with prompt '{}'", fault.text,
+                         fault.index, name_of(fault.stage), row, prompt.id);
+  }
+  return "";
+}
 
 std::vector<bool> needed_lanes(const Plan& plan, const Lanes& lanes) {
   std::vector<int> looked_at;

@@ -59,6 +59,9 @@ struct Plan {
 // token outside the vocabulary, a prompt longer than the model's context, a selection that reaches nothing.
 Plan make_plan(const Contract& contract, const ModelConfig& config);
 
+// Why the fault cannot be planted in this model with these prompts; empty: it can.
+std::string mistake_of(const FaultSpec& fault, const Contract& contract, const ModelConfig& config);
+
 // The lanes that falsifiers and captures look at, and their feeders.
 std::vector<bool> needed_lanes(const Plan& plan, const Lanes& lanes);
 // The lanes that one falsifier looks at, and their feeders.

@@ -76,9 +76,8 @@ bool Runner::open_model() {
 void Runner::plan() {
   plan_ = make_plan(contract_, model_->config());
   for (const FaultSpec& fault : options_.inject)
-    if (fault.layer >= model_->config().layers)
-      throw Error(ErrorKind::usage,
-                  fmt::format("--inject '{}': the model has layers 0..{}", fault.text, model_->config().layers));
+    if (const std::string what = mistake_of(fault, contract_, model_->config()); !what.empty())
+      throw Error(ErrorKind::usage, "--inject: " + what);
 }
 
 void Runner::describe_lanes() {

@@ -44,6 +44,21 @@ TEST_CASE("the quickstart holds, writes what it says, and exits 0") {
   CHECK(fs::exists(folder / "out/stats.json"));
 }
 
+TEST_CASE("every shipped contract holds on the small model, and every control trips") {
+  int contracts = 0;
+  for (const auto& entry : fs::directory_iterator(std::string(MOE_DIAG_SOURCE_DIR) + "/contracts")) {
+    if (entry.path().extension() != ".yaml") continue;
+    const TemporaryFolder folder;
+    const Finished run = run_tool("run " + quoted(entry.path()) + " --controls --out " + quoted(folder / "out"));
+    INFO(entry.path() << "\n" << run.out << run.err);
+    CHECK(run.code == 0);
+    const auto verdict = nlohmann::json::parse(read_text(folder / "out/verdict.json"));
+    for (const auto& f : verdict["falsifiers"]) CHECK(!f["controls"].empty());
+    ++contracts;
+  }
+  CHECK(contracts >= 3);
+}
+
 TEST_CASE("a planted fault exits 1 and names its site") {
   const TemporaryFolder folder;
   const Finished run =

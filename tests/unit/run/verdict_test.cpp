@@ -130,7 +130,7 @@ TEST_CASE("selections that the model does not have are refused with what it has"
              Contains("prompt 'short'"));
   CHECK_THAT(refused("  - {id: A, claim: a, lane: step, stage: attn_out, metric: rel_l2, at_most: 1, controls: "
                      "[{inject: nan, stage: attn_out, layer: 4}]}\n"),
-             Contains("layer 4"));
+             Contains("layer 4 is not there"));
 }
 
 TEST_CASE("routing from the oracle makes the same experts comparable") {
