@@ -43,7 +43,8 @@ class Bytes {
   Bytes& preamble(std::uint64_t tensors, std::uint64_t entries, std::uint32_t version = 3) {
     return raw("GGUF").u32(version).u64(tensors).u64(entries);
   }
-  Bytes& tensor(std::string_view name, std::vector<std::uint64_t> dims, std::uint32_t type, std::uint64_t offset) {
+  Bytes& tensor(std::string_view name, const std::vector<std::uint64_t>& dims, std::uint32_t type,
+                std::uint64_t offset) {
     text(name).u32(static_cast<std::uint32_t>(dims.size()));
     for (const std::uint64_t size : dims) u64(size);
     return u32(type).u64(offset);

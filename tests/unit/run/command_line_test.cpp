@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // The runner as a user meets it: exit codes, messages, and nothing half written.
 #include <fcntl.h>
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <csignal>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <thread>
