@@ -6,6 +6,19 @@
 #include "core/plugin/guard.hpp"
 
 namespace moe_diag {
+namespace {
+
+// Without marking the key as read: whether a lane may have a device is for its backend to say.
+std::string device_of(const Options& options) {
+  for (const Options::Entry& entry : options.entries())
+    if (entry.key == "device") return entry.value;
+  return "";
+}
+
+}  // namespace
+
+RunningLane::RunningLane(const LaneSpec& spec)
+    : name(spec.name), backend(spec.backend), label_(fmt::format("lane '{}' (backend {})", spec.name, spec.backend)) {}
 
 void RunningLane::begin(const Pass& pass) {
   guard(label_, "begin", [&] { lane_->begin(pass); });
@@ -23,7 +36,7 @@ void RunningLane::write(Stage stage, Rows rows, const Tensor& values) {
 Lanes::Lanes(const Contract& contract, const Model& model, PluginHost& host, const Request& request)
     : contract_(contract), model_(model) {
   for (const LaneSpec& spec : contract.lanes) {
-    lanes_.emplace_back(spec, fmt::format("lane '{}' (backend {})", spec.name, spec.backend));
+    lanes_.emplace_back(spec);
     backend_of_.push_back(nullptr);
   }
   for (std::size_t i = 0; i < lanes_.size(); ++i) {
@@ -31,7 +44,11 @@ Lanes::Lanes(const Contract& contract, const Model& model, PluginHost& host, con
     lanes_[i].routing = index_of(contract.lanes[i].routing);
     describe(i, host, request);
   }
-  // A lane cannot run without what feeds it, however long the chain.
+  mark_unfed();
+}
+
+// A lane cannot run without what feeds it, however long the chain.
+void Lanes::mark_unfed() {
   for (std::size_t round = 0; round < lanes_.size(); ++round)
     for (RunningLane& lane : lanes_)
       for (int feeder : {lane.inputs, lane.routing})
@@ -44,13 +61,12 @@ Lanes::Lanes(const Contract& contract, const Model& model, PluginHost& host, con
 void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
   const LaneSpec& spec = contract_.lanes[i];
   RunningLane& lane = lanes_[i];
-  const std::string label = fmt::format("lane '{}' (backend {})", spec.name, spec.backend);
   try {
-    std::unique_ptr<Backend>& backend = backends_[{spec.backend, std::string(spec.options.text("device", ""))}];
+    std::unique_ptr<Backend>& backend = backends_[{spec.backend, device_of(spec.options)}];
     if (!backend) backend = host.make_backend(spec.backend, spec.options);
     backend_of_[i] = backend.get();
     lane.description =
-        guard(label, "describe", [&] { return backend->describe(model_.view(), spec.options, request); });
+        guard(lane.label(), "describe", [&] { return backend->describe(model_.view(), spec.options, request); });
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::absent) throw;
     lane.absent = e.what();
@@ -63,12 +79,17 @@ void Lanes::open(const std::vector<bool>& needed) {
   for (std::size_t i = 0; i < lanes_.size(); ++i) {
     RunningLane& lane = lanes_[i];
     if (!needed[i] || !lane.absent.empty() || lane.runs()) continue;
-    const std::string label = fmt::format("lane '{}' (backend {})", lane.name, lane.backend);
-    std::unique_ptr<Lane> opened =
-        guard(label, "open", [&] { return backend_of_[i]->open(model_.view(), contract_.lanes[i].options); });
-    if (!opened) throw Error(ErrorKind::environment, label + ": open: returned no lane");
-    lane.attach(std::move(opened));
+    try {
+      std::unique_ptr<Lane> opened =
+          guard(lane.label(), "open", [&] { return backend_of_[i]->open(model_.view(), contract_.lanes[i].options); });
+      if (!opened) throw Error(ErrorKind::environment, lane.label() + ": open: returned no lane");
+      lane.attach(std::move(opened));
+    } catch (const Error& e) {
+      if (e.kind() != ErrorKind::absent) throw;
+      lane.absent = e.what();
+    }
   }
+  mark_unfed();
 }
 
 int Lanes::index_of(std::string_view name) const {

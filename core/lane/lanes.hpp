@@ -17,8 +17,7 @@ namespace moe_diag {
 // A lane of the contract. Calls into the backend go through here, so that whatever it throws names the lane.
 class RunningLane {
  public:
-  RunningLane(const LaneSpec& spec, std::string label)
-      : name(spec.name), backend(spec.backend), label_(std::move(label)) {}
+  explicit RunningLane(const LaneSpec& spec);
 
   std::string name, backend;
   Description description;
@@ -26,7 +25,8 @@ class RunningLane {
   int inputs = -1;     // index of the lane whose outputs replace this lane's after every step
   int routing = -1;    // index of the lane whose routing replaces this lane's
 
-  bool runs() const { return lane_ != nullptr; }
+  bool runs() const { return lane_ != nullptr && absent.empty(); }
+  const std::string& label() const { return label_; }  // for messages: "lane 'cpu' (backend cpu)"
   void attach(std::unique_ptr<Lane> lane) { lane_ = std::move(lane); }
 
   void begin(const Pass& pass);
@@ -59,6 +59,7 @@ class Lanes {
 
  private:
   void describe(std::size_t i, PluginHost& host, const Request& request);
+  void mark_unfed();
 
   const Contract& contract_;
   const Model& model_;

@@ -121,6 +121,7 @@ TEST_CASE("wrong contracts exit 2, point at the line, and write nothing") {
   refused("falsifiers.FINITE.layers=99", "99");
   refused("lanes.f32.numerics=f31", "f31");
   refused("lanes.f32.thraeds=2", "thraeds");
+  refused("lanes.f32.device=0", "device");
   refused("sinks.dump.compress=1", "compress");
   refused("model.synthetic=huge", "huge");
 }
