@@ -90,6 +90,7 @@ void Runner::describe_lanes() {
 void Runner::open_lanes() {
   describe_lanes();
   lanes_->open(needed_lanes(plan_, *lanes_));
+  for (std::size_t i = 0; i < lanes_->size(); ++i) verdict_.lanes[i].absent = (*lanes_)[i].absent;
   judge_ = std::make_unique<Judge>(plan_, *lanes_);
 }
 
