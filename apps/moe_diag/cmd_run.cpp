@@ -54,7 +54,7 @@ ExitCode run(const RunArguments& arguments, const Context& context) {
   for (const std::string& text : arguments.inject) options.inject.push_back(parse_fault(text, contract));
 
   ProgressLine line;
-  options.progress = [&](const Progress& p) { line.show(p.what, p.done, p.total); };
+  if (line.is_visible()) options.progress = [&](const Progress& p) { line.show(p.what, p.done, p.total); };
   const Verdict verdict = run_contract(contract, host, options);
 
   const std::string json = json_report(verdict, MOE_DIAG_VERSION);

@@ -13,6 +13,8 @@ class ProgressLine {
   ProgressLine();
   ~ProgressLine();
 
+  bool is_visible() const { return terminal_; }
+
   // `done` of `total` of what `what` names; the rest of the time is estimated from its own start.
   void show(std::string_view what, std::int64_t done, std::int64_t total);
 

@@ -42,8 +42,7 @@ void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>&
   const std::size_t count = stops_.size();
   int layer = -1;
   for (std::size_t at = 0, end = 0; at < count; at = end) {
-    while (!stops_[end++] && end < count) {
-    }
+    end = span_end(at, at_layer != nullptr);
     if (at_layer && programs_.front()[at].layer > layer) at_layer(layer = programs_.front()[at].layer);
     for (int lane : launch_order_) {
       const std::span<const Step> steps = programs_[static_cast<std::size_t>(lane)];
@@ -51,6 +50,18 @@ void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>&
     }
     if (stops_[end - 1]) stop(programs_.front()[end - 1], pass, prompt);
   }
+}
+
+// One past the last step of the span that begins at `at`: up to a stop, or up to the layer's end when layers are
+// counted.
+std::size_t Forward::span_end(std::size_t at, bool by_layer) const {
+  const Program& program = programs_.front();
+  std::size_t end = at;
+  while (end < stops_.size()) {
+    const bool last = stops_[end++];
+    if (last || (by_layer && end < stops_.size() && program[end].layer != program[end - 1].layer)) break;
+  }
+  return end;
 }
 
 // Lanes stop after a step when a hook wants one of its outputs, a fault changes one, or a lane's are replaced.

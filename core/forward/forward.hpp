@@ -24,6 +24,7 @@ class Forward {
 
  private:
   void plan_stops(int prompt);
+  std::size_t span_end(std::size_t at, bool by_layer) const;
   void stop(const Step& step, const Pass& pass, int prompt);
   void hand_over(Sighting& sighting);
 

@@ -93,7 +93,7 @@ class Console {
 
   void falsifiers() {
     if (verdict_.judgements.empty()) return;
-    std::size_t width = 0;
+    std::size_t width = std::string_view("falsifier").size();
     for (const Judgement& j : verdict_.judgements) width = std::max(width, j.spec->id.size());
     line("\n{:<10} {:<{}}  {:>8}  {:<18} {:<18} {}", "outcome", "falsifier", width, "samples", "worst", "claimed",
          "where");

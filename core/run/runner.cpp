@@ -134,10 +134,9 @@ void Runner::walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> fau
     const PromptSpec& prompt = contract_.prompts[static_cast<std::size_t>(p)];
     const Pass pass{prompt.tokens, 0, static_cast<int>(prompt.tokens.size()),
                     plan_.head_first[static_cast<std::size_t>(p)]};
-    forward.pass(pass, p, [&](int layer) {
-      const std::string now = what.empty() ? fmt::format("prompt {}", prompt.id) : what;
-      if (options_.progress) options_.progress({now, p * layers + layer, count * layers});
-    });
+    const std::string now = what.empty() ? fmt::format("prompt {}", prompt.id) : what;
+    const auto at_layer = [&](int layer) { options_.progress({now, p * layers + layer, count * layers}); };
+    forward.pass(pass, p, options_.progress ? std::function<void(int)>(at_layer) : nullptr);
   }
 }
 
