@@ -16,9 +16,9 @@ enum ExitCode : int {
 };
 
 inline ExitCode exit_code_of(const Verdict& verdict) {
-  if (!verdict.failure.empty()) return exit_environment;
+  if (!verdict.failure.empty()) return verdict.failure_is_usage ? exit_usage : exit_environment;
   if (verdict.count(Outcome::falsified) + verdict.count(Outcome::vacuous) > 0) return exit_falsified;
-  if (verdict.count(Outcome::untested) > 0) return exit_untested;
+  if (verdict.count(Outcome::untested) > 0 || !verdict.captured_nothing.empty()) return exit_untested;
   return exit_held;
 }
 

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include <fmt/format.h>
 
+#include <cerrno>
+#include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <exception>
+#include <string>
 
 #include "apps/moe_diag/commands.hpp"
 #include "apps/moe_diag/exit_code.hpp"
@@ -45,8 +49,12 @@ int parse_and_run(int argc, char** argv) {
 }  // namespace moe_diag
 
 int main(int argc, char** argv) {
+  std::signal(SIGPIPE, SIG_IGN);  // whoever reads the report may stop early; the exit code stands
   try {
-    return moe_diag::parse_and_run(argc, argv);
+    const int code = moe_diag::parse_and_run(argc, argv);
+    if (std::fflush(stdout) == 0 || errno == EPIPE) return code;
+    throw moe_diag::Error(moe_diag::ErrorKind::environment,
+                          std::string("cannot write to standard output: ") + std::strerror(errno));
   } catch (const moe_diag::Error& e) {
     fmt::print(stderr, "moe-diag: {}\n", e.what());
     return moe_diag::exit_code_of(e);

@@ -13,8 +13,11 @@ constexpr auto shortest_wait = std::chrono::milliseconds(100);
 
 ProgressLine::ProgressLine() : terminal_(isatty(STDERR_FILENO) != 0) {}
 
-ProgressLine::~ProgressLine() {
+ProgressLine::~ProgressLine() { clear(); }
+
+void ProgressLine::clear() {
   if (shown_) fmt::print(stderr, "\r\033[K");
+  shown_ = false;
 }
 
 void ProgressLine::show(std::string_view what, std::int64_t done, std::int64_t total) {

@@ -15,6 +15,8 @@ class ProgressLine {
 
   bool is_visible() const { return terminal_; }
 
+  void clear();
+
   // `done` of `total` of what `what` names; the rest of the time is estimated from its own start.
   void show(std::string_view what, std::int64_t done, std::int64_t total);
 

@@ -19,6 +19,7 @@ struct PromptInfo {
 struct LaneInfo {
   std::string_view name, backend, numerics, device, instruction_set;
   DType values = DType::f32;
+  bool runs = true;  // false: its backend or device is absent, no event comes from it
 };
 
 struct ModelInfo {
@@ -38,6 +39,8 @@ struct RunInfo {
   ModelInfo model;
   std::span<const PromptInfo> prompts;
   std::span<const LaneInfo> lanes;
+  std::span<const std::string_view>
+      planted;  // faults planted on purpose: what is captured is not what the model computes
 };
 
 // One captured tensor: some positions of one stage of one layer of one lane.

@@ -51,7 +51,9 @@ class Options {
     std::int64_t v = 0;
     const char* end = e->value.data() + e->value.size();
     const auto [stop, error] = std::from_chars(e->value.data(), end, v);
-    if (error != std::errc() || stop != end || v < lowest || v > highest)
+    const std::string_view digits = std::string_view(e->value).substr(e->value.starts_with('-') ? 1 : 0);
+    const bool octal = digits.size() > 1 && digits.front() == '0';  // 010 is 8 or 10, depending on who reads it
+    if (octal || error != std::errc() || stop != end || v < lowest || v > highest)
       refuse(key, "expected a whole number from " + std::to_string(lowest) + " to " + std::to_string(highest));
     return v;
   }

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "core/bus/bus.hpp"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <algorithm>
+#include <span>
+#include <string>
 
 namespace moe_diag {
 namespace {
@@ -11,6 +16,10 @@ Rows rows_of(const Pass& pass, Stage stage) {
   return {first, pass.rows() - first};
 }
 
+std::string text_of(const Shape& shape) {
+  return fmt::format("[{}]", fmt::join(std::span(shape.dims).first(static_cast<std::size_t>(shape.rank)), ", "));
+}
+
 }  // namespace
 
 Sighting::Sighting(Lanes& lanes, const Pass& at, int in_prompt, Site where)
@@ -18,13 +27,23 @@ Sighting::Sighting(Lanes& lanes, const Pass& at, int in_prompt, Site where)
 
 Tensor Sighting::tensor(int lane) {
   const auto i = static_cast<std::size_t>(lane);
-  if (!seen_[i] && lanes_[i].runs()) seen_[i] = lanes_[i].read(site.stage, rows_);
+  if (!seen_[i]) seen_[i] = read(lane, site.stage, rows_);
   return seen_[i];
 }
 
-Tensor Sighting::now(int lane, Stage stage) {
+Tensor Sighting::now(int lane, Stage stage) { return read(lane, stage, rows_of(pass, stage)); }
+
+Tensor Sighting::read(int lane, Stage stage, Rows rows) {
   RunningLane& from = lanes_[static_cast<std::size_t>(lane)];
-  return from.runs() ? from.read(stage, rows_of(pass, stage)) : Tensor{};
+  if (!from.runs()) return {};
+  const Tensor tensor = from.read(stage, rows);
+  const Shape expected = lanes_.config().shape_of(stage, rows.count, pass.total);
+  const bool indices = info(stage).payload == Payload::indices;
+  if (tensor && (!(tensor.shape == expected) || (tensor.dtype == DType::i32) != indices))
+    throw Error(ErrorKind::environment, fmt::format("{}: read: {} came as {} {}, expected {} {}", from.label(),
+                                                    name_of(stage), name_of(tensor.dtype), text_of(tensor.shape),
+                                                    indices ? "i32" : "f32 or f64", text_of(expected)));
+  return tensor;
 }
 
 bool Bus::wanted(int prompt, int lane, Site site) const {
@@ -37,7 +56,6 @@ void Bus::deliver(Sighting& sighting, const std::vector<int>& lanes) {
                                    [&](int lane) { return hook->wants(sighting.prompt, lane, sighting.site); });
     if (!looks) continue;
     hook->show(sighting);
-    ++deliveries_;
   }
 }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <cstdint>
 #include <vector>
 
 #include "core/api/backend.hpp"
@@ -24,12 +23,15 @@ class Sighting {
   int position(int row) const { return pass.first + rows_.first + row; }
 
   // [rows().count, ...] on the host; copied once however many ask. Null when the lane does not run or lacks the stage.
+  // Throws Error(environment) when the backend gives another shape than the stage has.
   Tensor tensor(int lane);
 
   // Another stage of the same layer as the lane holds it now, replaced inputs included.
   Tensor now(int lane, Stage stage);
 
  private:
+  Tensor read(int lane, Stage stage, Rows rows);
+
   Lanes& lanes_;
   Rows rows_;
   std::vector<Tensor> seen_;
@@ -40,7 +42,7 @@ class Hook {
  public:
   virtual ~Hook() = default;
 
-  // Asked once per lane and site when a prompt starts. The fewer sites are wanted, the longer the spans that lanes run.
+  // Cheap, and always the same answer. The fewer sites are wanted, the longer the spans that lanes run.
   virtual bool wants(int prompt, int lane, Site site) const = 0;
 
   // Once per pass and site that is wanted of any lane, in forward order, on the thread that drives the run.
@@ -56,11 +58,8 @@ class Bus {
 
   void deliver(Sighting& sighting, const std::vector<int>& lanes);
 
-  std::uint64_t deliveries() const { return deliveries_; }  // of a site to a hook
-
  private:
   std::vector<Hook*> hooks_;
-  std::uint64_t deliveries_ = 0;
 };
 
 }  // namespace moe_diag

@@ -1,67 +1,49 @@
 // SPDX-License-Identifier: MIT
 #include "core/bus/fault.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <cmath>
+#include <cstring>
 #include <limits>
+#include <span>
+#include <vector>
 
 namespace moe_diag {
 namespace {
 
-// Row by row, a copy of what a lane holds, to be changed and written back.
+// One row of what a lane holds, changed.
 template <class T>
-class Rewrite {
- public:
-  Rewrite(const Tensor& held, const PlantedFault& fault)
-      : values_(held.as<T>(), held.as<T>() + held.shape.count()),
-        dtype_(held.dtype),
-        shape_(held.shape),
-        fault_(fault) {}
-
-  T* row(int r) { return values_.data() + r * shape_.row(); }
-  void apply(int r, const ModelConfig& config);
-  Tensor tensor() const { return {values_.data(), dtype_, shape_}; }
-
- private:
-  std::vector<T> values_;
-  DType dtype_;
-  Shape shape_;
-  const PlantedFault& fault_;
-};
-
-template <class T>
-void Rewrite<T>::apply(int r, const ModelConfig& config) {
-  const FaultSpec& spec = fault_.spec;
+void edit_row(const FaultSpec& spec, std::span<T> row, int experts) {
   switch (spec.kind) {
-    case FaultSpec::Kind::nan: row(r)[spec.index] = std::numeric_limits<T>::quiet_NaN(); break;
+    case FaultSpec::Kind::nan: row[static_cast<std::size_t>(spec.index)] = std::numeric_limits<T>::quiet_NaN(); break;
     case FaultSpec::Kind::scale:
-      std::transform(row(r), row(r) + shape_.row(), row(r), [&](T v) { return static_cast<T>(v * spec.factor); });
+      for (T& v : row) v = static_cast<T>(v * spec.factor);
       break;
-    case FaultSpec::Kind::wrong_expert: {
+    case FaultSpec::Kind::wrong_expert:
       // The best expert makes room for the first one that was not chosen.
-      T* ids = row(r);
-      const T* end = ids + shape_.row();
-      for (T e = 0; e < static_cast<T>(config.experts); ++e)
-        if (std::find(static_cast<const T*>(ids), end, e) == end) {
-          ids[0] = e;
+      for (int e = 0; e < experts; ++e)
+        if (std::find(row.begin(), row.end(), static_cast<T>(e)) == row.end()) {
+          row[0] = static_cast<T>(e);
           break;
         }
       break;
-    }
   }
 }
 
 template <class T>
-void rewrite(const PlantedFault& fault, const Tensor& held, Sighting& sighting, Lanes& lanes,
-             const ModelConfig& config) {
-  Rewrite<T> copy(held, fault);
+std::int64_t edit(const PlantedFault& fault, const Tensor& held, Sighting& sighting, Lanes& lanes) {
+  const auto width = static_cast<std::size_t>(held.shape.row());
+  std::vector<T> values(held.as<T>(), held.as<T>() + held.shape.count());
   for (int position : fault.spec.positions.resolve(sighting.pass.total)) {
     const int r = position - sighting.position(0);
-    if (r >= 0 && r < sighting.rows().count) copy.apply(r, config);
+    if (r >= 0 && r < sighting.rows().count)
+      edit_row(fault.spec, std::span(values).subspan(static_cast<std::size_t>(r) * width, width),
+               lanes.config().experts);
   }
-  lanes[static_cast<std::size_t>(fault.lane)].write(sighting.site.stage, sighting.rows(), copy.tensor());
+  std::int64_t changed = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) changed += std::memcmp(&values[i], held.as<T>() + i, sizeof(T)) != 0;
+  lanes[static_cast<std::size_t>(fault.lane)].write(sighting.site.stage, sighting.rows(),
+                                                    {values.data(), held.dtype, held.shape});
+  return changed;
 }
 
 }  // namespace
@@ -74,13 +56,15 @@ void edit_step(const PlantedFault& fault, Step& step) {
   if (!edits_values(fault)) step.params.expert_shift = 1;
 }
 
-void edit_values(const PlantedFault& fault, Sighting& sighting, Lanes& lanes, const ModelConfig& config) {
-  const Tensor held = lanes[static_cast<std::size_t>(fault.lane)].read(sighting.site.stage, sighting.rows());
+std::int64_t edit_values(const PlantedFault& fault, Sighting& sighting, Lanes& lanes) {
+  const Tensor held = sighting.now(fault.lane, sighting.site.stage);
+  if (!held) return 0;
   switch (held.dtype) {
-    case DType::f32: return rewrite<float>(fault, held, sighting, lanes, config);
-    case DType::f64: return rewrite<double>(fault, held, sighting, lanes, config);
-    case DType::i32: return rewrite<std::int32_t>(fault, held, sighting, lanes, config);
+    case DType::f32: return edit<float>(fault, held, sighting, lanes);
+    case DType::f64: return edit<double>(fault, held, sighting, lanes);
+    case DType::i32: return edit<std::int32_t>(fault, held, sighting, lanes);
   }
+  return 0;
 }
 
 }  // namespace moe_diag

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <vector>
+#include <cstdint>
 
 #include "core/api/step.hpp"
 #include "core/bus/bus.hpp"
@@ -21,8 +21,8 @@ struct PlantedFault {
 void edit_step(const PlantedFault& fault, Step& step);
 
 // Changes what the lane holds at the sighting's site when the fault is one of the values; the next steps read it.
-// Call it before anybody looks.
-void edit_values(const PlantedFault& fault, Sighting& sighting, Lanes& lanes, const ModelConfig& config);
+// Call it before anybody looks. Returns how many values are other than before.
+std::int64_t edit_values(const PlantedFault& fault, Sighting& sighting, Lanes& lanes);
 
 // True when edit_values() changes something at the site.
 bool edits_values(const PlantedFault& fault);

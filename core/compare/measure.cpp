@@ -104,8 +104,6 @@ void add_block(Measure& m, const A* a, const B* b, std::int64_t n) {
 
 }  // namespace
 
-void Measure::add(const Tensor& a, const Tensor& b, std::int64_t at, std::int64_t n) { add(a, at, b, at, n); }
-
 void Measure::add(const Tensor& a, std::int64_t at_a, const Tensor& b, std::int64_t at_b, std::int64_t n) {
   with_pair(a, at_a, b, at_b, [&](const auto* pa, const auto* pb) {
     for (std::int64_t k = 0; k < n; k += block) add_block(*this, pa + k, pb + k, std::min(block, n - k));
@@ -113,19 +111,19 @@ void Measure::add(const Tensor& a, std::int64_t at_a, const Tensor& b, std::int6
 }
 
 double Measure::cosine() const {
-  if (!finite()) return nan;
+  if (!finite() || count == 0) return nan;
   if (squares_a == 0 && squares_b == 0) return 1;
   if (squares_a == 0 || squares_b == 0) return 0;
   return dot / (std::sqrt(squares_a) * std::sqrt(squares_b));
 }
 
 double Measure::rel_l2() const {
-  if (!finite()) return nan;
+  if (!finite() || count == 0) return nan;
   if (squares_diff == 0) return 0;
   return std::sqrt(squares_diff) / std::sqrt(squares_b);
 }
 
-double Measure::max_diff() const { return finite() ? max_abs : nan; }
+double Measure::max_diff() const { return finite() && count > 0 ? max_abs : nan; }
 
 std::int64_t mismatches(const Tensor& a, std::int64_t at_a, const Tensor& b, std::int64_t at_b, std::int64_t n,
                         double rtol, double atol) {

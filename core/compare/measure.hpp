@@ -19,11 +19,10 @@ struct Measure {
   std::int64_t max_index = -1;  // element of max_abs
   double a_at_max = 0, b_at_max = 0;
 
-  // Adds `n` elements that start at element `at` of both; elements are counted on from those added before.
-  void add(const Tensor& a, const Tensor& b, std::int64_t at, std::int64_t n);
-  // Adds elements from different places; the element index reported is a's.
+  // Adds `n` elements, from `at_a` of a and `at_b` of b on. Elements reported are counted from the first one added.
   void add(const Tensor& a, std::int64_t at_a, const Tensor& b, std::int64_t at_b, std::int64_t n);
 
+  // Each is NaN when nothing was added.
   double cosine() const;  // 1 for two zero vectors, 0 when only one is zero
   double rel_l2() const;  // |a - b| / |b|; 0 for two zero vectors, infinite when only b is zero
   double max_diff() const;

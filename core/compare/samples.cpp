@@ -25,7 +25,8 @@ RowSamples expert_samples(const Pair& pair, int row) {
   for (std::size_t slot = 0; slot < ids_a.size(); ++slot) {
     const int other = slot_of(ids_b, ids_a[slot]);
     if (other < 0) {
-      ++result.skipped;
+      const std::int64_t at = (row * used + static_cast<std::int64_t>(slot)) * width;
+      result.alone.push_back({row, ids_a[slot], {{at, at, width}}});
       continue;
     }
     const Segment segment{(row * used + static_cast<std::int64_t>(slot)) * width, (row * used + other) * width, width};
@@ -51,7 +52,7 @@ RowSamples samples_of_row(const Pair& pair, int row) {
   } else {
     sample.segments.push_back({row * size, row * size, size});
   }
-  return {{std::move(sample)}, 0};
+  return {{std::move(sample)}, {}};
 }
 
 int routing_flips(const Tensor& a, const Tensor& b, int row) {

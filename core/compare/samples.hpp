@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
@@ -33,10 +32,10 @@ struct SampleSegments {
 };
 
 // The samples of one row: one for most stages, one per expert that both lanes chose for the expert stages. Keys after a
-// row's own position are left out of the attention stages. `skipped` counts slots of experts that only one lane chose.
+// row's own position are left out of the attention stages. Slots of experts that only lane a chose have nothing to be
+// compared with: they are `alone`, and their segments say where they are in a.
 struct RowSamples {
-  std::vector<SampleSegments> samples;
-  int skipped = 0;
+  std::vector<SampleSegments> samples, alone;
 };
 RowSamples samples_of_row(const Pair& pair, int row);
 

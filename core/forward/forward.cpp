@@ -30,10 +30,13 @@ Forward::Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<Planted
   launch_order_ = feeding_order_;
   std::stable_partition(launch_order_.begin(), launch_order_.end(),
                         [&](int lane) { return lanes_[static_cast<std::size_t>(lane)].description.asynchronous; });
-  for (const PlantedFault& fault : faults_)
+  for (std::size_t f = 0; f < faults_.size(); ++f) {
+    const PlantedFault& fault = faults_[f];
     for (Step& step : programs_[static_cast<std::size_t>(fault.lane)])
       if (step.layer == fault.spec.layer && std::count(step.out.begin(), step.out.end(), fault.spec.stage) > 0)
         edit_step(fault, step);
+    changed_.push_back(edits_values(fault) || !active[static_cast<std::size_t>(fault.lane)] ? 0 : 1);
+  }
 }
 
 void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>& at_layer) {
@@ -90,10 +93,14 @@ void Forward::plan_stops(int prompt) {
 void Forward::stop(const Step& step, const Pass& pass, int prompt) {
   for (Stage stage : step.out) {
     Sighting sighting(lanes_, pass, prompt, site_of(step, stage));
-    for (const PlantedFault& fault : faults_)
-      if (fault.site() == sighting.site && edits_values(fault) && lanes_[static_cast<std::size_t>(fault.lane)].runs())
-        edit_values(fault, sighting, lanes_, model_.config());
+    for (std::size_t f = 0; f < faults_.size(); ++f)
+      if (faults_[f].site() == sighting.site && edits_values(faults_[f]))
+        changed_[f] += edit_values(faults_[f], sighting, lanes_);
     bus_.deliver(sighting, feeding_order_);
+  }
+  // Only now: the outputs of one step belong together, as the router's weights belong to its indices.
+  for (Stage stage : step.out) {
+    Sighting sighting(lanes_, pass, prompt, site_of(step, stage));
     hand_over(sighting);
   }
 }

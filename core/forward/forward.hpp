@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <vector>
 
@@ -22,6 +23,9 @@ class Forward {
   // layer as it begins; it may be empty.
   void pass(const Pass& pass, int prompt, const std::function<void(int)>& at_layer = {});
 
+  // How much each fault has changed: values, or 1 for a step. 0: it was planted where nothing is computed.
+  const std::vector<std::int64_t>& changed() const { return changed_; }
+
  private:
   void plan_stops(int prompt);
   std::size_t span_end(std::size_t at, bool by_layer) const;
@@ -32,10 +36,11 @@ class Forward {
   Lanes& lanes_;
   Bus& bus_;
   std::vector<PlantedFault> faults_;
-  std::vector<Program> programs_;   // per lane: a fault changes the steps of one
-  std::vector<int> feeding_order_;  // lanes that take part
-  std::vector<int> launch_order_;   // the same, those that return early first
-  std::vector<bool> stops_;         // per step: lanes stop after it
+  std::vector<std::int64_t> changed_;  // per fault
+  std::vector<Program> programs_;      // per lane: a fault changes the steps of one
+  std::vector<int> feeding_order_;     // lanes that take part
+  std::vector<int> launch_order_;      // the same, those that return early first
+  std::vector<bool> stops_;            // per step: lanes stop after it
   int planned_prompt_ = -1;
 };
 

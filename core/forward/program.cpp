@@ -2,6 +2,7 @@
 #include "core/forward/program.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 namespace moe_diag {
@@ -90,6 +91,21 @@ const Step* find_step(const Program& program, Site site) {
     if (step.layer == site.layer && std::find(step.out.begin(), step.out.end(), site.stage) != step.out.end())
       return &step;
   return nullptr;
+}
+
+std::vector<Site> reached_from(const Program& program, Site site) {
+  std::array<bool, stage_count> touched{};  // as buffers are: one a stage, written anew in each layer
+  std::vector<Site> reached;
+  const auto is_touched = [&](Stage stage) { return touched[static_cast<std::size_t>(stage)]; };
+  for (const Step& step : program) {
+    const bool inherits = std::any_of(step.in.begin(), step.in.end(), is_touched);
+    for (Stage stage : step.out) {
+      const bool here = inherits || site_of(step, stage) == site;
+      touched[static_cast<std::size_t>(stage)] = here;
+      if (here) reached.push_back(site_of(step, stage));
+    }
+  }
+  return reached;
 }
 
 }  // namespace moe_diag

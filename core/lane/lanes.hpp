@@ -49,6 +49,7 @@ class Lanes {
   // Opens the lanes that `needed` marks and that are not absent.
   void open(const std::vector<bool>& needed);
 
+  const ModelConfig& config() const { return model_.config(); }
   std::size_t size() const { return lanes_.size(); }
   RunningLane& operator[](std::size_t i) { return lanes_[i]; }
   const RunningLane& operator[](std::size_t i) const { return lanes_[i]; }

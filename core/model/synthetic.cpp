@@ -315,7 +315,8 @@ class TemporaryFile {
         set_direct(false);
         continue;
       }
-      if (n < 0) fail("cannot be written");
+      if (n == 0) errno = ENOSPC;
+      if (n <= 0) fail("cannot be written");
       at += static_cast<std::uint64_t>(n);
       data = data.subspan(static_cast<std::size_t>(n));
     }

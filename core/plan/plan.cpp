@@ -12,7 +12,8 @@ namespace {
 // Resolves selections and keeps every mistake until all are found.
 class Planner {
  public:
-  Planner(const Contract& contract, const ModelConfig& config) : contract_(contract), config_(config) {}
+  Planner(const Contract& contract, const ModelConfig& config, bool controls)
+      : contract_(contract), config_(config), controls_(controls) {}
 
   Plan make() {
     check_prompts();
@@ -21,7 +22,8 @@ class Planner {
       plan.falsifiers.push_back({&spec, lane(spec.lane), lane(spec.against),
                                  sites(spec.stages, spec.layers, spec.where),
                                  positions(spec.positions, spec.prompts, spec.where)});
-      for (const FaultSpec& fault : spec.controls) check_fault(fault);
+      if (controls_)
+        for (const FaultSpec& fault : spec.controls) check_fault(fault);
     }
     for (const CaptureSpec& spec : contract_.capture) plan.captures.push_back(capture(spec));
     if (!mistakes_.empty()) throw Error(ErrorKind::usage, mistakes_);
@@ -119,6 +121,7 @@ class Planner {
 
   const Contract& contract_;
   const ModelConfig& config_;
+  const bool controls_;
   std::string mistakes_;
 };
 
@@ -147,12 +150,18 @@ std::vector<Site> SiteSet::in_forward_order() const {
   return list;
 }
 
-Plan make_plan(const Contract& contract, const ModelConfig& config) { return Planner(contract, config).make(); }
+Plan make_plan(const Contract& contract, const ModelConfig& config, bool controls) {
+  return Planner(contract, config, controls).make();
+}
 
 std::string mistake_of(const FaultSpec& fault, const Contract& contract, const ModelConfig& config) {
   if (fault.layer >= config.layers)
     return fmt::format("fault '{}': layer {} is not there, the model has layers 0..{}", fault.text, fault.layer,
                        config.layers);
+  if (fault.kind == FaultSpec::Kind::wrong_expert &&
+      (config.experts == 1 || (fault.stage == Stage::moe_router_indices && config.used == config.experts)))
+    return fmt::format("fault '{}': there is no other expert, the model uses {} of {}", fault.text, config.used,
+                       config.experts);
   for (const PromptSpec& prompt : contract.prompts) {
     const std::int64_t row = config.shape_of(fault.stage, 1, static_cast<int>(prompt.tokens.size())).count();
     if (fault.index >= row)

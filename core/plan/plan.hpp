@@ -56,8 +56,9 @@ struct Plan {
 };
 
 // Throws Error(usage), every mistake at file:line:column: a layer or position that is not there (naming what is), a
-// token outside the vocabulary, a prompt longer than the model's context, a selection that reaches nothing.
-Plan make_plan(const Contract& contract, const ModelConfig& config);
+// token outside the vocabulary, a prompt longer than the model's context, a selection that reaches nothing; with
+// `controls`, also controls that cannot be planted in this model.
+Plan make_plan(const Contract& contract, const ModelConfig& config, bool controls);
 
 // Why the fault cannot be planted in this model with these prompts; empty: it can.
 std::string mistake_of(const FaultSpec& fault, const Contract& contract, const ModelConfig& config);

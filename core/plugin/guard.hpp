@@ -2,6 +2,7 @@
 #pragma once
 
 #include <exception>
+#include <new>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -22,6 +23,8 @@ auto guard(std::string_view plugin, std::string_view call, Call&& body) {
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::environment) throw Error(e.kind(), e.what());
     throw failed(e.what());
+  } catch (const std::bad_alloc&) {
+    throw failed("out of memory; shorten the prompts, leave lanes out or capture less");
   } catch (const std::exception& e) {
     throw failed(e.what());
   } catch (...) {

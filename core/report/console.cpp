@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 
 #include "core/report/report.hpp"
@@ -41,6 +42,8 @@ class Console {
       word = "VACUOUS";
     else if (count(Outcome::untested) > 0)
       word = "UNTESTED";
+    else if (!verdict_.captured_nothing.empty())
+      word = "NOT CAPTURED";
     else if (verdict_.judgements.empty())
       word = "NOTHING JUDGED";
     line("{}: {} {}: {} held, {} falsified, {} vacuous, {} untested", word, contract_.metadata.id,
@@ -65,27 +68,41 @@ class Console {
     if (!first) return;
     const FalsifierSpec& spec = *first->spec;
     const SiteResult& site = *first->first_failing();
-    const Sample& s = site.worst;
+    const Sample& s = site.first_failing;
     line("\nFirst divergence");
     line("  where      {}", place(s));
     line("  lane       {}{}", spec.lane, spec.against.empty() ? "" : " against " + spec.against);
-    line("  number     {} = {:.6g}, claimed {} ({} of {} samples fail there)", name_of(spec.metric), s.value,
-         bound_text(spec), site.failing, site.samples);
+    line("  number     {} = {:.6g}, claimed {}", name_of(spec.metric), s.value, bound_text(spec));
+    line("  site       {} of {} samples fail there, worst {:.6g} at position {}", site.failing, site.samples,
+         site.worst.value, site.worst.position);
     line("  falsifies  {}: {}", spec.id, spec.claim);
     if (!verdict_.tensors.empty()) line("  tensor     {}", fmt::join(verdict_.tensors, ", "));
     values(s.measure);
-    line("  threshold  that would have held over all of it: {} {:.6g}", name_of(spec.bound.kind),
-         first->worst()->worst.value);
-    for (const std::string& fault : verdict_.planted) line("  planted    {}", fault);
+    line("  threshold  that would have held over all of it: {}", threshold(*first));
+  }
+
+  // Rounded to the side that holds.
+  static std::string threshold(const Judgement& j) {
+    const double worst = j.worst()->worst.value;
+    if (std::isnan(worst)) return "none, a value is NaN";
+    const Bound& bound = j.spec->bound;
+    if (bound.kind == Bound::Kind::equals) return "none, the values differ";
+    std::string text = fmt::format("{:.6g}", worst);
+    for (int digits = 7; digits <= 17; ++digits) {
+      double rounded = 0;
+      std::from_chars(text.data(), text.data() + text.size(), rounded);
+      if (Bound{bound.kind, rounded}.holds(worst)) break;
+      text = fmt::format("{:.{}g}", worst, digits);
+    }
+    return fmt::format("{} {}", name_of(bound.kind), text);
   }
 
   void values(const Measure& m) {
-    if (m.count == 0) return;
     if (m.nonfinite_a + m.nonfinite_b > 0)
-      line(
-          "  values     {} of {} are NaN or Inf in the lane, {} in what it is compared with; first new one at element "
-          "{}",
-          m.nonfinite_a, m.count, m.nonfinite_b, m.first_nonfinite_new);
+      line("  values     NaN or Inf: {} of {} in the lane, {} in what it is compared with{}", m.nonfinite_a, m.count,
+           m.nonfinite_b,
+           m.nonfinite_new > 0 ? fmt::format("; first at element {} where the other is finite", m.first_nonfinite_new)
+                               : "");
     if (m.max_index >= 0 && m.max_abs > 0)
       line("  values     largest difference {:.6g} at element {}: {:.9g}, expected {:.9g}", m.max_abs, m.max_index,
            m.a_at_max, m.b_at_max);
@@ -110,11 +127,11 @@ class Console {
       line("{:10} {} of {} samples at {} of {} sites", "", j.failing, j.samples,
            std::count_if(j.sites.begin(), j.sites.end(), [](const SiteResult& s) { return s.failing > 0; }),
            j.sites.size());
-    if (!details_) return;
-    for (const ControlResult& c : j.controls)
-      line("{:10} control {}: {}: {}", "", c.fault, c.tripped ? "tripped" : "NOT TRIPPED", c.message);
     if (j.skipped_experts > 0)
-      line("{:10} {} expert slots not compared: only one of the lanes chose the expert", "", j.skipped_experts);
+      line("{:10} {} expert slots not compared: only this lane chose the expert", "", j.skipped_experts);
+    for (const ControlResult& c : j.controls)
+      if (details_ || !c.tripped)
+        line("{:10} control {}: {}: {}", "", c.fault, c.tripped ? "tripped" : "NOT TRIPPED", c.message);
   }
 
   void what_ran() {
@@ -136,7 +153,9 @@ class Console {
       else
         line("lane       {}{}: absent: {}", l.name, role, l.absent);
     }
+    for (const std::string& fault : verdict_.planted) line("planted    {}", fault);
     for (const std::string& sink : verdict_.outputs) line("sink       {}: complete", sink);
+    for (const std::string& what : verdict_.captured_nothing) line("capture    not made: {}", what);
     std::size_t controls = 0, tripped = 0;
     for (const Judgement& j : verdict_.judgements)
       for (const ControlResult& c : j.controls) {

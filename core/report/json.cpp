@@ -61,7 +61,7 @@ Json judgement_json(const Contract& contract, const Judgement& judgement) {
   const SiteResult* worst = judgement.worst();
   j["worst"] = worst ? sample_json(contract, worst->worst) : Json(nullptr);
   const SiteResult* first = judgement.first_failing();
-  j["first_failing"] = first ? sample_json(contract, first->worst) : Json(nullptr);
+  j["first_failing"] = first ? sample_json(contract, first->first_failing) : Json(nullptr);
   j["sites"] = Json::array();
   for (const SiteResult& s : judgement.sites) {
     if (s.samples == 0) continue;
@@ -107,6 +107,7 @@ std::string json_report(const Verdict& verdict, std::string_view tool_version) {
   j["prompts"] = Json::array();
   for (const PromptSpec& p : contract.prompts) j["prompts"].push_back({{"id", p.id}, {"tokens", p.tokens}});
   j["planted"] = verdict.planted;
+  j["captured_nothing"] = verdict.captured_nothing;
   j["failure"] = text_or_null(verdict.failure);
   j["outcomes"] = Json::object();
   for (Outcome o : {Outcome::held, Outcome::falsified, Outcome::vacuous, Outcome::untested})
@@ -114,7 +115,7 @@ std::string json_report(const Verdict& verdict, std::string_view tool_version) {
   const Judgement* first = verdict.first_divergence();
   j["first_divergence"] = nullptr;
   if (first) {
-    j["first_divergence"] = sample_json(contract, first->first_failing()->worst);
+    j["first_divergence"] = sample_json(contract, first->first_failing()->first_failing);
     j["first_divergence"]["falsifier"] = first->spec->id;
     j["first_divergence"]["tensors"] = verdict.tensors;
   }

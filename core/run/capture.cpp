@@ -30,43 +30,47 @@ bool Capture::wants(int prompt, int lane, Site site) const {
   });
 }
 
+// One event for a sink, lane and site, however many captures ask for it.
 void Capture::show(Sighting& sighting) {
-  for (const WatchedCapture& capture : plan_.captures)
-    if (capture.sites.contains(sighting.site))
-      for (int lane : capture.lanes) feed(capture, lane, sighting);
+  for (std::size_t sink = 0; sink < sinks_.size(); ++sink)
+    for (int lane = 0; lane < static_cast<int>(contract_.lanes.size()); ++lane) {
+      find_positions(static_cast<int>(sink), lane, sighting);
+      if (!positions_.empty()) feed(sinks_[sink], lane, sighting);
+    }
 }
 
-void Capture::feed(const WatchedCapture& capture, int lane, Sighting& sighting) {
+void Capture::find_positions(int sink, int lane, const Sighting& sighting) {
+  positions_.clear();
+  for (const WatchedCapture& c : plan_.captures) {
+    if (!c.sites.contains(sighting.site) || std::count(c.lanes.begin(), c.lanes.end(), lane) == 0 ||
+        std::count(c.sinks.begin(), c.sinks.end(), sink) == 0)
+      continue;
+    for (int position : c.positions[static_cast<std::size_t>(sighting.prompt)]) {
+      const int row = position - sighting.position(0);
+      if (row >= 0 && row < sighting.rows().count) positions_.push_back(position);
+    }
+  }
+  std::sort(positions_.begin(), positions_.end());
+  positions_.erase(std::unique(positions_.begin(), positions_.end()), positions_.end());
+}
+
+void Capture::feed(Fed& fed, int lane, Sighting& sighting) {
   const Tensor all = sighting.tensor(lane);
   if (!all) return;
-  Event event{sighting.prompt, lane, sighting.site, {}, all};
   const std::size_t row_bytes = static_cast<std::size_t>(all.shape.row()) * size_of(all.dtype);
-  positions_.clear();
-  picked_.clear();
-  for (int position : capture.positions[static_cast<std::size_t>(sighting.prompt)]) {
-    const int row = position - sighting.position(0);
-    if (row < 0 || row >= sighting.rows().count) continue;
-    positions_.push_back(position);
-  }
-  if (positions_.empty()) return;
-  event.positions = positions_;
+  const auto row_at = [&](std::int32_t position) {
+    return all.as<std::byte>() + static_cast<std::size_t>(position - sighting.position(0)) * row_bytes;
+  };
+  Event event{sighting.prompt, lane, sighting.site, positions_, all};
   event.tensor.shape.dims[0] = static_cast<std::int64_t>(positions_.size());
-  const auto first_row = static_cast<std::size_t>(positions_.front() - sighting.position(0));
-  const bool contiguous = positions_.back() - positions_.front() + 1 == static_cast<int>(positions_.size());
-  if (contiguous) {
-    event.tensor.data = all.as<std::byte>() + first_row * row_bytes;
-  } else {
-    for (std::int32_t position : positions_) {
-      const std::byte* row =
-          all.as<std::byte>() + static_cast<std::size_t>(position - sighting.position(0)) * row_bytes;
-      picked_.insert(picked_.end(), row, row + row_bytes);
-    }
+  event.tensor.data = row_at(positions_.front());
+  if (positions_.back() - positions_.front() + 1 != static_cast<int>(positions_.size())) {
+    picked_.clear();
+    for (std::int32_t position : positions_)
+      picked_.insert(picked_.end(), row_at(position), row_at(position) + row_bytes);
     event.tensor.data = picked_.data();
   }
-  for (int sink : capture.sinks) {
-    Fed& fed = sinks_[static_cast<std::size_t>(sink)];
-    guard(fed.label, "consume", [&] { fed.sink->consume(event); });
-  }
+  guard(fed.label, "consume", [&] { fed.sink->consume(event); });
 }
 
 void Capture::close() {

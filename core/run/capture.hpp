@@ -32,13 +32,14 @@ class Capture final : public Hook {
     std::unique_ptr<Sink> sink;
   };
 
-  void feed(const WatchedCapture& capture, int lane, Sighting& sighting);
+  void find_positions(int sink, int lane, const Sighting& sighting);
+  void feed(Fed& fed, int lane, Sighting& sighting);
 
   const Contract& contract_;
   const Plan& plan_;
   std::vector<Fed> sinks_;
-  std::vector<std::int32_t> positions_;
-  std::vector<std::byte> picked_;  // rows of a capture that leaves some out
+  std::vector<std::int32_t> positions_;  // of the event at hand
+  std::vector<std::byte> picked_;        // its rows, when they are not side by side
   std::vector<std::string> completed_;
 };
 

@@ -13,6 +13,7 @@ Verdict run_contract(const Contract& contract, PluginHost& host, const RunOption
   if (!runner.open_model()) return runner.untested();
   runner.plan();
   runner.open_lanes();
+  runner.claim_output();
   runner.open_sinks();
   try {
     runner.forward();
@@ -25,7 +26,8 @@ Verdict run_contract(const Contract& contract, PluginHost& host, const RunOption
 }
 
 std::vector<std::string> check_contract(const Contract& contract, PluginHost& host) {
-  const RunOptions options;
+  RunOptions options;
+  options.controls = true;
   Runner runner(contract, host, options);
   if (runner.open_model()) {
     runner.plan();

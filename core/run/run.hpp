@@ -19,7 +19,7 @@ struct Progress {
 };
 
 struct RunOptions {
-  std::string out;                // folder of all outputs; made when something is written
+  std::string out;                // folder of all outputs; made before anything is computed. Empty: nothing is written
   bool overwrite = false;         // captures of earlier runs may be replaced
   bool controls = false;          // run every control, too
   std::vector<FaultSpec> inject;  // faults planted in the run itself; each names its lane

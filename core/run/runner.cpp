@@ -2,8 +2,13 @@
 #include "core/run/runner.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
+#include <fstream>
+#include <limits>
 #include <system_error>
 
 #include "core/verdict/controls.hpp"
@@ -25,6 +30,17 @@ ModelReport report_of(const Model& model) {
 LaneReport report_of(const LaneSpec& spec, const RunningLane& lane) {
   const Description& d = lane.description;
   return {spec.name, spec.backend, d.numerics, d.device, d.instruction_set, spec.inputs, spec.routing, lane.absent};
+}
+
+constexpr double gibibyte = 1073741824.0;
+
+// What the system can give without swapping.
+std::uint64_t available_memory() {
+  std::ifstream file("/proc/meminfo");
+  std::string word;
+  while (file >> word)
+    if (std::uint64_t kibibytes = 0; word == "MemAvailable:" && file >> kibibytes) return kibibytes * 1024;
+  return std::numeric_limits<std::uint64_t>::max();
 }
 
 void make_folder(const std::string& folder) {
@@ -74,7 +90,7 @@ bool Runner::open_model() {
 }
 
 void Runner::plan() {
-  plan_ = make_plan(contract_, model_->config());
+  plan_ = make_plan(contract_, model_->config(), options_.controls);
   for (const FaultSpec& fault : options_.inject)
     if (const std::string what = mistake_of(fault, contract_, model_->config()); !what.empty())
       throw Error(ErrorKind::usage, "--inject: " + what);
@@ -89,18 +105,64 @@ void Runner::describe_lanes() {
 
 void Runner::open_lanes() {
   describe_lanes();
-  lanes_->open(needed_lanes(plan_, *lanes_));
+  const std::vector<bool> needed = needed_lanes(plan_, *lanes_);
+  check_memory(needed);
+  lanes_->open(needed);
+  check_injected();
   for (std::size_t i = 0; i < lanes_->size(); ++i) verdict_.lanes[i].absent = (*lanes_)[i].absent;
   judge_ = std::make_unique<Judge>(plan_, *lanes_);
+  note_captures();
+}
+
+// A fault in a lane that does not run would be found by nobody, and look like proof that nothing is wrong.
+void Runner::check_injected() const {
+  for (const FaultSpec& fault : options_.inject) {
+    const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(lanes_->index_of(fault.lane))];
+    if (lane.runs() || !lane.absent.empty()) continue;
+    throw Error(ErrorKind::usage, fmt::format("--inject: fault '{}': nothing looks at lane '{}', so it does not run",
+                                              fault.text, lane.name));
+  }
+}
+
+// Buffers on the host only: what a device needs, its backend checks.
+void Runner::check_memory(const std::vector<bool>& needed) const {
+  std::uint64_t bytes = 0;
+  for (std::size_t i = 0; i < lanes_->size(); ++i)
+    if (needed[i] && !(*lanes_)[i].description.asynchronous) bytes += (*lanes_)[i].description.lane_bytes;
+  const std::uint64_t available = available_memory();
+  if (bytes > available)
+    throw Error(
+        ErrorKind::environment,
+        fmt::format("the lanes' buffers take {:.1f} GiB, {:.1f} GiB of memory are available; shorten the prompts "
+                    "or leave lanes out",
+                    static_cast<double>(bytes) / gibibyte, static_cast<double>(available) / gibibyte));
+}
+
+void Runner::note_captures() {
+  for (const WatchedCapture& capture : plan_.captures)
+    for (int i : capture.lanes)
+      if (const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(i)]; !lane.runs())
+        verdict_.captured_nothing.push_back(
+            fmt::format("{}: lane '{}' is absent: {}", contract_.at(capture.spec->where), lane.name, lane.absent));
+}
+
+void Runner::claim_output() {
+  if (options_.out.empty()) return;
+  make_folder(options_.out);
+  if (::access(options_.out.c_str(), W_OK) != 0)
+    throw Error(ErrorKind::environment,
+                fmt::format("{}: the output folder cannot be written: {}; choose another with --out", options_.out,
+                            std::strerror(errno)));
 }
 
 void Runner::open_sinks() {
   if (contract_.sinks.empty()) return;
-  make_folder(options_.out);
+  if (options_.out.empty()) throw Error(ErrorKind::usage, "the contract has sinks: an output folder is needed");
   for (const PromptSpec& p : contract_.prompts) prompt_infos_.push_back({p.id, p.tokens});
   for (const LaneReport& l : verdict_.lanes) {
     const DType values = (*lanes_)[lane_infos_.size()].description.values;
-    lane_infos_.push_back({l.name, l.backend, l.numerics, l.device, l.instruction_set, values});
+    const bool runs = (*lanes_)[lane_infos_.size()].runs();
+    lane_infos_.push_back({l.name, l.backend, l.numerics, l.device, l.instruction_set, values, runs});
   }
   RunInfo info;
   info.contract = contract_.metadata.id;
@@ -111,6 +173,8 @@ void Runner::open_sinks() {
   info.model = {model_->source(), model_->bytes(), model_->digest(), model_->config()};
   info.prompts = prompt_infos_;
   info.lanes = lane_infos_;
+  planted_infos_.assign(verdict_.planted.begin(), verdict_.planted.end());
+  info.planted = planted_infos_;
   capture_->open(info);
 }
 
@@ -118,13 +182,16 @@ void Runner::forward() {
   verdict_.timing.open = seconds();
   std::vector<PlantedFault> faults;
   for (const FaultSpec& fault : options_.inject) faults.push_back({lanes_->index_of(fault.lane), fault});
-  walk({judge_.get(), capture_.get()}, std::move(faults), std::vector<bool>(lanes_->size(), true), "");
+  const std::vector<std::int64_t> changed =
+      walk({judge_.get(), capture_.get()}, std::move(faults), std::vector<bool>(lanes_->size(), true), "");
+  for (std::size_t f = 0; f < changed.size(); ++f)
+    if (changed[f] == 0) planted_in_vain_.push_back(verdict_.planted[f]);
   verdict_.judgements = judge_->judgements();
   verdict_.timing.forward = seconds() - verdict_.timing.open;
 }
 
-void Runner::walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults, const std::vector<bool>& active,
-                  const std::string& what) {
+std::vector<std::int64_t> Runner::walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults,
+                                       const std::vector<bool>& active, const std::string& what) {
   Bus bus;
   for (Hook* hook : hooks) bus.add(*hook);
   Forward forward(*model_, *lanes_, bus, std::move(faults), active);
@@ -138,6 +205,7 @@ void Runner::walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> fau
     const auto at_layer = [&](int layer) { options_.progress({now, p * layers + layer, count * layers}); };
     forward.pass(pass, p, options_.progress ? std::function<void(int)>(at_layer) : nullptr);
   }
+  return forward.changed();
 }
 
 void Runner::close_sinks() {
@@ -166,16 +234,17 @@ void Runner::run_controls() {
 ControlResult Runner::run_control(std::size_t falsifier, const FaultSpec& fault) {
   const WatchedFalsifier& watched = plan_.falsifiers[falsifier];
   Judge judge(plan_, *lanes_, static_cast<int>(falsifier));
-  walk({&judge}, {{watched.lane, fault}}, lanes_needed_by(watched, *lanes_),
-       fmt::format("control of {}", watched.spec->id));
+  const std::vector<std::int64_t> changed = walk({&judge}, {{watched.lane, fault}}, lanes_needed_by(watched, *lanes_),
+                                                 fmt::format("control of {}", watched.spec->id));
   const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(watched.lane)];
-  return judge_control(judge.judgements()[falsifier], fault, expected_site(watched, fault, lane));
+  return judge_control(judge.judgements()[falsifier], fault,
+                       expected_site(watched, fault, lane, build_program(*model_)), changed.front());
 }
 
 // What was judged stands where it is already decided: a falsified claim stays falsified whatever would have followed.
 void Runner::fail(const Error& error) {
-  if (error.kind() == ErrorKind::usage) throw Error(error.kind(), error.what());
   verdict_.failure = error.what();
+  verdict_.failure_is_usage = error.kind() == ErrorKind::usage;
   if (!verdict_.judgements.empty()) return;
   verdict_.judgements = judge_->judgements();
   for (Judgement& j : verdict_.judgements) {
@@ -186,6 +255,10 @@ void Runner::fail(const Error& error) {
 }
 
 Verdict Runner::verdict() {
+  for (const std::string& fault : planted_in_vain_) {
+    verdict_.failure = fmt::format("fault '{}' changed nothing: it was planted where nothing is computed", fault);
+    verdict_.failure_is_usage = true;
+  }
   if (const Judgement* first = verdict_.first_divergence())
     if (const Program program = build_program(*model_);
         const Step* step = find_step(program, first->first_failing()->site))
@@ -202,6 +275,7 @@ Verdict Runner::untested() {
     j.reason = "the model is absent: " + verdict_.model.absent;
     verdict_.judgements.push_back(std::move(j));
   }
+  if (!contract_.capture.empty()) verdict_.captured_nothing.push_back("the model is absent: " + verdict_.model.absent);
   return verdict();
 }
 

@@ -25,6 +25,7 @@ class Runner {
   void plan();
   void describe_lanes();
   void open_lanes();
+  void claim_output();  // before anything is computed: a folder that can be written
   void open_sinks();
   void forward();
   void close_sinks();
@@ -37,8 +38,12 @@ class Runner {
 
  private:
   // All prompts through the active lanes, with the faults, shown to the hooks.
-  void walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults, const std::vector<bool>& active,
-            const std::string& what);
+  // Returns how much each fault has changed.
+  std::vector<std::int64_t> walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults,
+                                 const std::vector<bool>& active, const std::string& what);
+  void check_injected() const;
+  void check_memory(const std::vector<bool>& needed) const;
+  void note_captures();
   ControlResult run_control(std::size_t falsifier, const FaultSpec& fault);
   double seconds() const;
 
@@ -52,9 +57,11 @@ class Runner {
   std::unique_ptr<Lanes> lanes_;
   std::vector<PromptInfo> prompt_infos_;  // what sinks were told, valid until they are closed
   std::vector<LaneInfo> lane_infos_;
+  std::vector<std::string_view> planted_infos_;
   std::unique_ptr<Capture> capture_;
   std::unique_ptr<Judge> judge_;
   Verdict verdict_;
+  std::vector<std::string> planted_in_vain_;
 };
 
 }  // namespace moe_diag

@@ -10,20 +10,24 @@ std::string text_of(Site site) {
                         : fmt::format("layer {}, {}", site.layer, name_of(site.stage));
 }
 
-std::optional<Site> expected_site(const WatchedFalsifier& watched, const FaultSpec& fault, const RunningLane& lane) {
+std::optional<Site> expected_site(const WatchedFalsifier& watched, const FaultSpec& fault, const RunningLane& lane,
+                                  const Program& program) {
   const Site planted{fault.stage, fault.layer};
   const bool routed =
       lane.routing >= 0 && (fault.stage == Stage::moe_router_indices || fault.stage == Stage::moe_router_weights);
   if (lane.inputs >= 0 || routed) return watched.sites.contains(planted) ? std::optional<Site>(planted) : std::nullopt;
-  for (Site site : watched.sites.in_forward_order())
-    if (!(site < planted)) return site;
+  for (Site site : reached_from(program, planted))
+    if (watched.sites.contains(site)) return site;
   return std::nullopt;
 }
 
-ControlResult judge_control(const Judgement& with_fault, const FaultSpec& fault, std::optional<Site> expected) {
+ControlResult judge_control(const Judgement& with_fault, const FaultSpec& fault, std::optional<Site> expected,
+                            std::int64_t changed) {
   ControlResult result{fault.text, false, ""};
   const SiteResult* first = with_fault.first_failing();
-  if (!expected) {
+  if (changed == 0) {
+    result.message = "the fault changed nothing: it was planted where nothing is computed";
+  } else if (!expected) {
     result.message = "the falsifier watches no site that this fault reaches";
   } else if (!first) {
     result.message = fmt::format("survived: it still holds, expected it falsified at {}", text_of(*expected));

@@ -17,14 +17,26 @@ namespace {
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
-double value_of(Metric metric, const Measure& m) {
-  switch (metric) {
+double value_of(const FalsifierSpec& spec, const Pair& pair, const SampleSegments& sample, const Measure& m) {
+  switch (spec.metric) {
     case Metric::cosine_similarity: return m.cosine();
     case Metric::rel_l2: return m.rel_l2();
     case Metric::max_abs_diff: return m.max_diff();
     case Metric::nonfinite: return static_cast<double>(m.nonfinite_new);
+    case Metric::mismatch_fraction: {
+      std::int64_t wrong = 0;
+      for (const Segment& g : sample.segments) wrong += mismatches(pair.a, g.a, pair.b, g.b, g.n, spec.rtol, spec.atol);
+      return static_cast<double>(wrong) / static_cast<double>(m.count);
+    }
     default: return nan;
   }
+}
+
+// Of the metrics that look at one lane.
+double value_alone(Metric metric, const Tensor& a, int row) {
+  const std::int64_t size = a.shape.row(), at = row * size;
+  if (metric == Metric::router_sum_error) return std::fabs(sum(a, at, size) - 1);
+  return static_cast<double>(count_nonfinite(a, at, size));
 }
 
 }  // namespace
@@ -40,9 +52,10 @@ class Judge::Comparisons {
   };
   struct Row {
     std::vector<Measured> samples;
-    int skipped = 0;
+    std::vector<SampleSegments> alone;
   };
 
+  // Tensors are null where a lane does not have the stage.
   const Pair& pair(int lane, int against) { return entry(lane, against).pair; }
 
   const Row& row(int lane, int against, int row) {
@@ -51,7 +64,7 @@ class Judge::Comparisons {
     if (measured) return *measured;
     measured.emplace();
     RowSamples samples = samples_of_row(e.pair, row);
-    measured->skipped = samples.skipped;
+    measured->alone = std::move(samples.alone);
     for (SampleSegments& s : samples.samples) {
       Measured m{std::move(s), {}};
       for (const Segment& g : m.segments.segments) m.measure.add(e.pair.a, g.a, e.pair.b, g.b, g.n);
@@ -91,13 +104,14 @@ Judge::Judge(const Plan& plan, const Lanes& lanes, int only) : plan_(plan) {
     const WatchedFalsifier& watched = plan.falsifiers[f];
     Judgement j;
     j.spec = watched.spec;
-    for (int lane : {watched.lane, watched.against})
+    for (int lane : {watched.against, watched.lane})
       if (lane >= 0 && !lanes[static_cast<std::size_t>(lane)].runs())
         j.reason = fmt::format("lane '{}' is absent: {}", lanes[static_cast<std::size_t>(lane)].name,
                                lanes[static_cast<std::size_t>(lane)].absent);
     judged_.push_back(j.reason.empty() && (only < 0 || static_cast<std::size_t>(only) == f));
     judgements_.push_back(std::move(j));
   }
+  missing_.resize(judgements_.size());
 }
 
 bool Judge::watches(const WatchedFalsifier& falsifier, int prompt, Site site) const {
@@ -116,8 +130,9 @@ void Judge::show(Sighting& sighting) {
   Comparisons comparisons(sighting);
   for (std::size_t f = 0; f < judged_.size(); ++f) {
     const WatchedFalsifier& watched = plan_.falsifiers[f];
-    if (!judged_[f] || !watches(watched, sighting.prompt, sighting.site)) continue;
-    judgements_[f].sites.push_back({sighting.prompt, sighting.site, 0, 0, {}});
+    if (!judged_[f] || !watches(watched, sighting.prompt, sighting.site) || !has_tensors(f, sighting, comparisons))
+      continue;
+    judgements_[f].sites.push_back({sighting.prompt, sighting.site, 0, 0, {}, {}});
     for (int position : watched.positions[static_cast<std::size_t>(sighting.prompt)]) {
       const int row = position - sighting.position(0);
       if (row >= 0 && row < sighting.rows().count) judge(f, sighting, comparisons, row);
@@ -125,9 +140,23 @@ void Judge::show(Sighting& sighting) {
   }
 }
 
+// False, and remembered as the reason, when a lane does not have the stage: missing is not equal.
+bool Judge::has_tensors(std::size_t f, Sighting& sighting, Comparisons& comparisons) {
+  const WatchedFalsifier& watched = plan_.falsifiers[f];
+  const auto lacks = [&](const char* whose) {
+    missing_[f] = fmt::format("{} lane has no {}", whose, name_of(sighting.site.stage));
+    return false;
+  };
+  if (!sighting.tensor(watched.lane)) return lacks("the judged");
+  if (watched.against < 0) return true;
+  if (!sighting.tensor(watched.against)) return lacks("the other");
+  if (!is_per_expert(sighting.site.stage)) return true;
+  const Pair& pair = comparisons.pair(watched.lane, watched.against);
+  return pair.routing_a && pair.routing_b ? true : lacks("one");
+}
+
 void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, int row) {
   const WatchedFalsifier& watched = plan_.falsifiers[f];
-  const FalsifierSpec& spec = *watched.spec;
   Sample sample;
   sample.prompt = sighting.prompt;
   sample.position = sighting.position(row);
@@ -137,32 +166,27 @@ void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, i
     sample.value = value;
     record(f, sample);
   };
-  if (watched.against < 0) {
-    const Tensor a = sighting.tensor(watched.lane);
-    const std::int64_t size = a.shape.row(), at = row * size;
-    const bool sums = spec.metric == Metric::router_sum_error;
-    return record_value(sums ? std::fabs(sum(a, at, size) - 1) : static_cast<double>(count_nonfinite(a, at, size)));
-  }
+  if (watched.against < 0) return record_value(value_alone(watched.spec->metric, sighting.tensor(watched.lane), row));
   const Pair& pair = comparisons.pair(watched.lane, watched.against);
   const std::int64_t size = pair.a.shape.row(), at = row * size;
-  if (spec.metric == Metric::routing_flips) return record_value(routing_flips(pair.a, pair.b, row));
-  if (spec.metric == Metric::argmax_agree) {
+  if (watched.spec->metric == Metric::routing_flips) return record_value(routing_flips(pair.a, pair.b, row));
+  if (watched.spec->metric == Metric::argmax_agree) {
     const std::int64_t a = argmax(pair.a, at, size), b = argmax(pair.b, at, size);
     return record_value(a < 0 || b < 0 ? nan : a == b);
   }
   const Comparisons::Row& measured = comparisons.row(watched.lane, watched.against, row);
-  judgements_[f].skipped_experts += measured.skipped;
   for (const Comparisons::Measured& m : measured.samples) {
     sample.expert = m.segments.expert;
     sample.measure = m.measure;
-    if (spec.metric == Metric::mismatch_fraction) {
-      std::int64_t wrong = 0;
-      for (const Segment& g : m.segments.segments)
-        wrong += mismatches(pair.a, g.a, pair.b, g.b, g.n, spec.rtol, spec.atol);
-      record_value(static_cast<double>(wrong) / static_cast<double>(m.measure.count));
-    } else {
-      record_value(value_of(spec.metric, m.measure));
-    }
+    record_value(value_of(*watched.spec, pair, m.segments, m.measure));
+  }
+  judgements_[f].skipped_experts += static_cast<std::int64_t>(measured.alone.size());
+  if (watched.spec->metric != Metric::nonfinite) return;
+  // What only this lane computed cannot be compared, but it can be seen to be finite.
+  sample.measure = {};
+  for (const SampleSegments& s : measured.alone) {
+    sample.expert = s.expert;
+    record_value(static_cast<double>(count_nonfinite(pair.a, s.segments[0].a, s.segments[0].n)));
   }
 }
 
@@ -172,6 +196,7 @@ void Judge::record(std::size_t f, const Sample& sample) {
   const Bound& bound = j.spec->bound;
   const bool fails = !bound.holds(sample.value);
   if (site.samples == 0 || is_worse(bound, sample.value, site.worst.value)) site.worst = sample;
+  if (fails && site.failing == 0) site.first_failing = sample;
   ++site.samples;
   ++j.samples;
   site.failing += fails;
@@ -181,11 +206,13 @@ void Judge::record(std::size_t f, const Sample& sample) {
 std::vector<Judgement> Judge::judgements() const {
   std::vector<Judgement> list = judgements_;
   for (Judgement& j : list) {
-    if (j.samples == 0) {
-      j.outcome = Outcome::untested;
-      if (j.reason.empty()) j.reason = "nothing was judged: no sample reached it";
-    } else {
-      j.outcome = j.failing > 0 ? Outcome::falsified : Outcome::held;
+    const std::string& missing = missing_[static_cast<std::size_t>(&j - list.data())];
+    if (j.failing > 0) {
+      j.outcome = Outcome::falsified;
+    } else if (j.samples > 0 && missing.empty()) {
+      j.outcome = Outcome::held;
+    } else if (j.reason.empty()) {
+      j.reason = missing.empty() ? "nothing was judged: no sample reached it" : missing;
     }
   }
   return list;

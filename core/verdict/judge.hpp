@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "core/bus/bus.hpp"
@@ -25,11 +26,13 @@ class Judge final : public Hook {
   class Comparisons;
 
   bool watches(const WatchedFalsifier& falsifier, int prompt, Site site) const;
+  bool has_tensors(std::size_t f, Sighting& sighting, Comparisons& comparisons);
   void judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, int row);
   void record(std::size_t f, const Sample& sample);
 
   const Plan& plan_;
-  std::vector<bool> judged_;  // per falsifier
+  std::vector<bool> judged_;          // per falsifier
+  std::vector<std::string> missing_;  // per falsifier: a stage that a lane lacks
   std::vector<Judgement> judgements_;
 };
 

@@ -33,7 +33,7 @@ struct SiteResult {
   int prompt = 0;
   Site site;
   std::int64_t samples = 0, failing = 0;
-  Sample worst;
+  Sample worst, first_failing;  // the second only when something fails
 };
 
 struct ControlResult {
@@ -79,10 +79,12 @@ struct Verdict {
   ModelReport model;
   std::vector<LaneReport> lanes;
   std::vector<Judgement> judgements;
-  std::vector<std::string> planted;  // faults of `run --inject`
-  std::vector<std::string> tensors;  // of the step at the first divergence, with their types: "blk.6.... Q4_K"
-  std::vector<std::string> outputs;  // what sinks completed, relative to the output folder
-  std::string failure;               // why the run ended early; empty: it did not
+  std::vector<std::string> planted;           // faults of `run --inject`, and what each has changed
+  std::vector<std::string> captured_nothing;  // what was to be captured and was not there, and why
+  std::vector<std::string> tensors;           // of the step at the first divergence, with their types: "blk.6.... Q4_K"
+  std::vector<std::string> outputs;           // what sinks completed, relative to the output folder
+  std::string failure;                        // why the run ended early; empty: it did not
+  bool failure_is_usage = false;              // it is the contract's or the command line's fault
   Timing timing;
 
   std::int64_t count(Outcome outcome) const;

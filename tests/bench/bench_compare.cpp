@@ -19,7 +19,7 @@ void measure(benchmark::State& state) {
   const Tensor tb{b.data(), sizeof(B) == 8 ? DType::f64 : DType::f32, {count}};
   for (auto _ : state) {
     Measure m;
-    m.add(ta, tb, 0, count);
+    m.add(ta, 0, tb, 0, count);
     benchmark::DoNotOptimize(m);
   }
   state.SetBytesProcessed(state.iterations() * count * static_cast<std::int64_t>(sizeof(A) + sizeof(B)));

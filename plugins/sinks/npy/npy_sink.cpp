@@ -241,12 +241,13 @@ class NpySink : public Sink {
     for (const PromptInfo& p : run_.prompts)
       prompts.push_back({{"id", p.id}, {"tokens", std::vector<std::int32_t>(p.tokens.begin(), p.tokens.end())}});
     for (const LaneInfo& l : run_.lanes)
-      lanes.push_back({{"name", l.name},
-                       {"backend", l.backend},
-                       {"numerics", l.numerics},
-                       {"device", l.device},
-                       {"instruction_set", l.instruction_set},
-                       {"values", name_of(l.values)}});
+      if (l.runs)
+        lanes.push_back({{"name", l.name},
+                         {"backend", l.backend},
+                         {"numerics", l.numerics},
+                         {"device", l.device},
+                         {"instruction_set", l.instruction_set},
+                         {"values", name_of(l.values)}});
     for (const auto& [key, array] : arrays_) tensors.push_back(tensor_json(key, array));
     const Json contract{{"id", run_.contract}, {"version", run_.contract_version}};
     const Json model{{"source", run_.model.source},
@@ -255,9 +256,10 @@ class NpySink : public Sink {
                      {"config", config_json(run_.model.config)}};
     return fmt::format(
         "{{\n\"format\": \"{}\",\n\"format_version\": {},\n\"tool_version\": {},\n\"contract\": {},\n\"model\": {},\n"
-        "\"prompts\": {},\n\"lanes\": {},\n\"tensors\": {}\n}}\n",
+        "\"prompts\": {},\n\"lanes\": {},\n\"planted\": {},\n\"tensors\": {}\n}}\n",
         capture_format, capture_format_version, dump(Json(run_.tool_version)), dump(contract), dump(model),
-        dump_lines(prompts), dump_lines(lanes), dump_lines(tensors));
+        dump_lines(prompts), dump_lines(lanes),
+        dump(Json(std::vector<std::string_view>(run_.planted.begin(), run_.planted.end()))), dump_lines(tensors));
   }
 
   std::string dir_;

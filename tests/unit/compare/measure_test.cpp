@@ -23,7 +23,7 @@ Tensor tensor(const std::vector<T>& v) {
 template <class A, class B>
 Measure measure(const std::vector<A>& a, const std::vector<B>& b) {
   Measure m;
-  m.add(tensor(a), tensor(b), 0, static_cast<std::int64_t>(a.size()));
+  m.add(tensor(a), 0, tensor(b), 0, static_cast<std::int64_t>(a.size()));
   return m;
 }
 

@@ -15,7 +15,9 @@ TEST_CASE("experts are compared by id, and only those both lanes chose") {
 
   const RowSamples row = samples_of_row(pair, 0);
   REQUIRE(row.samples.size() == 2);
-  CHECK(row.skipped == 1);
+  REQUIRE(row.alone.size() == 1);
+  CHECK(row.alone[0].expert == 1);
+  CHECK(row.alone[0].segments[0].a == 10);
   CHECK(row.samples[0].expert == 4);
   CHECK(row.samples[0].segments[0].a == 0);
   CHECK(row.samples[0].segments[0].b == 10);
@@ -48,7 +50,7 @@ TEST_CASE("lanes without a common expert give no sample of it") {
   pair.routing_a = {ids_a.data(), DType::i32, {1, 1}};
   pair.routing_b = {ids_b.data(), DType::i32, {1, 1}};
   CHECK(samples_of_row(pair, 0).samples.empty());
-  CHECK(samples_of_row(pair, 0).skipped == 1);
+  CHECK(samples_of_row(pair, 0).alone.size() == 1);
 }
 
 TEST_CASE("keys after a row's own position are never compared") {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The runner as a user meets it: exit codes, messages, and nothing half written.
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -131,7 +132,7 @@ TEST_CASE("what is absent is untested: exit 3") {
   const Finished model = run_tool(run_quickstart(folder, "--set 'model={gguf: /no/such/model.gguf}'"));
   CHECK(model.code == 3);
   CHECK_THAT(model.out, Contains("UNTESTED") && Contains("/no/such/model.gguf"));
-  const Finished backend = run_tool(run_quickstart(folder, "--set lanes.f32.backend=abacus"));
+  const Finished backend = run_tool(run_quickstart(folder, "--overwrite --set lanes.f32.backend=abacus"));
   CHECK(backend.code == 3);
   CHECK_THAT(backend.out, Contains("abacus"));
 }
@@ -176,31 +177,92 @@ TEST_CASE("a refused plugin exits 4, a missing plugin folder exits 2 or 4, both 
   CHECK_THAT(none.err + none.out, Contains("nowhere"));
 }
 
-TEST_CASE("a run that is killed leaves no manifest") {
-  const TemporaryFolder folder;
-  int killed = 0;
-  for (int milliseconds : {5, 20, 40, 60, 80, 120}) {
-    const std::string out = folder / ("out" + std::to_string(milliseconds));
+TEST_CASE("a run that is killed in the middle of its capture leaves no manifest, and can be replaced") {
+  for (int milliseconds : {0, 3, 10, 25}) {
+    const TemporaryFolder folder;
+    const std::string out = folder / "out", mark = folder / "out/dump/incomplete";
     const pid_t child = fork();
     if (child == 0) {
       const int null = ::open("/dev/null", O_WRONLY);
       ::dup2(null, STDOUT_FILENO);
       ::dup2(null, STDERR_FILENO);
-      ::execl(MOE_DIAG_EXE, MOE_DIAG_EXE, "run", quickstart.c_str(), "--controls", "--out", out.c_str(), nullptr);
+      ::execl(MOE_DIAG_EXE, MOE_DIAG_EXE, "run", quickstart.c_str(), "--set", "model.layers=48", "--set",
+              "capture.0.stages=all", "--out", out.c_str(), nullptr);
       ::_exit(127);
     }
+    int status = 0;
+    while (!fs::exists(mark) && ::waitpid(child, &status, WNOHANG) == 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    REQUIRE(fs::exists(mark));
     std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
     ::kill(child, SIGKILL);
-    int status = 0;
     ::waitpid(child, &status, 0);
-    killed += WIFSIGNALED(status);
-    const std::string manifest = out + "/dump/manifest.json";
-    if (!fs::exists(manifest)) continue;
-    // Complete before it was killed: then every file it lists is there.
-    for (const auto& tensor : nlohmann::json::parse(read_text(manifest))["tensors"])
-      CHECK(fs::exists(out + "/dump/" + tensor["file"].get<std::string>()));
+    REQUIRE(WIFSIGNALED(status));
+    CHECK_FALSE(fs::exists(out + "/dump/manifest.json"));
+    CHECK_FALSE(fs::exists(out + "/verdict.json"));
+    CHECK(run_tool("run " + quoted(quickstart) + " --out " + quoted(out)).code == 2);
+    CHECK(run_tool("run " + quoted(quickstart) + " --overwrite --out " + quoted(out)).code == 0);
+    CHECK(fs::exists(out + "/dump/manifest.json"));
   }
-  CHECK(killed > 0);
+}
+
+TEST_CASE("a capture of what is absent exits 3 and says so") {
+  const TemporaryFolder folder;
+  write_text(folder / "capture.yaml", R"(
+metadata: {id: capture, version: 1.0.0, description: a capture alone}
+model: {synthetic: tiny, seed: 7}
+prompts: [{id: short, tokens: [3, 141, 59]}]
+lanes: {here: {backend: cpu, numerics: f32}}
+capture:
+  - {stages: moe_ffn_out, positions: last, to: [dump, sums]}
+  - {stages: ["moe_*"], layers: 0, positions: [0, last], to: [dump, sums]}
+sinks: {dump: {sink: npy, dir: dump}, sums: {sink: stats, file: stats.csv}}
+)");
+  const std::string run = "run " + quoted(folder / "capture.yaml") + " --out " + quoted(folder / "out");
+  const Finished absent = run_tool(run + " --set lanes.here.backend=abacus");
+  CHECK(absent.code == 3);
+  CHECK_THAT(absent.out, Contains("not made") && Contains("abacus"));
+  CHECK(run_tool(run + " --overwrite --set 'model={gguf: /no/such.gguf}'").code == 3);
+
+  // Two captures of one site are one, in the order of positions.
+  const Finished whole = run_tool(run + " --overwrite");
+  CHECK(whole.code == 0);
+  CHECK_THAT(read_text(folder / "out/stats.csv"), Contains("short,here,moe_ffn_out,0,f32,2,512,"));
+}
+
+TEST_CASE("a verdict is not replaced unasked, nor written over by a sink, and survives a reader that goes away") {
+  const TemporaryFolder folder;
+  const std::string precision = "run " + quoted(std::string(MOE_DIAG_SOURCE_DIR) + "/contracts/precision.yaml");
+  REQUIRE(run_tool(precision + " --out " + quoted(folder / "out")).code == 0);
+  const Finished again = run_tool(precision + " --out " + quoted(folder / "out"));
+  CHECK(again.code == 2);
+  CHECK_THAT(again.err, Contains("--overwrite"));
+  const Finished name = run_tool(run_quickstart(folder, "--overwrite --set sinks.summary.file=verdict.json"));
+  CHECK(name.code == 2);
+  CHECK_THAT(name.err, Contains("verdict.json"));
+  CHECK(run_tool(precision + " --out ''").code == 2);
+  CHECK(run_tool(precision + " --json /no/such/folder/v.json --out " + quoted(folder / "other")).code == 4);
+
+  run_command(quoted(MOE_DIAG_EXE) + " " + precision + " --out " + quoted(folder / "piped") + " | true");
+  CHECK(fs::exists(folder / "piped/verdict.json"));
+  CHECK(run_command(quoted(MOE_DIAG_EXE) + " stages > /dev/full").code == 4);
+}
+
+TEST_CASE("a model is mapped, not copied: looking into it takes a fraction of its memory") {
+  const TemporaryFolder folder;
+  REQUIRE(run_tool("synth " + quoted(folder / "m.gguf") + " --preset tiny --layers 48 --quant f16").code == 0);
+  REQUIRE(fs::file_size(folder / "m.gguf") > 200'000'000);
+  const pid_t child = fork();
+  if (child == 0) {
+    ::dup2(::open("/dev/null", O_WRONLY), STDOUT_FILENO);
+    ::execl(MOE_DIAG_EXE, MOE_DIAG_EXE, "inspect", (folder / "m.gguf").c_str(), nullptr);
+    ::_exit(127);
+  }
+  int status = 0;
+  struct rusage used = {};
+  ::wait4(child, &status, 0, &used);
+  REQUIRE(status == 0);
+  CHECK(used.ru_maxrss < 60'000);  // kilobytes
 }
 
 TEST_CASE("check, stages, plugins, inspect and synth do what they say") {

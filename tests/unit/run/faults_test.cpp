@@ -14,9 +14,10 @@ const std::string step_error = R"(
   - {id: ROUTING, claim: routing is right, lane: step, stage: moe_router_indices, metric: routing_flips, equals: 0}
 )";
 
-void check_found(const std::string& kind, Site site) {
+void check_found(const std::string& kind, Site site, const std::string& more = "") {
   const std::string layer = site.layer < 0 ? "" : fmt::format(", layer: {}", site.layer);
-  const std::string fault = fmt::format("{{inject: {}, stage: {}{}, lane: step}}", kind, name_of(site.stage), layer);
+  const std::string fault =
+      fmt::format("{{inject: {}, stage: {}{}{}, lane: step}}", kind, name_of(site.stage), layer, more);
   INFO(fault);
   const Verdict verdict = judge_text(contract_text(step_error), {}, {fault});
   const bool routing = site.stage == Stage::moe_router_indices;
@@ -34,10 +35,12 @@ void check_found(const std::string& kind, Site site) {
 TEST_CASE("nan and scale are found at exactly their site, at every stage") {
   for (const StageInfo& stage : stage_table) {
     if (stage.payload == Payload::indices) continue;
-    const Site site{stage.stage, stage.scope == Scope::model ? -1 : 1 + static_cast<int>(stage.stage) % 3};
-    check_found("nan", site);
-    // A first position attends to itself alone with certainty: twice that is still found.
-    check_found("scale", site);
+    for (int layer : {0, 1, 3}) {
+      const Site site{stage.stage, stage.scope == Scope::model ? -1 : layer};
+      check_found("nan", site);
+      check_found("scale", site);
+      check_found("scale", site, ", positions: last");
+    }
   }
 }
 

@@ -116,8 +116,10 @@ TEST_CASE("a NaN falsifies every kind of claim, and the JSON says so in a string
 
 TEST_CASE("selections that the model does not have are refused with what it has") {
   const auto refused = [](const std::string& falsifier) {
+    RunOptions options;
+    options.controls = true;
     try {
-      judge_text(contract_text(falsifier));
+      judge_text(contract_text(falsifier), options);
     } catch (const Error& e) {
       CHECK(e.kind() == ErrorKind::usage);
       return std::string(e.what());
@@ -131,6 +133,79 @@ TEST_CASE("selections that the model does not have are refused with what it has"
   CHECK_THAT(refused("  - {id: A, claim: a, lane: step, stage: attn_out, metric: rel_l2, at_most: 1, controls: "
                      "[{inject: nan, stage: attn_out, layer: 4}]}\n"),
              Contains("layer 4 is not there"));
+}
+
+TEST_CASE("on a routed lane the router's weights are compared under the experts it chose itself") {
+  std::string text = contract_text(R"(
+  - {id: WEIGHTS, claim: a, lane: routed, stage: moe_router_weights, layers: 1, metric: rel_l2, at_most: 1e-4}
+)");
+  text.replace(text.find("falsifiers:"), 0, "  routed: {backend: cpu, numerics: f32, routing: truth}\n");
+  // The other end of the ranking: no expert in common.
+  const Verdict verdict =
+      judge_text(text, {}, {"{inject: scale, stage: moe_router_logits, layer: 1, factor: -1, lane: routed}"});
+  CHECK(verdict.judgements[0].outcome == Outcome::untested);
+  CHECK(verdict.judgements[0].skipped_experts == 9);
+}
+
+TEST_CASE("a NaN in an expert that only this lane chose is seen") {
+  const Verdict verdict = judge_text(contract_text(R"(
+  - {id: FINITE, claim: a, lane: free, stage: moe_expert_out, layers: 1, metric: nonfinite, equals: 0}
+)"),
+                                     {},
+                                     {"{inject: wrong_expert, stage: moe_router_indices, layer: 1, lane: free}",
+                                      "{inject: nan, stage: moe_expert_out, layer: 1, lane: free}"});
+  CHECK(verdict.judgements[0].outcome == Outcome::falsified);
+  CHECK(verdict.judgements[0].skipped_experts == 3);
+}
+
+TEST_CASE("a fault that changes nothing is not taken for a run that found nothing") {
+  const std::string finite =
+      "  - {id: F, claim: a, lane: free, stage: lm_head, positions: last, metric: nonfinite, equals: 0}\n";
+  for (const std::string fault : {"{inject: nan, stage: final_norm, positions: 0, lane: free}",
+                                  "{inject: wrong_expert, stage: moe_router_indices, layer: 0, lane: free}"}) {
+    const std::string model = fault.find("nan") != std::string::npos
+                                  ? "{synthetic: tiny, seed: 7}"
+                                  : "{gguf: " + std::string(MOE_DIAG_SOURCE_DIR) + "/tests/golden/hf/all_experts.gguf}";
+    INFO(fault);
+    try {
+      const Verdict verdict = judge_text(contract_text(finite, model, "[3, 14, 15]"), {}, {fault});
+      CHECK_THAT(verdict.failure, Contains("changed nothing"));
+      CHECK(verdict.failure_is_usage);
+    } catch (const Error& e) {
+      CHECK(e.kind() == ErrorKind::usage);
+      CHECK_THAT(e.what(), Contains("no other expert"));
+    }
+  }
+  CHECK_THROWS_WITH(judge_text(contract_text(finite), {}, {"{inject: nan, stage: attn_out, layer: 0, lane: step}"}),
+                    Contains("does not run"));
+}
+
+TEST_CASE("a control is expected where its fault reaches first, not at what merely comes later") {
+  const Verdict verdict = with_controls(R"(
+  - id: REACH
+    claim: a
+    lane: free
+    stage: [k_norm, attn_scores, lm_head]
+    layers: 0
+    metric: rel_l2
+    at_most: 1e-3
+    controls: [{inject: scale, stage: q_norm, layer: 0, factor: 2}]
+)");
+  CHECK(verdict.judgements[0].outcome == Outcome::held);
+  REQUIRE(verdict.judgements[0].controls.size() == 1);
+  CHECK_THAT(verdict.judgements[0].controls[0].message, Contains("attn_scores"));
+}
+
+TEST_CASE("the report's threshold is one that would have held") {
+  const Verdict verdict = judge_text(contract_text(R"(
+  - {id: REL, claim: a, lane: free, stage: lm_head, metric: rel_l2, at_most: 1e-9}
+)"));
+  const std::string report = console_report(verdict, false);
+  const std::string marker = "over all of it: at_most ";
+  const std::size_t at = report.find(marker);
+  REQUIRE(at != std::string::npos);
+  CHECK(std::stod(report.substr(at + marker.size())) >= verdict.judgements[0].worst()->worst.value);
+  CHECK_THAT(report, Contains("position 0, lm_head"));
 }
 
 TEST_CASE("routing from the oracle makes the same experts comparable") {
