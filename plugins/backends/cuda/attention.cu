@@ -7,6 +7,7 @@
 namespace moe_diag::cuda {
 namespace {
 
+constexpr int few_positions = 4;    // up to which each is computed on its own
 constexpr int key_threads = 128;   // keys a block of `score_tile` computes, one a thread
 constexpr int value_threads = 128;  // columns of a value a block of `mix_tile` computes
 
@@ -93,6 +94,31 @@ __global__ void __launch_bounds__(value_threads) mix_tile(const float* p, const 
     if (row0 + r < a.rows) out[(std::int64_t{row0 + r} * a.heads + head) * h + column] = totals[r];
 }
 
+// One position: `value_groups` groups of threads take a segment of keys each.
+constexpr int value_groups = 8;
+__global__ void __launch_bounds__(value_threads* value_groups) mix_one(const float* p, const float* values, Attention a,
+                                                                      float* out) {
+  __shared__ float sums[value_groups][value_threads];
+  const int h = a.head_dim, head = blockIdx.z, row = blockIdx.y, seen = *a.first + row + 1;
+  const int column = blockIdx.x * value_threads + threadIdx.x, group = threadIdx.y;
+  const float* from = values + std::int64_t{head / (a.heads / a.kv_heads)} * h + min(column, h - 1);
+  const float* share = p + (std::int64_t{row} * a.heads + head) * a.total;
+  const std::int64_t stride = std::int64_t{a.kv_heads} * h;
+  float total = 0.0f;
+  for (int base = 0; base < seen; base += value_groups * segment) {
+    const int at = base + group * segment, end = min(at + segment, seen);
+    float sum = 0.0f;
+#pragma unroll 16
+    for (int key = at; key < end; ++key) sum = fmaf(share[key], from[key * stride], sum);
+    sums[group][threadIdx.x] = sum;
+    __syncthreads();
+    if (group == 0)
+      for (int g = 0; g < value_groups && base + g * segment < seen; ++g) total += sums[g][threadIdx.x];
+    __syncthreads();
+  }
+  if (group == 0 && column < h) out[(std::int64_t{row} * a.heads + head) * h + column] = total;
+}
+
 template <int Q>
 void launch_scores(const float* q, const float* keys, const Attention& a, float scale, float* out,
                    cudaStream_t stream) {
@@ -115,13 +141,16 @@ void launch_mix(const float* p, const float* values, const Attention& a, float* 
 }  // namespace
 
 void scores(const float* q, const float* keys, const Attention& a, float scale, float* out, cudaStream_t stream) {
-  if (a.rows <= 2) return launch_scores<1>(q, keys, a, scale, out, stream);
+  if (a.rows <= few_positions) return launch_scores<1>(q, keys, a, scale, out, stream);
   launch_scores<8>(q, keys, a, scale, out, stream);
 }
 
 void mix(const float* p, const float* values, const Attention& a, float* out, cudaStream_t stream) {
-  if (a.rows <= 2) return launch_mix<1>(p, values, a, out, stream);
-  launch_mix<16>(p, values, a, out, stream);
+  if (a.rows > few_positions) return launch_mix<16>(p, values, a, out, stream);
+  const dim3 grid(static_cast<unsigned>((a.head_dim + value_threads - 1) / value_threads),
+                  static_cast<unsigned>(a.rows), static_cast<unsigned>(a.heads));
+  mix_one<<<grid, dim3(value_threads, value_groups), 0, stream>>>(p, values, a, out);
+  MOE_DIAG_CUDA(cudaGetLastError());
 }
 
 }  // namespace moe_diag::cuda

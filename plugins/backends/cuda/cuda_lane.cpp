@@ -13,6 +13,8 @@ namespace {
 // Vectors up to which a dense product, and mean vectors per expert up to which an expert product, are cheaper with the
 // kernel for few.
 constexpr int few_vectors = 8, few_per_expert = 6;
+// A matrix of so few rows does not fill the device otherwise.
+constexpr int few_rows = 1024, few_vectors_of_few_rows = 64;
 
 // Recording pays for passes that are too short to hide their launches.
 constexpr int recorded_rows = 4;
@@ -24,6 +26,15 @@ template <class From, class To>
 void convert(const Tensor& from, void* to) {
   std::transform(from.as<From>(), from.as<From>() + from.shape.count(), static_cast<To*>(to),
                  [](From v) { return static_cast<To>(v); });
+}
+
+bool same_kind(const Weight& a, const Weight& b) { return a.type == b.type && a.cols == b.cols; }
+
+// Two expert products of the same vectors, which one launch can compute.
+bool one_launch(const Step& a, const Step& b) {
+  return a.op == Op::expert_linear && b.op == Op::expert_linear && a.in[0] == b.in[0] && a.in[1] == b.in[1] &&
+         a.out[0] != b.in[0] && a.params.expert_shift == b.params.expert_shift &&
+         same_kind(*a.weights[0], *b.weights[0]) && a.weights[0]->rows == b.weights[0]->rows;
 }
 
 std::size_t most_tiles(const ModelConfig& config, std::int64_t rows) {
@@ -116,7 +127,7 @@ void CudaLane::run(std::span<const Step> steps) {
   prepare_angles(steps);
   grouped_shift_ = -1;
   if (!recordable(steps)) {
-    for (const Step& step : steps) run_step(step);
+    run_steps(steps);
   } else if (recorded(steps)) {
     if (!recording_.graph) record(steps);
     MOE_DIAG_CUDA(cudaGraphLaunch(recording_.graph, stream_.get()));
@@ -128,7 +139,7 @@ void CudaLane::run(std::span<const Step> steps) {
     recording_.total = total_;
     recording_.head_first = head_first_;
     recording_.moves = moves_;
-    for (const Step& step : steps) run_step(step);
+    run_steps(steps);
   }
   // Whoever looks will ask for these: they are on their way while other lanes compute.
   if (steps.back().want)
@@ -150,7 +161,7 @@ void CudaLane::record(std::span<const Step> steps) {
   cudaGraph_t graph = nullptr;
   MOE_DIAG_CUDA(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
   try {
-    for (const Step& step : steps) run_step(step);
+    run_steps(steps);
   } catch (...) {
     cudaStreamEndCapture(stream_.get(), &graph);
     if (graph) cudaGraphDestroy(graph);
@@ -167,6 +178,17 @@ void CudaLane::forget_recording() {
   recording_.graph = nullptr;
 }
 
+void CudaLane::run_steps(std::span<const Step> steps) {
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    if (i + 1 < steps.size() && one_launch(steps[i], steps[i + 1])) {
+      expert_linear(steps[i], &steps[i + 1]);
+      ++i;
+    } else {
+      run_step(steps[i]);
+    }
+  }
+}
+
 void CudaLane::run_step(const Step& step) {
   switch (step.op) {
     case Op::embed: return embed(step);
@@ -178,7 +200,7 @@ void CudaLane::run_step(const Step& step) {
     case Op::mix: return mix(step);
     case Op::add: return add(step);
     case Op::topk: return topk(step);
-    case Op::expert_linear: return expert_linear(step);
+    case Op::expert_linear: return expert_linear(step, nullptr);
     case Op::swiglu: return swiglu(step);
     case Op::weigh: return weigh(step);
     case Op::combine: return combine(step);
@@ -273,14 +295,23 @@ void CudaLane::linear(const Step& step) {
   Vectors v;
   v.x = row(in, first);
   v.x_stride = row_size(in);
-  v.y = slot(out);
   v.y_stride = row_size(out);
   v.count = rows_ - first;
-  for (const Weight* weight : step.weights) {
-    const bool few = v.count <= few_vectors && few_fits(weight->cols, device_.shared_bytes);
-    products(weights_->at(*weight), v, few ? few_tile : many_tile, stream_.get());
-    v.y += weight->rows;
+  float* y = slot(out);
+  for (std::size_t i = 0; i < step.weights.size();) {
+    Matrices set;
+    do {
+      set.w[set.count] = weights_->at(*step.weights[i]);
+      set.y[set.count++] = y;
+      y += step.weights[i++]->rows;
+    } while (i < step.weights.size() && same_kind(*step.weights[i], *step.weights[i - 1]));
+    products(set, v, dense_tile(set, v.count), device_.processors, stream_.get());
   }
+}
+
+int CudaLane::dense_tile(const Matrices& set, int count) const {
+  const int most = set.w[0].rows <= few_rows ? few_vectors_of_few_rows : few_vectors;
+  return count <= most && few_fits(set.w[0].cols, device_.shared_bytes) ? few_tile : many_tile;
 }
 
 // The tables are made outside of recordings.
@@ -346,14 +377,14 @@ void CudaLane::group(int shift) {
   grouped_shift_ = shift;
 }
 
-void CudaLane::expert_linear(const Step& step) {
+// `second`, when there is one, has the same inputs.
+void CudaLane::expert_linear(const Step& step, const Step* second) {
   group(step.params.expert_shift);
   const Stage in = step.in[0], out = step.out[0];
   const bool own_input = info(in).row[0] == Dim::used;
   Vectors v;
   v.x = slot(in);
   v.x_stride = own_input ? row_size(in) / config_.used : row_size(in);
-  v.y = slot(out);
   v.y_stride = row_size(out) / config_.used;
   v.order = order_.as<int>();
   v.divide = own_input ? 1 : config_.used;
@@ -362,7 +393,14 @@ void CudaLane::expert_linear(const Step& step) {
   v.count = rows_ * config_.used;
   // Every group may end in a tile that is not full.
   v.most_tiles = v.count / expert_tile() + std::min(v.count, config_.experts);
-  products(weights_->at(*step.weights[0]), v, expert_tile(), stream_.get());
+  Matrices set;
+  set.w[set.count] = weights_->at(*step.weights[0]);
+  set.y[set.count++] = slot(out);
+  if (second) {
+    set.w[set.count] = weights_->at(*second->weights[0]);
+    set.y[set.count++] = slot(second->out[0]);
+  }
+  products(set, v, expert_tile(), device_.processors, stream_.get());
 }
 
 void CudaLane::swiglu(const Step& step) {

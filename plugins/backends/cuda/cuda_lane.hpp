@@ -43,6 +43,7 @@ class CudaLane final : public Lane {
     cudaGraphExec_t graph = nullptr;
   };
 
+  void run_steps(std::span<const Step> steps);
   void run_step(const Step& step);
   void embed(const Step& step);
   void rms_norm(const Step& step);
@@ -53,7 +54,7 @@ class CudaLane final : public Lane {
   void mix(const Step& step);
   void add(const Step& step);
   void topk(const Step& step);
-  void expert_linear(const Step& step);
+  void expert_linear(const Step& step, const Step* second);
   void swiglu(const Step& step);
   void weigh(const Step& step);
   void combine(const Step& step);
@@ -66,6 +67,7 @@ class CudaLane final : public Lane {
   void forget_recording();
   void group(int shift);
   int expert_tile() const;
+  int dense_tile(const Matrices& set, int count) const;
 
   const Copy& fetch(Stage stage, Rows rows);
   void forget_copies();

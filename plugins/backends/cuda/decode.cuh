@@ -3,6 +3,8 @@
 
 // Sixteen values of a weight row at a time: the same values as the decoders of core/api/blocks.hpp, faster.
 
+#include <cuda_fp16.h>
+
 #include <cstddef>
 #include <cstdint>
 
@@ -10,90 +12,195 @@
 
 namespace moe_diag::cuda {
 
-// 2 words from any address. Reads up to 3 bytes past them.
-__device__ inline uint2 load_words(const std::byte* p) {
-  const auto address = reinterpret_cast<std::uintptr_t>(p);
-  const auto* words = reinterpret_cast<const unsigned*>(address & ~std::uintptr_t{3});
-  const unsigned shift = static_cast<unsigned>(address & 3) * 8;
-  const unsigned a = words[0], b = words[1], c = shift ? words[2] : 0;
-  return {__funnelshift_r(a, b, shift), __funnelshift_r(b, c, shift)};
-}
+// 8 bytes from any even address, which are there after ready(). Reads up to 2 bytes before and after them.
+struct Words {
+  uint2 at;
+  unsigned after;
+  bool odd;
+
+  __device__ __forceinline__ void fetch(const std::byte* p) {
+    const auto address = reinterpret_cast<std::uintptr_t>(p);
+    const auto* words = reinterpret_cast<const unsigned*>(address & ~std::uintptr_t{3});
+    odd = (address & 2) != 0;
+    at = {words[0], words[1]};
+    after = odd ? words[2] : 0;
+  }
+  __device__ __forceinline__ void clear() {
+    at = {0, 0};
+    after = 0;
+    odd = false;
+  }
+  __device__ __forceinline__ void ready() {
+    if (odd) at = {__funnelshift_r(at.x, at.y, 16), __funnelshift_r(at.y, after, 16)};
+  }
+};
 
 __device__ inline unsigned byte_of(uint2 words, int i) { return (i < 4 ? words.x : words.y) >> (i % 4 * 8); }
 
 // A whole number below 2^23 as float: cheaper than a conversion, and exact.
 __device__ inline float small_float(unsigned n) { return __uint_as_float(0x4B000000u | n) - 8388608.0f; }
 
-__device__ inline float half_at(const std::byte* p) {
-  return float_from_f16(*reinterpret_cast<const std::uint16_t*>(p));
+// By the conversion instruction, which is as exact as float_from_f16.
+__device__ inline float fast_half(unsigned bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
+__device__ inline float half_at(const std::byte* p) { return fast_half(*reinterpret_cast<const std::uint16_t*>(p)); }
 
-// Part `part` (0..3) of a segment: values 8 part .. 8 part + 7 and 32 + 8 part .. 32 + 8 part + 7 of its 64; 0 past the
-// end of the row.
+// Part `part` (0..3) of a segment as it stands in the row: values 8 part .. 8 part + 7 (h = 0) and 32 + 8 part ..
+// 32 + 8 part + 7 (h = 1) of its 64; 0 past the end of the row. Fetching only loads, so that it can be under way while
+// something else is computed; ready() unpacks what the values share; then come the values.
 template <BlockType B>
-__device__ __forceinline__ void load_part(const std::byte* row, std::int64_t cols, int at, int part, float (&w)[16]) {
-  if constexpr (B == BlockType::q4_k) {
+struct Part {
+  float w[16];
+
+  __device__ __forceinline__ void fetch(const std::byte* row, std::int64_t cols, int at, int part) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const std::int64_t k = std::int64_t{at} * 64 + i / 8 * 32 + part * 8 + i % 8;
+      w[i] = 0.0f;
+      if (k >= cols) continue;
+      if constexpr (B == BlockType::f32) w[i] = reinterpret_cast<const float*>(row)[k];
+      if constexpr (B == BlockType::f16) w[i] = half_at(row + k * 2);
+      if constexpr (B == BlockType::bf16) w[i] = float_from_bf16(reinterpret_cast<const std::uint16_t*>(row)[k]);
+    }
+  }
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (float& v : w) v = 0.0f;
+  }
+  __device__ __forceinline__ void ready() {}
+  __device__ __forceinline__ void ready_like(const Part&) {}
+  __device__ __forceinline__ float value(int h, int i) const { return w[h * 8 + i]; }
+};
+
+template <>
+struct Part<BlockType::q4_k> {
+  uint4 head;
+  uint2 q;
+  int group;
+  float scale[2], min[2];
+
+  __device__ __forceinline__ void fetch(const std::byte* row, std::int64_t, int at, int part) {
     const std::byte* block = row + std::int64_t{at / 4} * 144;
-    const uint4 head = *reinterpret_cast<const uint4*>(block);
-    const unsigned scales[3] = {head.y, head.z, head.w};
-    const uint2 q = *reinterpret_cast<const uint2*>(block + 16 + at % 4 * 32 + part * 8);
-    const float d = float_from_f16(static_cast<std::uint16_t>(head.x)),
-                dmin = float_from_f16(static_cast<std::uint16_t>(head.x >> 16));
+    head = *reinterpret_cast<const uint4*>(block);
+    q = *reinterpret_cast<const uint2*>(block + 16 + at % 4 * 32 + part * 8);
+    group = at % 4 * 2;
+  }
+  __device__ __forceinline__ void clear() {
+    head = uint4{0, 0, 0, 0};
+    q = uint2{0, 0};
+    group = 0;
+  }
+  __device__ __forceinline__ void ready() {
+    const float d = fast_half(head.x & 0xFFFF), dmin = fast_half(head.x >> 16);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int g = at % 4 * 2 + h, s = g % 4 * 8;
-      unsigned scale = scales[0] >> s & 63, min = scales[1] >> s & 63;
-      if (g >= 4) {
-        scale = (scales[2] >> s & 15) | (scales[0] >> s >> 6 & 3) << 4;
-        min = (scales[2] >> s >> 4 & 15) | (scales[1] >> s >> 6 & 3) << 4;
+      const int s = (group + h) % 4 * 8;
+      unsigned a = head.y >> s & 63, b = head.z >> s & 63;
+      if (group >= 4) {
+        a = (head.w >> s & 15) | (head.y >> s >> 6 & 3) << 4;
+        b = (head.w >> s >> 4 & 15) | (head.z >> s >> 6 & 3) << 4;
       }
-      const float a = d * small_float(scale), b = -(dmin * small_float(min));
-      // scale * q is exact, so one fused operation rounds as ggml's two do.
-#pragma unroll
-      for (int i = 0; i < 8; ++i) w[h * 8 + i] = fmaf(a, small_float(byte_of(q, i) >> h * 4 & 15), b);
+      scale[h] = d * small_float(a);
+      min[h] = dmin * small_float(b);
     }
-  } else if constexpr (B == BlockType::q6_k) {
+  }
+  // Another part of the same segment is ready.
+  __device__ __forceinline__ void ready_like(const Part& other) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      scale[h] = other.scale[h];
+      min[h] = other.min[h];
+    }
+  }
+  // scale * q is exact, so one fused operation rounds as ggml's two do.
+  __device__ __forceinline__ float value(int h, int i) const {
+    return fmaf(scale[h], small_float(byte_of(q, i) >> h * 4 & 15), -min[h]);
+  }
+};
+
+template <>
+struct Part<BlockType::q6_k> {
+  Words low[2], high;
+  unsigned short d;
+  signed char whole[2];
+  int shift;
+  float scale[2];
+
+  __device__ __forceinline__ void fetch(const std::byte* row, std::int64_t, int at, int part) {
     const std::byte* block = row + std::int64_t{at / 4} * 210;
     const int half = at % 4 / 2, n = at % 2;
-    const float d = half_at(block + 208);
-    const uint2 high = load_words(block + 128 + half * 32 + part * 8);
+    d = *reinterpret_cast<const unsigned short*>(block + 208);
+    high.fetch(block + 128 + half * 32 + part * 8);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const uint2 low = load_words(block + half * 64 + h * 32 + part * 8);
-      const auto scale = static_cast<signed char>(block[192 + half * 8 + n * 4 + h * 2 + part / 2]);
-      const float a = d * static_cast<float>(scale);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const unsigned q = (byte_of(low, i) >> n * 4 & 15) | (byte_of(high, i) >> (n * 2 + h) * 2 & 3) << 4;
-        w[h * 8 + i] = a * (small_float(q) - 32.0f);
-      }
+      low[h].fetch(block + half * 64 + h * 32 + part * 8);
+      whole[h] = static_cast<signed char>(block[192 + half * 8 + n * 4 + h * 2 + part / 2]);
     }
-  } else if constexpr (B == BlockType::q8_0) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const bool there = std::int64_t{at} * 64 + h * 32 < cols;
-      const std::byte* block = row + (std::int64_t{at} * 2 + h) * 34;
-      const float d = there ? half_at(block) : 0.0f;
-      const uint2 q = there ? load_words(block + 2 + part * 8) : uint2{0, 0};
-#pragma unroll
-      for (int i = 0; i < 8; ++i) w[h * 8 + i] = d * static_cast<float>(static_cast<signed char>(byte_of(q, i)));
-    }
-  } else {
-#pragma unroll
-    for (int h = 0; h < 2; ++h)
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const std::int64_t k = std::int64_t{at} * 64 + h * 32 + part * 8 + i;
-        float value = 0.0f;
-        if (k < cols) {
-          if constexpr (B == BlockType::f32) value = reinterpret_cast<const float*>(row)[k];
-          if constexpr (B == BlockType::f16) value = half_at(row + k * 2);
-          if constexpr (B == BlockType::bf16)
-            value = float_from_bf16(reinterpret_cast<const std::uint16_t*>(row)[k]);
-        }
-        w[h * 8 + i] = value;
-      }
+    shift = n * 4;
   }
-}
+  __device__ __forceinline__ void clear() {
+    low[0].clear();
+    low[1].clear();
+    high.clear();
+    d = 0;
+    whole[0] = whole[1] = 0;
+    shift = 0;
+  }
+  __device__ __forceinline__ void ready() {
+    low[0].ready();
+    low[1].ready();
+    high.ready();
+    // The bits of this half, in place: nibbles of `low`, pairs of `high`.
+    low[0].at = {low[0].at.x >> shift & 0x0F0F0F0F, low[0].at.y >> shift & 0x0F0F0F0F};
+    low[1].at = {low[1].at.x >> shift & 0x0F0F0F0F, low[1].at.y >> shift & 0x0F0F0F0F};
+    high.at = {high.at.x >> shift, high.at.y >> shift};
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      low[h].at.x |= (high.at.x >> h * 2 & 0x03030303) << 4;
+      low[h].at.y |= (high.at.y >> h * 2 & 0x03030303) << 4;
+      scale[h] = fast_half(d) * static_cast<float>(whole[h]);
+    }
+  }
+  __device__ __forceinline__ void ready_like(const Part&) { ready(); }
+  __device__ __forceinline__ float value(int h, int i) const {
+    return scale[h] * (small_float(byte_of(low[h].at, i) & 0xFF) - 32.0f);
+  }
+};
+
+template <>
+struct Part<BlockType::q8_0> {
+  Words q[2];
+  unsigned short d[2];
+  float scale[2];
+
+  __device__ __forceinline__ void fetch(const std::byte* row, std::int64_t cols, int at, int part) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      q[h].clear();
+      d[h] = 0;
+      if (std::int64_t{at} * 64 + h * 32 >= cols) continue;
+      const std::byte* block = row + (std::int64_t{at} * 2 + h) * 34;
+      d[h] = *reinterpret_cast<const unsigned short*>(block);
+      q[h].fetch(block + 2 + part * 8);
+    }
+  }
+  __device__ __forceinline__ void clear() {
+    q[0].clear();
+    q[1].clear();
+    d[0] = d[1] = 0;
+  }
+  __device__ __forceinline__ void ready() {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      q[h].ready();
+      scale[h] = fast_half(d[h]);
+    }
+  }
+  __device__ __forceinline__ void ready_like(const Part&) { ready(); }
+  __device__ __forceinline__ float value(int h, int i) const {
+    return scale[h] * static_cast<float>(static_cast<signed char>(byte_of(q[h].at, i)));
+  }
+};
 
 }  // namespace moe_diag::cuda

@@ -16,8 +16,9 @@ unsigned blocks_for(std::int64_t count, int per_block) {
 
 // Value k of a row, by the plain decoders.
 __device__ float decode_at(BlockType type, const std::byte* row, std::int64_t k) {
+  if (type == BlockType::f32) return reinterpret_cast<const float*>(row)[k];
   switch (type) {
-    case BlockType::f32: return reinterpret_cast<const float*>(row)[k];
+    case BlockType::f32: break;
     case BlockType::f16: return float_from_f16(reinterpret_cast<const std::uint16_t*>(row)[k]);
     case BlockType::bf16: return float_from_bf16(reinterpret_cast<const std::uint16_t*>(row)[k]);
     case BlockType::q8_0: return decode<float>(reinterpret_cast<const BlockQ8_0*>(row)[k / 32], k % 32);
@@ -54,7 +55,7 @@ __device__ float most_of_block(float value) {
 }
 
 // Threads that share the sum over a row: a matter of its length alone, as the promises want it.
-int threads_for(int width) { return std::clamp((width + 127) / 128 * 32, 32, block_threads); }
+int threads_for(int width) { return std::clamp((width + 63) / 64 * 32, 32, 1024); }
 
 __global__ void embed_rows(Matrix table, const std::int32_t* tokens, float* out) {
   const std::byte* row = table.data + tokens[blockIdx.x] * table.row_bytes;
@@ -64,14 +65,27 @@ __global__ void embed_rows(Matrix table, const std::int32_t* tokens, float* out)
 
 __global__ void norm_rows(const float* x, std::int64_t x_stride, int offset, Matrix w, int groups, int width, float eps,
                           float* y) {
+  constexpr int held = 4;  // values a thread keeps while the sum is made
   const std::int64_t row = blockIdx.x / groups;
   x += row * x_stride + offset + std::int64_t{blockIdx.x % groups} * width;
   y += std::int64_t{blockIdx.x} * width;
-  float sum = 0.0f;
-  for (int k = threadIdx.x; k < width; k += blockDim.x) sum = fmaf(x[k], x[k], sum);
+  float some[held], weight[held], sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < held; ++i) {
+    const int k = threadIdx.x + i * blockDim.x;
+    some[i] = k < width ? x[k] : 0.0f;
+    weight[i] = k < width ? decode_at(w.type, w.data, k) : 0.0f;
+  }
+#pragma unroll
+  for (int i = 0; i < held; ++i) sum = fmaf(some[i], some[i], sum);
+  for (int k = threadIdx.x + held * blockDim.x; k < width; k += blockDim.x) sum = fmaf(x[k], x[k], sum);
   const float mean = sum_of_block(sum) / static_cast<float>(width);
   const float factor = 1.0f / sqrtf(mean + eps);
-  for (int k = threadIdx.x; k < width; k += blockDim.x) y[k] = x[k] * factor * decode_at(w.type, w.data, k);
+#pragma unroll
+  for (int i = 0; i < held; ++i)
+    if (const int k = threadIdx.x + i * blockDim.x; k < width) y[k] = some[i] * factor * weight[i];
+  for (int k = threadIdx.x + held * blockDim.x; k < width; k += blockDim.x)
+    y[k] = x[k] * factor * decode_at(w.type, w.data, k);
 }
 
 __global__ void angle_table(double theta, int count, int half, float* cosines, float* sines) {

@@ -30,13 +30,18 @@ struct Tile {
   int expert, first, count;
 };
 
-// What a matrix is multiplied with. Vector v is row order[v] / divide of x and its result row order[v] of y; without
+// Up to three matrices of one type and width, each with the place of its results: one launch computes them all.
+struct Matrices {
+  Matrix w[3];
+  float* y[3] = {};
+  int count = 0;
+};
+
+// What matrices are multiplied with. Vector v is row order[v] / divide of x and its result row order[v] of y; without
 // an order, row v of both.
 struct Vectors {
   const float* x = nullptr;
-  std::int64_t x_stride = 0;
-  float* y = nullptr;
-  std::int64_t y_stride = 0;
+  std::int64_t x_stride = 0, y_stride = 0;
   const int* order = nullptr;
   int divide = 1;
   const Tile* tiles = nullptr;  // on the device, with their count; null: `count` vectors, all of one matrix
@@ -50,7 +55,7 @@ inline constexpr int few_tile = 4, many_tile = 32;
 
 // True when the kernel for few vectors can hold 4 of `cols` values in shared memory.
 bool few_fits(std::int64_t cols, std::size_t shared_bytes);
-void products(const Matrix& w, const Vectors& v, int tile, cudaStream_t stream);
+void products(const Matrices& w, const Vectors& v, int tile, int processors, cudaStream_t stream);
 
 // Sorts the `count` ids by expert: order, and tiles of at most `tile`. `shift` is Params::expert_shift.
 void group_by_expert(const std::int32_t* ids, int count, int experts, int shift, int tile, int* order, Tile* tiles,
