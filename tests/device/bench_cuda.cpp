@@ -15,9 +15,7 @@
 namespace moe_diag::test {
 namespace {
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 double median_seconds(int repeats, const std::function<void()>& body) {
   body();

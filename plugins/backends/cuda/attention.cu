@@ -8,13 +8,33 @@ namespace moe_diag::cuda {
 namespace {
 
 constexpr int few_positions = 4;    // up to which each is computed on its own
-constexpr int key_threads = 128;   // keys a block of `score_tile` computes, one a thread
+constexpr int key_threads = 128;    // keys a block of `score_tile` computes, one a thread
 constexpr int value_threads = 128;  // columns of a value a block of `mix_tile` computes
+
+// The first `count` values of a segment, 0 behind them; `aligned`: to 16 bytes.
+__device__ __forceinline__ void load_key(const float* from, int count, bool aligned, float (&k)[segment]) {
+#pragma unroll
+  for (int i = 0; i < segment; i += 4) {
+    float4 some{0, 0, 0, 0};
+    if (aligned) {
+      if (i < count) some = *reinterpret_cast<const float4*>(from + i);
+    } else {
+      if (i < count) some.x = from[i];
+      if (i + 1 < count) some.y = from[i + 1];
+      if (i + 2 < count) some.z = from[i + 2];
+      if (i + 3 < count) some.w = from[i + 3];
+    }
+    k[i] = some.x;
+    k[i + 1] = some.y;
+    k[i + 2] = some.z;
+    k[i + 3] = some.w;
+  }
+}
 
 // Q positions of one head by 128 keys. A thread keeps a segment of its key in registers.
 template <int Q>
-__global__ void __launch_bounds__(key_threads) score_tile(const float* q, const float* keys, Attention a, float scale,
-                                                          float* out) {
+__global__ void __launch_bounds__(key_threads)
+    score_tile(const float* q, const float* keys, Attention a, float scale, float* out) {
   extern __shared__ __align__(16) float qs[];  // [Q][padded]
   const int h = a.head_dim, padded = (h + segment - 1) / segment * segment;
   const int head = blockIdx.z, row0 = blockIdx.y * Q, key = blockIdx.x * key_threads + threadIdx.x;
@@ -30,8 +50,7 @@ __global__ void __launch_bounds__(key_threads) score_tile(const float* q, const 
     const float* from = keys + (std::int64_t{key} * a.kv_heads + head / (a.heads / a.kv_heads)) * h;
     for (int at = 0; at < padded; at += segment) {
       float k[segment];
-#pragma unroll
-      for (int i = 0; i < segment; ++i) k[i] = key < seen_by_last && at + i < h ? from[at + i] : 0.0f;
+      load_key(from + at, key < seen_by_last ? h - at : 0, h % 4 == 0, k);
 #pragma unroll
       for (int r = 0; r < Q; ++r) {
         float sum = 0.0f;
@@ -57,8 +76,8 @@ __global__ void __launch_bounds__(key_threads) score_tile(const float* q, const 
 
 // Q positions of one head by 128 columns, keys in segments as everywhere.
 template <int Q>
-__global__ void __launch_bounds__(value_threads) mix_tile(const float* p, const float* values, Attention a,
-                                                          float* out) {
+__global__ void __launch_bounds__(value_threads)
+    mix_tile(const float* p, const float* values, Attention a, float* out) {
   __shared__ float ps[Q][segment];
   const int h = a.head_dim, head = blockIdx.z, row0 = blockIdx.y * Q;
   const int column = blockIdx.x * value_threads + threadIdx.x;
@@ -96,8 +115,8 @@ __global__ void __launch_bounds__(value_threads) mix_tile(const float* p, const 
 
 // One position: `value_groups` groups of threads take a segment of keys each.
 constexpr int value_groups = 8;
-__global__ void __launch_bounds__(value_threads* value_groups) mix_one(const float* p, const float* values, Attention a,
-                                                                      float* out) {
+__global__ void __launch_bounds__(value_threads* value_groups)
+    mix_one(const float* p, const float* values, Attention a, float* out) {
   __shared__ float sums[value_groups][value_threads];
   const int h = a.head_dim, head = blockIdx.z, row = blockIdx.y, seen = *a.first + row + 1;
   const int column = blockIdx.x * value_threads + threadIdx.x, group = threadIdx.y;
@@ -125,8 +144,8 @@ void launch_scores(const float* q, const float* keys, const Attention& a, float 
   const int padded = (a.head_dim + segment - 1) / segment * segment;
   const dim3 grid(static_cast<unsigned>((a.total + key_threads - 1) / key_threads),
                   static_cast<unsigned>((a.rows + Q - 1) / Q), static_cast<unsigned>(a.heads));
-  score_tile<Q><<<grid, key_threads, static_cast<std::size_t>(Q * padded) * sizeof(float), stream>>>(q, keys, a, scale,
-                                                                                                    out);
+  score_tile<Q>
+      <<<grid, key_threads, static_cast<std::size_t>(Q * padded) * sizeof(float), stream>>>(q, keys, a, scale, out);
   MOE_DIAG_CUDA(cudaGetLastError());
 }
 
@@ -142,7 +161,7 @@ void launch_mix(const float* p, const float* values, const Attention& a, float* 
 
 void scores(const float* q, const float* keys, const Attention& a, float scale, float* out, cudaStream_t stream) {
   if (a.rows <= few_positions) return launch_scores<1>(q, keys, a, scale, out, stream);
-  launch_scores<8>(q, keys, a, scale, out, stream);
+  launch_scores<16>(q, keys, a, scale, out, stream);
 }
 
 void mix(const float* p, const float* values, const Attention& a, float* out, cudaStream_t stream) {

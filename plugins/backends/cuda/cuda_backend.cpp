@@ -59,9 +59,9 @@ class CudaBackend final : public Backend {
     if (weights + promised_ <= free) return;
     throw Error(ErrorKind::environment,
                 "cuda: device " + std::to_string(device.index) + ", " + device.name + ": " + std::to_string(weights) +
-                    " bytes of weights + " + std::to_string(promised_) + " bytes of lanes = " +
-                    std::to_string(weights + promised_) + ", and " + std::to_string(free) + " of " +
-                    std::to_string(total) + " are free; use a shorter prompt, fewer lanes or a larger device");
+                    " bytes of weights + " + std::to_string(promised_) +
+                    " bytes of lanes = " + std::to_string(weights + promised_) + ", and " + std::to_string(free) +
+                    " of " + std::to_string(total) + " are free; use a shorter prompt, fewer lanes or a larger device");
   }
 
   std::uint64_t promised_ = 0;

@@ -37,6 +37,12 @@ bool one_launch(const Step& a, const Step& b) {
          same_kind(*a.weights[0], *b.weights[0]) && a.weights[0]->rows == b.weights[0]->rows;
 }
 
+// weigh, combine and add, each of what the one before it made.
+bool one_sum(const Step& a, const Step& b, const Step& c) {
+  return a.op == Op::weigh && b.op == Op::combine && c.op == Op::add && b.in[0] == a.out[0] && c.in[1] == b.out[0] &&
+         c.in[0] != b.out[0];
+}
+
 std::size_t most_tiles(const ModelConfig& config, std::int64_t rows) {
   return static_cast<std::size_t>(rows * config.used / few_tile + config.experts + 1);
 }
@@ -79,8 +85,8 @@ void CudaLane::begin(const Pass& pass) {
   for (const StageInfo& stage : stage_table) {
     const auto count =
         static_cast<std::size_t>(rows_ - first_row(stage.stage)) * static_cast<std::size_t>(row_size(stage.stage));
-    moved |= buffers_[static_cast<std::size_t>(stage.stage)].reserve(
-        std::max<std::size_t>(count, 4) * sizeof(float), std::string(stage.name).c_str());
+    moved |= buffers_[static_cast<std::size_t>(stage.stage)].reserve(std::max<std::size_t>(count, 4) * sizeof(float),
+                                                                     std::string(stage.name).c_str());
   }
   reserve_cache();
   moved |= tokens_.reserve(std::max<std::size_t>(rows, 1) * sizeof(std::int32_t), "the tokens");
@@ -96,8 +102,8 @@ void CudaLane::begin(const Pass& pass) {
   staged[0] = pass_first_;
   std::copy(pass.tokens.begin(), pass.tokens.end(), staged + 1);
   MOE_DIAG_CUDA(cudaMemcpyAsync(first_.as<int>(), staged, sizeof(int), cudaMemcpyHostToDevice, stream_.get()));
-  MOE_DIAG_CUDA(cudaMemcpyAsync(tokens_.as<int>(), staged + 1, rows * sizeof(int), cudaMemcpyHostToDevice,
-                                stream_.get()));
+  MOE_DIAG_CUDA(
+      cudaMemcpyAsync(tokens_.as<int>(), staged + 1, rows * sizeof(int), cudaMemcpyHostToDevice, stream_.get()));
   MOE_DIAG_CUDA(cudaEventRecord(pass_sent_.get(), stream_.get()));
 }
 
@@ -183,6 +189,9 @@ void CudaLane::run_steps(std::span<const Step> steps) {
     if (i + 1 < steps.size() && one_launch(steps[i], steps[i + 1])) {
       expert_linear(steps[i], &steps[i + 1]);
       ++i;
+    } else if (i + 2 < steps.size() && one_sum(steps[i], steps[i + 1], steps[i + 2])) {
+      combine_into(steps[i], steps[i + 2]);
+      i += 2;
     } else {
       run_step(steps[i]);
     }
@@ -221,8 +230,8 @@ const CudaLane::Copy& CudaLane::fetch(Stage stage, Rows rows) {
   // An earlier copy of other rows may be under way into the same memory; the view it gave stays as long as it fits.
   MOE_DIAG_CUDA(cudaEventSynchronize(copy.done.get()));
   copy.memory.reserve(std::max<std::size_t>(bytes, 1));
-  MOE_DIAG_CUDA(cudaMemcpyAsync(copy.memory.as<void>(), row(stage, rows.first), bytes, cudaMemcpyDeviceToHost,
-                                stream_.get()));
+  MOE_DIAG_CUDA(
+      cudaMemcpyAsync(copy.memory.as<void>(), row(stage, rows.first), bytes, cudaMemcpyDeviceToHost, stream_.get()));
   MOE_DIAG_CUDA(cudaEventRecord(copy.done.get(), stream_.get()));
   copy.rows = rows;
   copy.valid = true;
@@ -272,8 +281,8 @@ void CudaLane::write(Stage stage, Rows rows, const Tensor& values) {
   } else {
     fail(std::string(name_of(stage)) + " takes values, found int32");
   }
-  MOE_DIAG_CUDA(cudaMemcpyAsync(row(stage, rows.first), write_staging_.as<void>(), bytes, cudaMemcpyHostToDevice,
-                                stream_.get()));
+  MOE_DIAG_CUDA(
+      cudaMemcpyAsync(row(stage, rows.first), write_staging_.as<void>(), bytes, cudaMemcpyHostToDevice, stream_.get()));
   MOE_DIAG_CUDA(cudaEventRecord(write_sent_.get(), stream_.get()));
 }
 
@@ -320,7 +329,8 @@ void CudaLane::prepare_angles(std::span<const Step> steps) {
     if (step.op != Op::rope || (theta_ == step.params.theta && angles_ >= total_)) continue;
     theta_ = step.params.theta;
     angles_ = std::max(angles_, total_);
-    const auto bytes = static_cast<std::size_t>(angles_) * static_cast<std::size_t>(config_.head_dim / 2) * sizeof(float);
+    const auto bytes =
+        static_cast<std::size_t>(angles_) * static_cast<std::size_t>(config_.head_dim / 2) * sizeof(float);
     bool moved = cosines_.reserve(bytes, "the cosines");
     moved |= sines_.reserve(bytes, "the sines");
     if (moved) ++moves_;
@@ -415,6 +425,11 @@ void CudaLane::weigh(const Step& step) {
 void CudaLane::combine(const Step& step) {
   cuda::combine(slot(step.in[0]), rows_, config_.used, static_cast<int>(row_size(step.out[0])), slot(step.out[0]),
                 stream_.get());
+}
+
+void CudaLane::combine_into(const Step& weigh, const Step& add) {
+  cuda::combine_into(slot(weigh.in[0]), slot(weigh.in[1]), slot(add.in[0]), rows_, config_.used,
+                     static_cast<int>(row_size(add.out[0])), slot(add.out[0]), stream_.get());
 }
 
 }  // namespace moe_diag::cuda

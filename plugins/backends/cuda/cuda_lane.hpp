@@ -58,6 +58,7 @@ class CudaLane final : public Lane {
   void swiglu(const Step& step);
   void weigh(const Step& step);
   void combine(const Step& step);
+  void combine_into(const Step& weigh, const Step& add);
 
   void reserve_cache();
   void prepare_angles(std::span<const Step> steps);

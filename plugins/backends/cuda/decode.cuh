@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "core/api/blocks.hpp"
+#include "plugins/backends/cuda/kernels.hpp"
 
 namespace moe_diag::cuda {
 
@@ -54,6 +55,9 @@ struct Part {
   float w[16];
 
   __device__ __forceinline__ void fetch(const std::byte* row, std::int64_t cols, int at, int part) {
+    if constexpr (B == BlockType::f32) {
+      if (cols % segment == 0) return fetch_whole(reinterpret_cast<const float*>(row) + at * segment + part * 8);
+    }
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       const std::int64_t k = std::int64_t{at} * 64 + i / 8 * 32 + part * 8 + i % 8;
@@ -70,6 +74,17 @@ struct Part {
   }
   __device__ __forceinline__ void ready() {}
   __device__ __forceinline__ void ready_like(const Part&) {}
+  // From an address that is a multiple of 16.
+  __device__ __forceinline__ void fetch_whole(const float* from) {
+#pragma unroll
+    for (int i = 0; i < 16; i += 4) {
+      const float4 some = *reinterpret_cast<const float4*>(from + i / 8 * 32 + i % 8);
+      w[i] = some.x;
+      w[i + 1] = some.y;
+      w[i + 2] = some.z;
+      w[i + 3] = some.w;
+    }
+  }
   __device__ __forceinline__ float value(int h, int i) const { return w[h * 8 + i]; }
 };
 

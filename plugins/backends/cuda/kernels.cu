@@ -198,6 +198,19 @@ __global__ void combine_rows(const float* x, std::int64_t count, int used, int w
   y[at] = sum;
 }
 
+// weigh, combine and add, nothing of it stored but the last.
+__global__ void combine_rows_into(const float* x, const float* weights, const float* residual, std::int64_t count,
+                                  int used, int width, float* y) {
+  const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (at >= count) return;
+  const std::int64_t row = at / width;
+  x += row * used * width + at % width;
+  weights += row * used;
+  float sum = x[0] * weights[0];
+  for (int slot = 1; slot < used; ++slot) sum += x[std::int64_t{slot} * width] * weights[slot];
+  y[at] = residual[at] + sum;
+}
+
 }  // namespace
 
 void embed(const Matrix& table, const std::int32_t* tokens, int rows, float* out, cudaStream_t stream) {
@@ -268,6 +281,14 @@ void weigh(const float* x, const float* weights, std::int64_t rows, int width, f
 void combine(const float* x, int rows, int used, int width, float* y, cudaStream_t stream) {
   const std::int64_t count = std::int64_t{rows} * width;
   combine_rows<<<blocks_for(count, block_threads), block_threads, 0, stream>>>(x, count, used, width, y);
+  MOE_DIAG_CUDA(cudaGetLastError());
+}
+
+void combine_into(const float* x, const float* weights, const float* residual, int rows, int used, int width, float* y,
+                  cudaStream_t stream) {
+  const std::int64_t count = std::int64_t{rows} * width;
+  combine_rows_into<<<blocks_for(count, block_threads), block_threads, 0, stream>>>(x, weights, residual, count, used,
+                                                                                    width, y);
   MOE_DIAG_CUDA(cudaGetLastError());
 }
 

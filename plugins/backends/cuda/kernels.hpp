@@ -92,4 +92,8 @@ void swiglu(const float* gate, const float* up, std::int64_t count, float* y, cu
 void weigh(const float* x, const float* weights, std::int64_t rows, int width, float* y, cudaStream_t stream);
 void combine(const float* x, int rows, int used, int width, float* y, cudaStream_t stream);
 
+// weigh, combine and add in one, for when nobody looks at what is between them: y = residual + combined.
+void combine_into(const float* x, const float* weights, const float* residual, int rows, int used, int width, float* y,
+                  cudaStream_t stream);
+
 }  // namespace moe_diag::cuda

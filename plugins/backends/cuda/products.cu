@@ -38,7 +38,8 @@ __device__ void load_vectors(const Vectors& v, const Tile& tile, std::int64_t co
   }
 }
 
-// Rows a lane computes at once: they share what it reads of the vectors. Only the smaller blocks leave registers for two.
+// Rows a lane computes at once: they share what it reads of the vectors. Only the smaller blocks leave registers for
+// two.
 template <BlockType B>
 constexpr int rows_at_once = B == BlockType::q4_k || B == BlockType::q8_0 ? 2 : 1;
 
@@ -167,7 +168,8 @@ __global__ void __launch_bounds__(few_threads, 2) few(Matrices all, Vectors v, i
   const std::int64_t begin = block_begin + threadIdx.x / 32 * (32 / lanes) * rows_at_once<B>;
   // The first rows are on their way while the vectors are read.
   Segments<B> fetched;
-  fetched.fetch(w, w.data + tile.expert * w.expert_bytes, begin + lane / lanes, 32 / lanes, end, lane % lanes, segments);
+  fetched.fetch(w, w.data + tile.expert * w.expert_bytes, begin + lane / lanes, 32 / lanes, end, lane % lanes,
+                segments);
   float* sums = shared;
   float* xs = shared + few_warps * few_tile * 32;
   load_vectors(v, tile, w.cols, segments, xs);
@@ -351,8 +353,8 @@ __global__ void __launch_bounds__(many_threads) many(Matrices all, Vectors v) {
 template <BlockType B, int N>
 void launch_many(const Matrices& w, const Vectors& v, int tiles, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>((most_rows(w) + N - 1) / N);
-  many<B, N><<<dim3(blocks, static_cast<unsigned>(tiles), static_cast<unsigned>(w.count)), many_threads, 0, stream>>>(
-      w, v);
+  many<B, N>
+      <<<dim3(blocks, static_cast<unsigned>(tiles), static_cast<unsigned>(w.count)), many_threads, 0, stream>>>(w, v);
 }
 
 template <BlockType B>
@@ -404,8 +406,7 @@ __global__ void group(const std::int32_t* ids, int count, int experts, int shift
     if (threadIdx.x == 0) *tile_count = tile_at;
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < count; i += blockDim.x)
-    order[atomicAdd(&next[(ids[i] + shift) % experts], 1)] = i;
+  for (int i = threadIdx.x; i < count; i += blockDim.x) order[atomicAdd(&next[(ids[i] + shift) % experts], 1)] = i;
 }
 
 }  // namespace

@@ -41,8 +41,8 @@ void upload_some(const std::vector<Chunk>& chunks, std::atomic<std::size_t>& nex
     MOE_DIAG_CUDA(cudaEventSynchronize(done[turn].get()));
     buffers[turn].reserve(chunk_bytes);
     std::memcpy(buffers[turn].as<std::byte>(), chunk.from, chunk.bytes);
-    MOE_DIAG_CUDA(cudaMemcpyAsync(chunk.to, buffers[turn].as<std::byte>(), chunk.bytes, cudaMemcpyHostToDevice,
-                                  stream.get()));
+    MOE_DIAG_CUDA(
+        cudaMemcpyAsync(chunk.to, buffers[turn].as<std::byte>(), chunk.bytes, cudaMemcpyHostToDevice, stream.get()));
     MOE_DIAG_CUDA(cudaEventRecord(done[turn].get(), stream.get()));
   }
   MOE_DIAG_CUDA(cudaStreamSynchronize(stream.get()));
