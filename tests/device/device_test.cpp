@@ -112,6 +112,13 @@ TEST_CASE("every step agrees with the truth: full width", "[wide]") {
   check_steps(made("qwen3-30b-a3b", "q4_k_m", 4), tokens_of(33));
 }
 
+// Little enough for a checker that watches every access: all kernels, those for few rows and those for many.
+TEST_CASE("every step agrees with the truth: briefly", "[brief]") {
+  check_steps(made("tiny", "q4_k_m", 1), tokens_of(3));
+  check_steps(made("tiny", "q4_k_m", 1), tokens_of(33));
+  check_steps(made("tiny", "q8_0", 1), tokens_of(33));
+}
+
 TEST_CASE("runs, batches and chunks give the same bytes", "[tiny]") {
   for (const std::string quant : {"f32", "q8_0", "q4_k_m"}) {
     Recorder batch = record(quant, 65);

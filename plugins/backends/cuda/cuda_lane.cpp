@@ -12,7 +12,7 @@ namespace {
 
 // Vectors up to which a dense product, and mean vectors per expert up to which an expert product, are cheaper with the
 // kernel for few.
-constexpr int few_vectors = 8, few_per_expert = 6;
+constexpr int few_vectors = 32, few_per_expert = 6;
 // A matrix of so few rows does not fill the device otherwise.
 constexpr int few_rows = 1024, few_vectors_of_few_rows = 64;
 

@@ -327,6 +327,8 @@ __global__ void __launch_bounds__(many_threads) many(Matrices all, Vectors v) {
     rows[j] = m < tile.count ? vector_at(v, tile.first + m) : nullptr;
   }
   float totals[V][4] = {};
+  // A warp has 8 of the 32 vectors, and the last tile of a group seldom has as many.
+  const bool busy = static_cast<int>(threadIdx.x) / 32 * 8 < tile.count;
   const int segments = ceil_div(w.cols, segment);
   next.fetch_weights(w, base, row, 0);
   next.fetch_vectors(rows, w.cols, aligned, 0);
@@ -337,7 +339,7 @@ __global__ void __launch_bounds__(many_threads) many(Matrices all, Vectors v) {
       next.fetch_weights(w, base, row, at + 1);
       next.fetch_vectors(rows, w.cols, aligned, at + 1);
     }
-    multiply_tile<N>(ws, xs, tx, ty, totals);
+    if (busy) multiply_tile<N>(ws, xs, tx, ty, totals);
     __syncthreads();
   }
 #pragma unroll
