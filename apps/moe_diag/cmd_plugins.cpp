@@ -17,6 +17,7 @@ namespace {
 
 std::string state_of(const PluginRecord& record) {
   if (!record.refusal.empty()) return "refused";
+  if (!record.absent.empty()) return "absent";
   return record.shadowed_by.empty() ? "ok" : "shadowed";
 }
 
@@ -29,8 +30,9 @@ std::string table_of(const std::vector<PluginRecord>& records, bool paths) {
     text += fmt::format("{:<8} {:<{}} {}\n", name_of(r.kind), r.name, name_width,
                         r.summary.empty() ? state : fmt::format("{:<8} {}", state, r.summary));
     if (!r.refusal.empty()) text += fmt::format("  {}\n", r.refusal);
+    if (!r.absent.empty()) text += fmt::format("  not built: {}\n", r.absent);
     if (!r.shadowed_by.empty()) text += fmt::format("  {}: not used, {} comes first\n", r.path, r.shadowed_by);
-    if (paths && r.refusal.empty() && r.shadowed_by.empty()) text += fmt::format("  {}\n", r.path);
+    if (paths && r.refusal.empty() && r.absent.empty() && r.shadowed_by.empty()) text += fmt::format("  {}\n", r.path);
   }
   return text;
 }
@@ -44,7 +46,8 @@ std::string json_of(const std::vector<PluginRecord>& records) {
                     {"summary", r.summary},
                     {"path", r.path},
                     {"refusal", r.refusal},
-                    {"shadowed_by", r.shadowed_by}});
+                    {"shadowed_by", r.shadowed_by},
+                    {"absent", r.absent}});
   const nlohmann::ordered_json document{{"schema", 1}, {"plugins", list}};
   return document.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }

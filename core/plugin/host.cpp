@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <optional>
 #include <set>
 
@@ -43,15 +44,22 @@ struct Loaded {
   const void* create = nullptr;
 };
 
-std::optional<PluginName> announced(const fs::path& file) {
+std::optional<PluginName> announced(const fs::path& file, std::string_view suffix) {
   const std::string text = file.filename().string();
   for (const PluginKind kind : {PluginKind::backend, PluginKind::sink}) {
     const std::string prefix = fmt::format("moe_diag_{}_", name_of(kind));
-    const std::string_view suffix = ".so";
     if (text.size() > prefix.size() + suffix.size() && text.starts_with(prefix) && text.ends_with(suffix))
       return PluginName{kind, text.substr(prefix.size(), text.size() - prefix.size() - suffix.size())};
   }
   return std::nullopt;
+}
+
+// The reason a note gives, its first line.
+std::string reason_of(const fs::path& note) {
+  std::ifstream file(note);
+  std::string reason;
+  std::getline(file, reason);
+  return reason;
 }
 
 // Whoever may write to the folder decides what runs here.
@@ -112,6 +120,7 @@ struct PluginHost::Impl {
   bool scanned = false;
   std::vector<fs::path> folders;  // searched, in order
   std::vector<Found> found;       // by kind and name, the one taken before those it shadows
+  std::vector<Found> notes;       // of plugins that were not built, and that no other folder has
   std::vector<std::optional<Loaded>> loaded;
 
   void scan();
@@ -173,6 +182,13 @@ void PluginHost::Impl::scan() {
     if (before.name.kind == found[i].name.kind && before.name.name == found[i].name.name)
       found[i].shadowed_by = before.shadowed_by.empty() ? before.path.string() : before.shadowed_by;
   }
+  notes.erase(std::remove_if(notes.begin(), notes.end(),
+                             [&](const Found& note) {
+                               return std::any_of(found.begin(), found.end(), [&](const Found& f) {
+                                 return f.name.kind == note.name.kind && f.name.name == note.name.name;
+                               });
+                             }),
+              notes.end());
   loaded.resize(found.size());
   scanned = true;
 }
@@ -180,7 +196,10 @@ void PluginHost::Impl::scan() {
 void PluginHost::Impl::scan_folder(const fs::path& folder) {
   std::error_code error;
   for (fs::directory_iterator file(folder, error), end; !error && file != end; file.increment(error))
-    if (auto name = announced(file->path())) found.push_back({file->path(), std::move(*name), ""});
+    if (auto name = announced(file->path(), ".so"))
+      found.push_back({file->path(), std::move(*name), ""});
+    else if (auto note = announced(file->path(), ".absent"))
+      notes.push_back({file->path(), std::move(*note), ""});
   if (!error) warn_if_open_to_all(folder);
 }
 
@@ -197,6 +216,10 @@ std::size_t PluginHost::Impl::index_of(PluginKind kind, std::string_view name) {
 }
 
 void PluginHost::Impl::refuse_absent(PluginKind kind, std::string_view name) const {
+  for (const Found& note : notes)
+    if (note.name.kind == kind && note.name.name == name)
+      throw Error(ErrorKind::absent, fmt::format("{} plugin '{}' was not built: {} ({})", name_of(kind), name,
+                                                 reason_of(note.path), note.path.string()));
   std::vector<std::string> known, searched;
   std::string other;
   for (const Found& f : found) {
@@ -236,7 +259,7 @@ std::vector<PluginRecord> PluginHost::list() {
   std::vector<PluginRecord> records;
   for (std::size_t i = 0; i < impl_->found.size(); ++i) {
     const Found& f = impl_->found[i];
-    PluginRecord record{f.path.string(), f.name.kind, f.name.name, "", "", f.shadowed_by};
+    PluginRecord record{f.path.string(), f.name.kind, f.name.name, "", "", f.shadowed_by, ""};
     if (f.shadowed_by.empty()) {
       const Loaded& plugin = impl_->load_once(i);
       record.summary = plugin.summary;
@@ -244,6 +267,8 @@ std::vector<PluginRecord> PluginHost::list() {
     }
     records.push_back(std::move(record));
   }
+  for (const Found& note : impl_->notes)
+    records.push_back({note.path.string(), note.name.kind, note.name.name, "", "", "", reason_of(note.path)});
   return records;
 }
 

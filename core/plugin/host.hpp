@@ -18,6 +18,7 @@ struct PluginRecord {
   std::string name, summary;
   std::string refusal;      // why it was not loaded; empty when it was
   std::string shadowed_by;  // path of the one an earlier folder has under this name; neither checked nor loaded
+  std::string absent;       // why it was not built, as the note says that stands in its place
 };
 
 // Finds, checks, loads and keeps plugins. Libraries stay loaded until the process ends, so this must outlive all that
@@ -31,7 +32,8 @@ class PluginHost {
   explicit PluginHost(const std::vector<std::string>& directories);
   ~PluginHost();
 
-  // All plugins found, loaded or refused, by kind and name. Loads each one.
+  // All plugins found, loaded or refused, by kind and name, and then the notes of those that were not built. Loads
+  // each one. A note is a file moe_diag_<kind>_<name>.absent that holds the reason.
   std::vector<PluginRecord> list();
 
   // Builds a plugin's object. Throws Error: absent when there is none of that name (with the names there are and where

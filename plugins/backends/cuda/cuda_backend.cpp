@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT
+#include <memory>
+#include <string>
+
+#include "core/api/backend.hpp"
+#include "plugins/backends/cuda/cuda_lane.hpp"
+
+namespace moe_diag::cuda {
+namespace {
+
+constexpr int most_experts = 2048;  // the router's kernels hold a row of them in shared memory
+
+// Lanes on an NVIDIA device. Options of a lane: `numerics` f32; `device`, its index.
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(const Options&) {}
+
+  Description describe(const ModelView& model, const Options& options, const Request& request) override {
+    Description d;
+    d.numerics = options.choice("numerics", "f32", {"f32"});
+    const Device device = find_device(device_index(options));
+    refuse_unfit(model);
+    d.device = device.name;
+    d.instruction_set = "sm_" + std::to_string(device.major * 10 + device.minor);
+    d.values = DType::f32;
+    d.asynchronous = true;
+    d.lane_bytes = CudaLane::bytes_for(*model.config, request);
+    refuse_too_large(model, device, d.lane_bytes);
+    return d;
+  }
+
+  std::unique_ptr<Lane> open(const ModelView& model, const Options& options) override {
+    const Device device = find_device(device_index(options));
+    MOE_DIAG_CUDA(cudaSetDevice(device.index));
+    if (!weights_ || loaded_ != model.weights.data()) {
+      weights_.reset();
+      weights_ = std::make_shared<Weights>(model, device);
+      loaded_ = model.weights.data();
+    }
+    return std::make_unique<CudaLane>(model, device, weights_);
+  }
+
+ private:
+  static int device_index(const Options& options) { return static_cast<int>(options.integer("device", 0, 0, 1023)); }
+
+  static void refuse_unfit(const ModelView& model) {
+    if (model.config->experts > most_experts)
+      throw Error(ErrorKind::environment, "cuda: the model has " + std::to_string(model.config->experts) +
+                                              " experts, this backend can do " + std::to_string(most_experts));
+  }
+
+  // Lanes are described one after the other and share the weights, so what is promised to them adds up.
+  void refuse_too_large(const ModelView& model, const Device& device, std::uint64_t lane_bytes) {
+    MOE_DIAG_CUDA(cudaSetDevice(device.index));
+    std::size_t free = 0, total = 0;
+    MOE_DIAG_CUDA(cudaMemGetInfo(&free, &total));
+    const std::uint64_t weights = weights_ ? 0 : Weights::bytes_for(model);
+    promised_ += lane_bytes;
+    if (weights + promised_ <= free) return;
+    throw Error(ErrorKind::environment,
+                "cuda: device " + std::to_string(device.index) + ", " + device.name + ": " + std::to_string(weights) +
+                    " bytes of weights + " + std::to_string(promised_) +
+                    " bytes of lanes = " + std::to_string(weights + promised_) + ", and " + std::to_string(free) +
+                    " of " + std::to_string(total) + " are free; use a shorter prompt, fewer lanes or a larger device");
+  }
+
+  std::uint64_t promised_ = 0;
+  const Weight* loaded_ = nullptr;
+  std::shared_ptr<const Weights> weights_;
+};
+
+}  // namespace
+}  // namespace moe_diag::cuda
+
+MOE_DIAG_BACKEND(moe_diag::cuda::CudaBackend, "cuda", "lanes on an NVIDIA device: numerics f32")

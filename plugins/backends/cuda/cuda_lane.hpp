@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/api/backend.hpp"
+#include "plugins/backends/cuda/device.hpp"
+#include "plugins/backends/cuda/kernels.hpp"
+#include "plugins/backends/cuda/weights.hpp"
+
+namespace moe_diag::cuda {
+
+// One execution on a device, in f32. Everything is queued on one stream; only reading waits.
+class CudaLane final : public Lane {
+ public:
+  CudaLane(const ModelView& model, const Device& device, std::shared_ptr<const Weights> weights);
+  ~CudaLane() override;
+
+  void begin(const Pass& pass) override;
+  void run(std::span<const Step> steps) override;
+  Tensor read(Stage stage, Rows rows) override;
+  void write(Stage stage, Rows rows, const Tensor& values) override;
+
+  // Bytes on the device for passes of `rows` rows in sequences of `total` positions.
+  static std::uint64_t bytes_for(const ModelConfig& config, const Request& request);
+
+ private:
+  // A stage's rows on the host, since the last begin, run or write.
+  struct Copy {
+    PinnedBuffer memory;
+    Event done;
+    Rows rows;
+    bool valid = false;
+  };
+  // A span recorded as a graph: what it was recorded for, and what replays it.
+  struct Recording {
+    std::vector<Step> steps;
+    int rows = 0, total = 0, head_first = 0;
+    std::uint64_t moves = 0;
+    cudaGraphExec_t graph = nullptr;
+  };
+
+  void run_steps(std::span<const Step> steps);
+  void run_step(const Step& step);
+  void embed(const Step& step);
+  void rms_norm(const Step& step);
+  void linear(const Step& step);
+  void rope(const Step& step);
+  void scores(const Step& step);
+  void softmax(const Step& step);
+  void mix(const Step& step);
+  void add(const Step& step);
+  void topk(const Step& step);
+  void expert_linear(const Step& step, const Step* second);
+  void swiglu(const Step& step);
+  void weigh(const Step& step);
+  void combine(const Step& step);
+  void combine_into(const Step& weigh, const Step& add);
+
+  void reserve_cache();
+  void prepare_angles(std::span<const Step> steps);
+  bool recordable(std::span<const Step> steps) const;
+  bool recorded(std::span<const Step> steps) const;
+  void record(std::span<const Step> steps);
+  void forget_recording();
+  void group(int shift);
+  int expert_tile() const;
+  int dense_tile(const Matrices& set, int count) const;
+
+  const Copy& fetch(Stage stage, Rows rows);
+  void forget_copies();
+  void check_rows(Stage stage, Rows rows) const;
+  void check_indices(const Tensor& values) const;
+
+  float* slot(Stage stage) const { return buffers_[static_cast<std::size_t>(stage)].as<float>(); }
+  std::int32_t* indices() const {
+    return buffers_[static_cast<std::size_t>(Stage::moe_router_indices)].as<std::int32_t>();
+  }
+  float* row(Stage stage, std::int64_t r) const { return slot(stage) + (r - first_row(stage)) * row_size(stage); }
+  std::int64_t row_size(Stage stage) const { return config_.shape_of(stage, 1, total_).count(); }
+  // Rows that the pass computes of a stage: [first_row, rows_).
+  int first_row(Stage stage) const { return stage >= Stage::final_norm ? head_first_ : 0; }
+  float* keys(int layer) const { return keys_.as<float>() + cache_row(layer); }
+  float* values(int layer) const { return values_.as<float>() + cache_row(layer); }
+  std::int64_t cache_row(int layer) const { return std::int64_t{layer} * cached_ * config_.kv_width(); }
+  Attention attention() const {
+    return {rows_, config_.heads, config_.kv_heads, config_.head_dim, total_, first_.as<int>()};
+  }
+
+  const ModelConfig config_;
+  const Device device_;
+  const std::shared_ptr<const Weights> weights_;
+  Stream stream_;
+
+  int rows_ = 0, pass_first_ = 0, total_ = 0, head_first_ = 0;
+  std::uint64_t moves_ = 0;  // of a buffer to another address
+
+  std::array<DeviceBuffer, stage_count> buffers_;  // one layer of each stage
+  std::array<Copy, stage_count> copies_;
+  DeviceBuffer tokens_, first_;
+  DeviceBuffer keys_, values_;  // [layers, cached_, Hk h]
+  int cached_ = 0;
+  DeviceBuffer cosines_, sines_;  // [angles_, h / 2]
+  double theta_ = 0;
+  int angles_ = 0;
+  DeviceBuffer order_, tiles_, tile_count_;  // vectors by expert
+  int grouped_shift_ = -1;                   // what they hold within a span; -1: nothing of use
+
+  PinnedBuffer pass_staging_, write_staging_;
+  Event pass_sent_, write_sent_;
+  Recording recording_;
+};
+
+}  // namespace moe_diag::cuda
