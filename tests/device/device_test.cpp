@@ -41,7 +41,7 @@ double worst_row(const Tensor& a, const Tensor& b) {
   double worst = 0;
   for (std::int64_t row = 0; row < a.shape[0]; ++row) {
     Measure m;
-    m.add(a, b, row * a.shape.row(), a.shape.row());
+    m.add(a, row * a.shape.row(), b, row * a.shape.row(), a.shape.row());
     worst = std::isnan(m.rel_l2()) ? INFINITY : std::max(worst, m.rel_l2());
   }
   return worst;

@@ -30,13 +30,13 @@ falsifiers:
 )" + falsifiers;
 }
 
-inline Verdict judge_text(const std::string& text, RunOptions options = {},
-                          const std::vector<std::string>& inject = {}) {
+inline Verdict judge_text(const std::string& text, RunOptions options = {}, const std::vector<std::string>& inject = {},
+                          const std::vector<std::string>& plugins = {MOE_DIAG_PLUGINS}) {
   // The verdict points into its contract.
   static std::vector<std::unique_ptr<Contract>> contracts;
   contracts.push_back(std::make_unique<Contract>(parse_contract(text, "test.yaml")));
   for (const std::string& fault : inject) options.inject.push_back(parse_fault(fault, *contracts.back()));
-  PluginHost host({MOE_DIAG_PLUGINS});
+  PluginHost host(plugins);
   return run_contract(*contracts.back(), host, options);
 }
 

@@ -96,6 +96,27 @@ TEST_CASE("a lane whose backend is not there leaves what needs it untested, and 
   CHECK_THAT(verdict.judgements[2].reason, Contains("far"));
 }
 
+TEST_CASE("a stage that a lane does not have is missing, not equal, on either side") {
+  std::string text = contract_text(R"(
+  - {id: JUDGED, claim: a, lane: bare, stage: "*", metric: rel_l2, at_most: 1}
+  - {id: AGAINST, claim: a, lane: free, against: bare, stage: "*", metric: cosine_similarity, at_least: 0.5}
+  - {id: FINITE, claim: a, lane: bare, stage: "moe_*", metric: nonfinite, equals: 0}
+  - {id: FLIPS, claim: a, lane: free, against: bare, stage: moe_router_indices, metric: routing_flips, equals: 0}
+  - {id: SUM, claim: a, lane: bare, stage: moe_router_probs, metric: router_sum_error, at_most: 1}
+  - {id: WHOLE, claim: a, lane: free, stage: lm_head, metric: rel_l2, at_most: 1}
+)");
+  text.replace(text.find("falsifiers:"), 0, "  bare: {backend: bad, numerics: none}\n");
+  const std::vector<std::string> plugins = {std::string(MOE_DIAG_BAD_PLUGINS) + "/null_lane", MOE_DIAG_PLUGINS};
+  const Verdict verdict = judge_text(text, {}, {"{inject: nan, stage: attn_out, layer: 0, lane: bare}"}, plugins);
+  REQUIRE(verdict.judgements.size() == 6);
+  for (std::size_t f = 0; f < 5; ++f) {
+    CHECK(verdict.judgements[f].outcome == Outcome::untested);
+    CHECK_THAT(verdict.judgements[f].reason, Contains("lane has no"));
+  }
+  CHECK(verdict.judgements[5].outcome == Outcome::held);
+  CHECK_THAT(verdict.failure, Contains("changed nothing"));
+}
+
 TEST_CASE("a NaN falsifies every kind of claim, and the JSON says so in a string") {
   const Verdict verdict = judge_text(contract_text(R"(
   - {id: COS, claim: a, lane: step, stage: attn_out, metric: cosine_similarity, at_least: 0.5}

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: MIT
+#include "core/api/backend.hpp"
+
+namespace moe_diag {
+namespace {
+
+// Has no stage at all.
+class NullLane final : public Lane {
+ public:
+  void begin(const Pass&) override {}
+  void run(std::span<const Step>) override {}
+  Tensor read(Stage, Rows) override { return {}; }
+  void write(Stage, Rows, const Tensor&) override {}
+};
+
+class NullBackend final : public Backend {
+ public:
+  explicit NullBackend(const Options&) {}
+  Description describe(const ModelView&, const Options& options, const Request&) override {
+    Description d;
+    d.numerics = options.text("numerics", "none");
+    return d;
+  }
+  std::unique_ptr<Lane> open(const ModelView&, const Options&) override { return std::make_unique<NullLane>(); }
+};
+
+}  // namespace
+}  // namespace moe_diag
+
+MOE_DIAG_BACKEND(moe_diag::NullBackend, "bad", "a lane that has no stage")
