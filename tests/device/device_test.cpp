@@ -37,16 +37,6 @@ Model made(const std::string& preset, const std::string& quant, int layers) {
   return Model::synthetic(spec);
 }
 
-double worst_row(const Tensor& a, const Tensor& b) {
-  double worst = 0;
-  for (std::int64_t row = 0; row < a.shape[0]; ++row) {
-    Measure m;
-    m.add(a, row * a.shape.row(), b, row * a.shape.row(), a.shape.row());
-    worst = std::isnan(m.rel_l2()) ? INFINITY : std::max(worst, m.rel_l2());
-  }
-  return worst;
-}
-
 // Every stage of a cuda lane that is fed the truth's values, against the truth.
 void check_steps(Model model, const std::vector<std::int32_t>& tokens) {
   const int layers = model.config().layers;

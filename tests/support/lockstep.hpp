@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cmath>
 #include <cstring>
 #include <map>
 #include <string>
@@ -8,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/compare/measure.hpp"
 #include "core/forward/forward.hpp"
 #include "core/lane/lanes.hpp"
 #include "core/model/model.hpp"
@@ -72,6 +74,17 @@ class Recorder final : public Hook {
   bool all_;
   std::map<std::tuple<int, int, int>, Seen> seen_;
 };
+
+// The largest relative L2 error of any row; infinite when a value is not finite.
+inline double worst_row(const Tensor& a, const Tensor& b) {
+  double worst = 0;
+  for (std::int64_t row = 0; row < a.shape[0]; ++row) {
+    Measure m;
+    m.add(a, row * a.shape.row(), b, row * a.shape.row(), a.shape.row());
+    worst = std::isnan(m.rel_l2()) ? INFINITY : std::max(worst, m.rel_l2());
+  }
+  return worst;
+}
 
 // Lanes of one model, driven without a contract file.
 class Lockstep {

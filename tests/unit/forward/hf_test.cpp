@@ -48,16 +48,6 @@ Stage stage_named(const std::string& name) {
   return Stage::embedding;
 }
 
-double worst_row(const Tensor& a, const Tensor& b) {
-  double worst = 0;
-  for (std::int64_t row = 0; row < a.shape[0]; ++row) {
-    Measure m;
-    m.add(a, row * a.shape.row(), b, row * a.shape.row(), a.shape.row());
-    worst = std::isnan(m.rel_l2()) ? INFINITY : std::max(worst, m.rel_l2());
-  }
-  return worst;
-}
-
 Tensor golden_tensor(const Golden& golden, const nlohmann::json& entry) {
   Tensor t;
   for (const auto& d : entry["shape"]) t.shape.dims[static_cast<std::size_t>(t.shape.rank++)] = d.get<std::int64_t>();
