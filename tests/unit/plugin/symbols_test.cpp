@@ -31,9 +31,11 @@ std::vector<Symbol> symbols_of(const std::string& path, const std::string& which
 
 TEST_CASE("shipped plugins need nothing of the core and export their two aliases") {
   const auto records = PluginHost({MOE_DIAG_PLUGINS}).list();
-  REQUIRE(records.size() >= 2);
+  int loaded = 0;
   for (const PluginRecord& record : records) {
     INFO(record.path);
+    if (!record.absent.empty()) continue;  // a note that a plugin was not built
+    ++loaded;
     const auto needed = symbols_of(record.path, "--undefined-only");
     CHECK(needed.size() > 10);
     for (const Symbol& symbol : needed) {
@@ -55,6 +57,7 @@ TEST_CASE("shipped plugins need nothing of the core and export their two aliases
     }
     CHECK(strong == std::set<std::string>{"moe_diag_create", "moe_diag_manifest"});
   }
+  CHECK(loaded >= 3);
 }
 
 }  // namespace

@@ -262,7 +262,7 @@ TEST_CASE("a model is mapped, not copied: looking into it takes a fraction of it
   struct rusage used = {};
   ::wait4(child, &status, 0, &used);
   REQUIRE(status == 0);
-  CHECK(used.ru_maxrss < 60'000);  // kilobytes
+  CHECK(used.ru_maxrss < 100'000);  // kilobytes, a sanitizer's own included
 }
 
 TEST_CASE("check, stages, plugins, inspect and synth do what they say") {
