@@ -10,4 +10,8 @@ if(MOE_DIAG_SANITIZE)
   add_compile_options(-O1 -g1 -Wno-maybe-uninitialized)
   add_compile_options(-fsanitize=${moe_diag_sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   add_link_options(-fsanitize=${moe_diag_sanitizers})
+  # oneTBB as packaged is not built with ThreadSanitizer: plain threads take its place.
+  if("thread" IN_LIST MOE_DIAG_SANITIZE)
+    include_directories(BEFORE ${PROJECT_SOURCE_DIR}/tests/tsan)
+  endif()
 endif()
