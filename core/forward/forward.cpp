@@ -18,8 +18,7 @@ int feeder(const RunningLane& lane, Stage stage) {
 
 Forward::Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults,
                  const std::vector<bool>& active)
-    : model_(model),
-      lanes_(lanes),
+    : lanes_(lanes),
       bus_(bus),
       faults_(std::move(faults)),
       programs_(lanes.size(), build_program(model)),

@@ -32,7 +32,6 @@ class Forward {
   void stop(const Step& step, const Pass& pass, int prompt);
   void hand_over(Sighting& sighting);
 
-  const Model& model_;
   Lanes& lanes_;
   Bus& bus_;
   std::vector<PlantedFault> faults_;
