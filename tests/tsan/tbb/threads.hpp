@@ -24,6 +24,12 @@ struct Place {
 };
 inline thread_local Place place;
 
+// A worker's start. Not a template: what std::thread leaves of one in a plugin's symbols cannot be hidden.
+inline void enter(void (*work)(const void* context, std::size_t index), const void* context, std::size_t index) {
+  place = {static_cast<int>(index), 1};
+  work(context, index);
+}
+
 // Calls body(piece) for every piece, on the threads of the arena, and rethrows the first exception.
 template <class Body>
 void run(std::size_t pieces, const Body& body) {
@@ -39,12 +45,12 @@ void run(std::size_t pieces, const Body& body) {
       thrown[index] = std::current_exception();
     }
   };
+  void (*const call)(const void*, std::size_t) = [](const void* context, std::size_t index) {
+    (*static_cast<decltype(&work)>(context))(index);
+  };
+  const void* const context = &work;
   std::vector<std::thread> others;
-  for (std::size_t index = 1; index < width; ++index)
-    others.emplace_back([&work, index] {
-      place = {static_cast<int>(index), 1};
-      work(index);
-    });
+  for (std::size_t index = 1; index < width; ++index) others.emplace_back(&enter, call, context, index);
   work(0);
   for (std::thread& other : others) other.join();
   for (const std::exception_ptr& e : thrown)
