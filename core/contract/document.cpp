@@ -187,7 +187,7 @@ std::string remedy(const YAML::Exception& e, const Lines& lines) {
   return "quote the text";
 }
 
-// True for well-formed UTF-8 without the surrogates and over-long forms.
+// Where the first byte stands that is not UTF-8, surrogates and over-long forms included; nothing: all of it is.
 std::optional<std::size_t> first_bad_utf8(std::string_view s) {
   const auto byte = [&](std::size_t i) { return i < s.size() ? static_cast<unsigned char>(s[i]) : 0u; };
   for (std::size_t i = 0; i < s.size();) {
