@@ -29,6 +29,11 @@ struct Rows {
   int first = 0, count = 0;
 };
 
+// Memory of a device as it stands now, whoever uses it. `total` is 0 for a lane that computes on the host.
+struct DeviceMemory {
+  std::uint64_t used = 0, total = 0;  // bytes
+};
+
 // One execution of the model: its buffers, its KV cache, its numerics. One slot per stage holds one layer at a time.
 // All calls come from one thread, in the order begin, then runs, reads and writes.
 class Lane {
@@ -48,6 +53,9 @@ class Lane {
 
   // Replaces rows of a stage; `values` is [rows.count, ...] of any value type, converted to the lane's own.
   virtual void write(Stage stage, Rows rows, const Tensor& values) = 0;
+
+  // Of the device the lane computes on; any time.
+  virtual DeviceMemory device_memory() { return {}; }
 };
 
 // What a lane says of itself: for reports, captures and `plan`.
@@ -57,7 +65,9 @@ struct Description {
   std::string instruction_set;   // "avx3_zen4", "sm_90"
   DType values = DType::f32;     // type of the stage values
   bool asynchronous = false;     // run() returns before the work is done: launched before the lanes that compute here
+  std::string kernels;           // which kernel multiplies which tensor type, "Q4_K: bf16 mma, Q6_K: ..."; may be empty
   std::uint64_t lane_bytes = 0;  // buffers of a pass of `Request::rows` rows and `Request::total` positions
+  std::uint64_t weight_bytes = 0;  // copies of the weights, shared by a device's lanes; 0: used where they are mapped
 };
 
 // What a lane is asked to be able to do.
