@@ -4,7 +4,11 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <limits>
+
+#include "core/compare/values.hpp"
 
 namespace moe_diag {
 namespace {
@@ -12,25 +16,6 @@ namespace {
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 constexpr std::int64_t block = 512;  // elements between two looks at the maximum
 constexpr int width = 8;             // partial sums, for the compiler to put into vectors
-
-// Calls f with the typed pointer to element `at`.
-template <class F>
-auto with_values(const Tensor& t, std::int64_t at, F f) {
-  switch (t.dtype) {
-    case DType::f64: return f(t.as<double>() + at);
-    case DType::i32: return f(t.as<std::int32_t>() + at);
-    case DType::f32: break;
-  }
-  return f(t.as<float>() + at);
-}
-template <class F>
-auto with_pair(const Tensor& a, std::int64_t at_a, const Tensor& b, std::int64_t at_b, F f) {
-  return with_values(a, at_a,
-                     [&](const auto* pa) { return with_values(b, at_b, [&](const auto* pb) { return f(pa, pb); }); });
-}
-
-// x - x is 0 for finite x and NaN otherwise: a test that vectorises.
-bool is_finite(double x) { return x - x == 0; }
 
 struct Sums {
   std::array<double, width> dot{}, aa{}, bb{}, dd{}, largest{};
@@ -102,6 +87,14 @@ void add_block(Measure& m, const A* a, const B* b, std::int64_t n) {
   m.count += n;
 }
 
+// The finite floats counted upwards from the lowest, 0 standing for both zeros.
+std::int64_t rank_of(float x) {
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, &x, sizeof bits);
+  const auto magnitude = static_cast<std::int64_t>(bits & 0x7FFFFFFFU);
+  return bits >> 31 != 0 ? -magnitude : magnitude;
+}
+
 }  // namespace
 
 void Measure::add(const Tensor& a, std::int64_t at_a, const Tensor& b, std::int64_t at_b, std::int64_t n) {
@@ -137,6 +130,20 @@ std::int64_t mismatches(const Tensor& a, std::int64_t at_a, const Tensor& b, std
     return count;
   });
 }
+
+double ulp_distance(const Tensor& a, std::int64_t at_a, const Tensor& b, std::int64_t at_b, std::int64_t n) {
+  return with_pair(a, at_a, b, at_b, [&](const auto* pa, const auto* pb) {
+    std::int64_t largest = 0;
+    for (std::int64_t k = 0; k < n; ++k) {
+      const float x = static_cast<float>(pa[k]), y = static_cast<float>(pb[k]);
+      if (!is_finite(x) || !is_finite(y)) return nan;
+      largest = std::max(largest, std::abs(rank_of(x) - rank_of(y)));
+    }
+    return static_cast<double>(largest);
+  });
+}
+
+double noise_ratio(double error, double floor) { return error == 0 ? 0 : error / floor; }
 
 std::int64_t count_nonfinite(const Tensor& a, std::int64_t at, std::int64_t n) {
   return with_values(a, at, [&](const auto* p) {

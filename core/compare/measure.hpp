@@ -34,6 +34,13 @@ struct Measure {
 std::int64_t mismatches(const Tensor& a, std::int64_t at_a, const Tensor& b, std::int64_t at_b, std::int64_t n,
                         double rtol, double atol);
 
+// The largest distance in units in the last place of f32: how many floats lie between a value of a and that of b, both
+// rounded to f32 first. The two zeros are one. NaN when a value is not finite, or is not after rounding.
+double ulp_distance(const Tensor& a, std::int64_t at_a, const Tensor& b, std::int64_t at_b, std::int64_t n);
+
+// How many times its floor an error is: 0 for no error whatever the floor, infinite for an error above a floor of 0.
+double noise_ratio(double error, double floor);
+
 // Non-finite elements of one run of values.
 std::int64_t count_nonfinite(const Tensor& a, std::int64_t at, std::int64_t n);
 
