@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/api/blocks.hpp"
 #include "core/api/options.hpp"
 #include "core/api/stage.hpp"
 #include "core/contract/override.hpp"
@@ -82,6 +83,11 @@ enum class Metric {
   argmax_agree,
   router_sum_error,
   routing_flips,
+  routing_real_flips,
+  kl,
+  topk_overlap,
+  ulp,
+  noise_ratio,
 };
 
 // The threshold of a falsifier.
@@ -99,6 +105,21 @@ struct Bound {
     }
     return false;
   }
+
+  friend bool operator==(const Bound&, const Bound&) = default;
+};
+
+// Thresholds for some of a falsifier's sites, in place of its own: for some stages, and for the steps that read a weight
+// of one of these types.
+struct StageBound {
+  std::vector<Stage> stages;  // of the falsifier's
+  Bound bound;
+};
+struct TypeBound {
+  std::vector<BlockType> types;
+  Bound bound;
+  std::string path;  // of the entry, for messages: "falsifiers.ID.per_type.0"
+  Where where;
 };
 
 struct FalsifierSpec {
@@ -109,7 +130,11 @@ struct FalsifierSpec {
   std::vector<std::string> prompts;  // ids; empty: all
   Metric metric = Metric::cosine_similarity;
   Bound bound;
-  double rtol = 0, atol = 0;  // mismatch_fraction
+  std::vector<StageBound> per_stage;  // the first that matches a site is in force there,
+  std::vector<TypeBound> per_type;    // these after those
+  double rtol = 0, atol = 0;          // mismatch_fraction
+  int k = 10;                         // topk_overlap
+  std::string floor;                  // noise_ratio: a lane; empty: the error expected of the lane's numerics
   std::vector<FaultSpec> controls;
   Where where;
 };

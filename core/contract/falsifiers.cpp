@@ -13,6 +13,8 @@
 namespace moe_diag {
 namespace {
 
+constexpr int largest_k = 1'000'000;  // more than any vocabulary has
+
 std::optional<Metric> read_metric(const Value& value) {
   const auto name = value.choice("metric", metric_names());
   if (!name) return std::nullopt;
@@ -21,30 +23,54 @@ std::optional<Metric> read_metric(const Value& value) {
   return std::nullopt;
 }
 
-void read_bound(Map& map, FalsifierSpec& spec, std::optional<Metric> metric) {
-  int given = 0;
-  for (const Bound::Kind kind : {Bound::Kind::at_least, Bound::Kind::at_most, Bound::Kind::equals}) {
-    const auto value = map.find(name_of(kind));
-    if (!value) continue;
-    if (++given > 1) value->refuse("a falsifier has one threshold: keep one of at_least, at_most and equals");
-    const auto number = value->number();
-    if (!number) continue;
-    spec.bound = {kind, *number};
-    const std::string why = metric ? objection(*metric, spec.bound) : "";
-    if (!why.empty()) value->refuse(why);
+// A key that belongs to one metric, and is refused with all others.
+std::optional<Value> find_key_of(Metric owner, std::string_view key, bool required, Map& map,
+                                 std::optional<Metric> metric) {
+  const auto value = required && metric == owner ? map.require(key) : map.find(key);
+  if (value && metric && metric != owner) {
+    value->refuse(fmt::format("is for the metric {}: remove it", name_of(owner)));
+    return std::nullopt;
   }
-  if (given == 0 && map.is_map()) map.value().refuse("a threshold is missing: one of at_least, at_most and equals");
+  return value;
 }
 
 void read_tolerances(Map& map, FalsifierSpec& spec, std::optional<Metric> metric) {
   for (auto& [key, tolerance] : {std::pair<std::string_view, double&>{"rtol", spec.rtol}, {"atol", spec.atol}}) {
-    const bool wanted = metric == Metric::mismatch_fraction;
-    const auto value = wanted ? map.require(key) : map.find(key);
+    const auto value = find_key_of(Metric::mismatch_fraction, key, true, map, metric);
     if (!value) continue;
     tolerance = value->number().value_or(0);
     if (tolerance < 0) value->refuse("expected a number that is not negative");
-    if (metric && !wanted) value->refuse("is for the metric mismatch_fraction: remove it");
   }
+}
+
+// What an error is counted in: that of another lane, or the one expected of the lane's numerics.
+void read_floor(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, const Contract& contract) {
+  constexpr std::string_view expected = "expected";
+  const auto value = find_key_of(Metric::noise_ratio, "floor", true, map, metric);
+  const auto name = value ? value->text() : std::nullopt;
+  if (!name) return;
+  const bool is_lane = find_lane(contract, *name) != nullptr;
+  if (*name == expected) {
+    if (is_lane) value->refuse("stands for the error expected of the numerics, and for a lane: rename the lane");
+    return;
+  }
+  if (!is_lane) {
+    std::vector<std::string> known = lane_names(contract);
+    known.emplace_back(expected);
+    value->refuse(unknown("floor", *name, known));
+  } else if (*name == spec.lane) {
+    value->refuse("the lane judged cannot be its own floor");
+  } else if (*name == spec.against) {
+    value->refuse(fmt::format("the error of '{}' against itself is 0, which is no floor", shown(*name)));
+  }
+  spec.floor = *name;
+}
+
+void read_parameters(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, const Contract& contract) {
+  read_tolerances(map, spec, metric);
+  if (const auto k = find_key_of(Metric::topk_overlap, "k", false, map, metric))
+    spec.k = static_cast<int>(k->whole(1, largest_k).value_or(spec.k));
+  read_floor(map, spec, metric, contract);
 }
 
 // The lane compared with: as written, else the oracle where the metric takes one.
@@ -136,8 +162,9 @@ FalsifierSpec read_falsifier(Map& map, const Contract& contract) {
   if (metric) spec.metric = *metric;
   read_against(map, spec, metric, contract);
   read_selections(map, spec, metric, contract);
-  read_bound(map, spec, metric);
-  read_tolerances(map, spec, metric);
+  spec.bound = read_bound(map, "a falsifier", metric).value_or(Bound{});
+  read_overrides(map, spec, metric);
+  read_parameters(map, spec, metric, contract);
   // A control is judged only against a falsifier that is right itself.
   const bool judged = map.value().mistakes().count() == before;
   if (const auto controls = map.find("controls")) read_controls(*controls, spec, contract, judged);

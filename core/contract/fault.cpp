@@ -81,6 +81,13 @@ Site last_site(const FalsifierSpec& falsifier) {
   return last;
 }
 
+// True when the metric is the same for a row and for what the fault makes of it.
+bool same_at_own_site(Metric metric, const FaultSpec& fault) {
+  const bool keeps_order = fault.kind == FaultSpec::Kind::scale && fault.factor > 0;
+  return keeps_order && (metric == Metric::cosine_similarity || metric == Metric::argmax_agree ||
+                         metric == Metric::topk_overlap);
+}
+
 // On a lane whose outputs are replaced after every step, a fault is seen where it is planted or nowhere.
 std::string blind_with_inputs(const FalsifierSpec& falsifier, const FaultSpec& fault) {
   const std::string because = fmt::format(
@@ -90,9 +97,25 @@ std::string blind_with_inputs(const FalsifierSpec& falsifier, const FaultSpec& f
     return fmt::format("the falsifier does not look at {}, and {}", name_of(fault.stage), because);
   if (fault.layer >= 0 && falsifier.layers.contains(fault.layer) == false)
     return fmt::format("the falsifier does not look at layer {}, and {}", fault.layer, because);
-  const bool keeps_direction = fault.kind == FaultSpec::Kind::scale && fault.factor > 0;
-  if (keeps_direction && (falsifier.metric == Metric::cosine_similarity || falsifier.metric == Metric::argmax_agree))
+  if (same_at_own_site(falsifier.metric, fault))
     return fmt::format("{} is the same after scaling, and {}", name_of(falsifier.metric), because);
+  return "";
+}
+
+// Whatever the lane's logits are, the experts that follow from them are explained; so is all that comes after. What is
+// not is a choice that the logits do not lead to, in the layer where it is made.
+std::string blind_to_explained(const FalsifierSpec& falsifier, const FaultSpec& fault) {
+  using Kind = FaultSpec::Kind;
+  if (falsifier.metric != Metric::routing_real_flips || fault.kind == Kind::nan) return "";
+  const bool misleads = (fault.kind == Kind::wrong_expert && fault.stage == Stage::moe_router_indices) ||
+                        (fault.kind == Kind::scale && fault.stage == Stage::moe_router_probs && fault.factor <= 0);
+  if (!misleads)
+    return fmt::format("{} counts the flips that the lane's own moe_router_logits do not explain, and these follow the "
+                       "fault; plant wrong_expert at moe_router_indices",
+                       name_of(falsifier.metric));
+  if (falsifier.layers.contains(fault.layer) == false)
+    return fmt::format("the falsifier does not look at layer {}, and flips of other layers are explained by their logits",
+                       fault.layer);
   return "";
 }
 
@@ -161,9 +184,13 @@ std::string blind_to(const FalsifierSpec& falsifier, const FaultSpec& fault, con
     std::string why = blind_with_routing(falsifier, fault);
     if (!why.empty()) return why;
   }
-  const Site last = last_site(falsifier);
-  if (last < Site{fault.stage, fault.layer})
+  if (std::string why = blind_to_explained(falsifier, fault); !why.empty()) return why;
+  const Site last = last_site(falsifier), planted{fault.stage, fault.layer};
+  if (last < planted)
     return fmt::format("it lies after all the falsifier looks at, the last of which is {}", name_of(last.stage));
+  if (last == planted && same_at_own_site(falsifier.metric, fault))
+    return fmt::format("{} is the same after scaling, and the falsifier looks at nothing that follows",
+                       name_of(falsifier.metric));
   if (!shares_positions(falsifier, fault, contract, fed))
     return fmt::format("planted at positions {}, it reaches none of the positions {} that the falsifier looks at",
                        fault.positions.text(), falsifier.positions.text());

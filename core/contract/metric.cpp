@@ -44,13 +44,18 @@ bool needs_against(Metric metric) { return info(metric).sides == Sides::two; }
 bool fits(Metric metric, Stage stage) {
   switch (metric) {
     case Metric::argmax_agree:
+    case Metric::topk_overlap:
+    case Metric::kl:
       return stage == Stage::lm_head || stage == Stage::moe_router_logits || stage == Stage::moe_router_probs;
     case Metric::router_sum_error: return stage == Stage::moe_router_weights || stage == Stage::moe_router_probs;
-    case Metric::routing_flips: return stage == Stage::moe_router_indices;
+    case Metric::routing_flips:
+    case Metric::routing_real_flips: return stage == Stage::moe_router_indices;
     case Metric::cosine_similarity:
     case Metric::rel_l2:
     case Metric::max_abs_diff:
     case Metric::mismatch_fraction:
+    case Metric::ulp:
+    case Metric::noise_ratio:
     case Metric::nonfinite: return info(stage).payload == Payload::values;
   }
   return false;

@@ -36,6 +36,11 @@ inline constexpr std::array metric_table{
     MetricInfo{Metric::argmax_agree, "argmax_agree", Sides::two, true, true, 0, 1},
     MetricInfo{Metric::router_sum_error, "router_sum_error", Sides::one, false, false, 0, unbounded},
     MetricInfo{Metric::routing_flips, "routing_flips", Sides::two, false, true, 0, unbounded},
+    MetricInfo{Metric::routing_real_flips, "routing_real_flips", Sides::two, false, true, 0, unbounded},
+    MetricInfo{Metric::kl, "kl", Sides::two, false, false, 0, unbounded},
+    MetricInfo{Metric::topk_overlap, "topk_overlap", Sides::two, true, false, 0, 1},
+    MetricInfo{Metric::ulp, "ulp", Sides::two, false, true, 0, unbounded},
+    MetricInfo{Metric::noise_ratio, "noise_ratio", Sides::two, false, false, 0, unbounded},
 };
 
 constexpr const MetricInfo& info(Metric metric) { return metric_table[static_cast<std::size_t>(metric)]; }

@@ -19,6 +19,11 @@ void read_sinks(const Value& value, Contract& contract);
 void read_capture(const Value& value, Contract& contract);
 void read_falsifiers(const Value& value, Contract& contract);
 
+// The threshold that stands in the map of `owner`, "a falsifier"; none after a mistake.
+std::optional<Bound> read_bound(Map& map, std::string_view owner, std::optional<Metric> metric);
+// The thresholds of a falsifier for some of its stages and types of weights. The stages it looks at are known.
+void read_overrides(Map& map, FalsifierSpec& spec, std::optional<Metric> metric);
+
 // A fault, in the lane of the falsifier it controls; without one (null), in the lane its own key `lane` names. None
 // after a mistake.
 std::optional<FaultSpec> read_fault(const Value& value, const Contract& contract, const FalsifierSpec* falsifier);

@@ -2,9 +2,12 @@
 #include "core/plan/plan.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <set>
 #include <stdexcept>
+#include <utility>
 
 namespace moe_diag {
 namespace {
@@ -12,8 +15,8 @@ namespace {
 // Resolves selections and keeps every mistake until all are found.
 class Planner {
  public:
-  Planner(const Contract& contract, const ModelConfig& config, bool controls)
-      : contract_(contract), config_(config), controls_(controls) {}
+  Planner(const Contract& contract, const Model& model, bool controls)
+      : contract_(contract), config_(model.config()), program_(build_program(model)), controls_(controls) {}
 
   Plan make() {
     check_prompts();
@@ -21,13 +24,17 @@ class Planner {
     for (const FalsifierSpec& spec : contract_.falsifiers) {
       plan.falsifiers.push_back({&spec, lane(spec.lane), lane(spec.against),
                                  sites(spec.stages, spec.layers, spec.where),
-                                 positions(spec.positions, spec.prompts, spec.where)});
+                                 positions(spec.positions, spec.prompts, spec.where), lane(spec.floor),
+                                 {}});
+      set_bounds(plan.falsifiers.back());
+      check_k(spec);
       if (controls_)
         for (const FaultSpec& fault : spec.controls) check_fault(fault);
     }
     for (const CaptureSpec& spec : contract_.capture) plan.captures.push_back(capture(spec));
     if (!mistakes_.empty()) throw Error(ErrorKind::usage, mistakes_);
     find_head_rows(plan);
+    plan.program = std::move(program_);
     return plan;
   }
 
@@ -97,6 +104,60 @@ class Planner {
     return watched;
   }
 
+  // Which override is in force where.
+  void set_bounds(WatchedFalsifier& watched) {
+    const FalsifierSpec& spec = *watched.spec;
+    if (spec.per_stage.empty() && spec.per_type.empty()) return;
+    std::set<BlockType> types;                         // of the weights behind the sites
+    std::vector<int> sites_of(spec.per_type.size());  // how many sites each is in force at
+    for (Site site : watched.sites.in_forward_order()) {
+      const auto stage = std::find_if(spec.per_stage.begin(), spec.per_stage.end(), [&](const StageBound& entry) {
+        return std::find(entry.stages.begin(), entry.stages.end(), site.stage) != entry.stages.end();
+      });
+      const std::set<BlockType> read = types_at(site);
+      types.insert(read.begin(), read.end());
+      const auto type = std::find_if(spec.per_type.begin(), spec.per_type.end(), [&](const TypeBound& entry) {
+        return std::any_of(entry.types.begin(), entry.types.end(), [&](BlockType t) { return read.count(t) > 0; });
+      });
+      if (stage != spec.per_stage.end()) {
+        watched.bounds[site] = stage->bound;
+      } else if (type != spec.per_type.end()) {
+        watched.bounds[site] = type->bound;
+        ++sites_of[static_cast<std::size_t>(type - spec.per_type.begin())];
+      }
+    }
+    for (std::size_t i = 0; i < sites_of.size(); ++i)
+      if (sites_of[i] == 0) refuse_type(spec.per_type[i], types);
+  }
+
+  std::set<BlockType> types_at(Site site) const {
+    std::set<BlockType> types;
+    if (const Step* step = find_step(program_, site))
+      for (const Weight* weight : step->weights) types.insert(weight->type);
+    return types;
+  }
+
+  void refuse_type(const TypeBound& entry, const std::set<BlockType>& types) {
+    std::vector<std::string_view> there, asked;
+    for (BlockType type : types) there.push_back(name_of(type));
+    for (BlockType type : entry.types) asked.push_back(name_of(type));
+    const bool any = std::any_of(entry.types.begin(), entry.types.end(), [&](BlockType t) { return types.count(t) > 0; });
+    mistake(entry.where,
+            any ? fmt::format("{}: {} is never in force: overrides before it match the same sites", entry.path,
+                              fmt::join(asked, ", "))
+                : fmt::format("{}: no site of the falsifier reads a weight of type {}: there {}", entry.path,
+                              fmt::join(asked, ", "),
+                              there.empty() ? "are none with a weight" : fmt::format("is {}", fmt::join(there, ", "))));
+  }
+
+  void check_k(const FalsifierSpec& spec) {
+    if (spec.metric != Metric::topk_overlap) return;
+    for (Stage stage : spec.stages.stages)
+      if (const std::int64_t row = config_.shape_of(stage, 1, 1).count(); spec.k > row)
+        mistake(spec.where, fmt::format("falsifier '{}': k is {}, a row of {} has {} values", spec.id, spec.k,
+                                        name_of(stage), row));
+  }
+
   void check_fault(const FaultSpec& fault) {
     const std::string what = mistake_of(fault, contract_, config_);
     if (!what.empty()) mistake(fault.where, what);
@@ -121,6 +182,7 @@ class Planner {
 
   const Contract& contract_;
   const ModelConfig& config_;
+  Program program_;
   const bool controls_;
   std::string mistakes_;
 };
@@ -150,8 +212,8 @@ std::vector<Site> SiteSet::in_forward_order() const {
   return list;
 }
 
-Plan make_plan(const Contract& contract, const ModelConfig& config, bool controls) {
-  return Planner(contract, config, controls).make();
+Plan make_plan(const Contract& contract, const Model& model, bool controls) {
+  return Planner(contract, model, controls).make();
 }
 
 std::string mistake_of(const FaultSpec& fault, const Contract& contract, const ModelConfig& config) {
@@ -173,13 +235,13 @@ std::string mistake_of(const FaultSpec& fault, const Contract& contract, const M
 
 std::vector<bool> needed_lanes(const Plan& plan, const Lanes& lanes) {
   std::vector<int> looked_at;
-  for (const WatchedFalsifier& f : plan.falsifiers) looked_at.insert(looked_at.end(), {f.lane, f.against});
+  for (const WatchedFalsifier& f : plan.falsifiers) looked_at.insert(looked_at.end(), {f.lane, f.against, f.floor});
   for (const WatchedCapture& c : plan.captures) looked_at.insert(looked_at.end(), c.lanes.begin(), c.lanes.end());
   return with_feeders(looked_at, lanes);
 }
 
 std::vector<bool> lanes_needed_by(const WatchedFalsifier& falsifier, const Lanes& lanes) {
-  return with_feeders({falsifier.lane, falsifier.against}, lanes);
+  return with_feeders({falsifier.lane, falsifier.against, falsifier.floor}, lanes);
 }
 
 }  // namespace moe_diag

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "core/api/stage.hpp"
 #include "core/contract/contract.hpp"
+#include "core/forward/program.hpp"
 #include "core/lane/lanes.hpp"
 #include "core/model/model.hpp"
 
@@ -37,6 +39,13 @@ struct WatchedFalsifier {
   int lane = -1, against = -1;  // against: -1 when the metric looks at one lane
   SiteSet sites;
   Positions positions;
+  int floor = -1;                // lane whose error is the floor of noise_ratio; -1: none
+  std::map<Site, Bound> bounds;  // of the sites where an override is in force
+
+  const Bound& bound_at(Site site) const {
+    const auto other = bounds.find(site);
+    return other == bounds.end() ? spec->bound : other->second;
+  }
 };
 
 struct WatchedCapture {
@@ -53,12 +62,13 @@ struct Plan {
   std::vector<WatchedCapture> captures;
   std::vector<int> head_first;  // per prompt: first row of final_norm and lm_head that somebody looks at
   Request request;              // longest pass and sequence
+  Program program;              // what the lanes compute, without faults
 };
 
 // Throws Error(usage), every mistake at file:line:column: a layer or position that is not there (naming what is), a
-// token outside the vocabulary, a prompt longer than the model's context, a selection that reaches nothing; with
-// `controls`, also controls that cannot be planted in this model.
-Plan make_plan(const Contract& contract, const ModelConfig& config, bool controls);
+// token outside the vocabulary, a prompt longer than the model's context, a selection or an override that reaches
+// nothing, more values asked for than a row has; with `controls`, also controls that cannot be planted in this model.
+Plan make_plan(const Contract& contract, const Model& model, bool controls);
 
 // Why the fault cannot be planted in this model with these prompts; empty: it can.
 std::string mistake_of(const FaultSpec& fault, const Contract& contract, const ModelConfig& config);

@@ -90,7 +90,7 @@ bool Runner::open_model() {
 }
 
 void Runner::plan() {
-  plan_ = make_plan(contract_, model_->config(), options_.controls);
+  plan_ = make_plan(contract_, *model_, options_.controls);
   for (const FaultSpec& fault : options_.inject)
     if (const std::string what = mistake_of(fault, contract_, model_->config()); !what.empty())
       throw Error(ErrorKind::usage, "--inject: " + what);
@@ -238,7 +238,7 @@ ControlResult Runner::run_control(std::size_t falsifier, const FaultSpec& fault)
                                                  fmt::format("control of {}", watched.spec->id));
   const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(watched.lane)];
   return judge_control(judge.judgements()[falsifier], fault,
-                       expected_site(watched, fault, lane, build_program(*model_)), changed.front());
+                       expected_site(watched, fault, lane, plan_.program), changed.front());
 }
 
 // What was judged stands where it is already decided: a falsified claim stays falsified whatever would have followed.
@@ -260,8 +260,7 @@ Verdict Runner::verdict() {
     verdict_.failure_is_usage = true;
   }
   if (const Judgement* first = verdict_.first_divergence())
-    if (const Program program = build_program(*model_);
-        const Step* step = find_step(program, first->first_failing()->site))
+    if (const Step* step = find_step(plan_.program, first->first_failing()->site))
       for (const Weight* weight : step->weights)
         verdict_.tensors.push_back(fmt::format("{} ({})", weight->name, name_of(weight->type)));
   verdict_.timing.total = seconds();

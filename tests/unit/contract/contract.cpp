@@ -166,12 +166,12 @@ TEST_CASE("the stages each metric and fault fits") {
     for (const StageInfo& s : stage_table) n += fits(what, s.stage);
     return n;
   };
-  for (const Metric m :
-       {Metric::cosine_similarity, Metric::rel_l2, Metric::max_abs_diff, Metric::mismatch_fraction, Metric::nonfinite})
+  for (const Metric m : {Metric::cosine_similarity, Metric::rel_l2, Metric::max_abs_diff, Metric::mismatch_fraction,
+                         Metric::nonfinite, Metric::ulp, Metric::noise_ratio})
     CHECK(count(m) == stage_count - 1);
-  CHECK(count(Metric::argmax_agree) == 3);
+  for (const Metric m : {Metric::argmax_agree, Metric::topk_overlap, Metric::kl}) CHECK(count(m) == 3);
   CHECK(count(Metric::router_sum_error) == 2);
-  CHECK(count(Metric::routing_flips) == 1);
+  for (const Metric m : {Metric::routing_flips, Metric::routing_real_flips}) CHECK(count(m) == 1);
   CHECK(count(FaultSpec::Kind::nan) == stage_count - 1);
   CHECK(count(FaultSpec::Kind::wrong_expert) == 4);
   for (std::size_t i = 0; i < metric_table.size(); ++i) CHECK(static_cast<std::size_t>(metric_table[i].metric) == i);
