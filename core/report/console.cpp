@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 
 #include "core/report/report.hpp"
@@ -59,8 +58,8 @@ class Console {
     return where;
   }
 
-  static std::string bound_text(const FalsifierSpec& spec) {
-    return fmt::format("{} {:g}", name_of(spec.bound.kind), spec.bound.value);
+  static std::string bound_text(const Bound& bound) {
+    return fmt::format("{} {:g}", name_of(bound.kind), bound.value);
   }
 
   void first_divergence() {
@@ -72,29 +71,23 @@ class Console {
     line("\nFirst divergence");
     line("  where      {}", place(s));
     line("  lane       {}{}", spec.lane, spec.against.empty() ? "" : " against " + spec.against);
-    line("  number     {} = {:.6g}, claimed {}", name_of(spec.metric), s.value, bound_text(spec));
+    line("  number     {} = {:.6g}, claimed {}", name_of(spec.metric), s.value, bound_text(s.bound));
     line("  site       {} of {} samples fail there, worst {:.6g} at position {}", site.failing, site.samples,
          site.worst.value, site.worst.position);
     line("  falsifies  {}: {}", spec.id, spec.claim);
     if (!verdict_.tensors.empty()) line("  tensor     {}", fmt::join(verdict_.tensors, ", "));
     values(s.measure);
-    line("  threshold  that would have held over all of it: {}", threshold(*first));
+    for (const Flip& flip : s.flips) line("  routing    {}", text_of(flip));
+    const bool everywhere = spec.per_stage.empty() && spec.per_type.empty();
+    line("  threshold  that would have held {}: {}",
+         everywhere ? "over all of it" : fmt::format("wherever {} is claimed", bound_text(s.bound)), threshold(*first));
   }
 
-  // Rounded to the side that holds.
   static std::string threshold(const Judgement& j) {
+    if (const auto bound = bound_that_holds(j)) return fmt::format("{} {}", name_of(bound->kind), bound->value);
     const double worst = j.worst()->worst.value;
     if (std::isnan(worst)) return "none, a value is NaN";
-    const Bound& bound = j.spec->bound;
-    if (bound.kind == Bound::Kind::equals) return "none, the values differ";
-    std::string text = fmt::format("{:.6g}", worst);
-    for (int digits = 7; digits <= 17; ++digits) {
-      double rounded = 0;
-      std::from_chars(text.data(), text.data() + text.size(), rounded);
-      if (Bound{bound.kind, rounded}.holds(worst)) break;
-      text = fmt::format("{:.{}g}", worst, digits);
-    }
-    return fmt::format("{} {}", name_of(bound.kind), text);
+    return std::isinf(worst) ? "none, a value is infinite" : "none, one that holds could not fail";
   }
 
   void values(const Measure& m) {
@@ -120,7 +113,8 @@ class Console {
   void falsifier(const Judgement& j, std::size_t width) {
     const SiteResult* worst = j.worst();
     line("{:<10} {:<{}}  {:>8}  {:<18} {:<18} {}", name_of(j.outcome), j.spec->id, width, j.samples,
-         worst ? fmt::format("{:.6g}", worst->worst.value) : "-", bound_text(*j.spec),
+         worst ? fmt::format("{:.6g}", worst->worst.value) : "-",
+         bound_text(worst ? worst->worst.bound : j.spec->bound),
          worst ? place(worst->worst) : "-");
     if (!j.reason.empty()) line("{:10} {}", "", j.reason);
     if (j.outcome == Outcome::falsified)
@@ -129,9 +123,20 @@ class Console {
            j.sites.size());
     if (j.skipped_experts > 0)
       line("{:10} {} expert slots not compared: only this lane chose the expert", "", j.skipped_experts);
+    if (j.without_floor > 0)
+      line("{:10} {} samples not judged: the lane of the floor did not choose the expert", "", j.without_floor);
+    flips(j);
     for (const ControlResult& c : j.controls)
       if (details_ || !c.tripped)
         line("{:10} control {}: {}: {}", "", c.fault, c.tripped ? "tripped" : "NOT TRIPPED", c.message);
+  }
+
+  // How often the lanes chose other experts, and the sample that speaks most against it.
+  void flips(const Judgement& j) {
+    const std::int64_t tie = j.count(FlipKind::tie), drift = j.count(FlipKind::drift), real = j.count(FlipKind::real);
+    if (tie + drift + real == 0) return;
+    line("{:10} experts chosen in another's place: {} by a tie, {} by drift, {} really", "", tie, drift, real);
+    for (const Flip& flip : j.worst()->worst.flips) line("{:10} worst: {}", "", text_of(flip));
   }
 
   void what_ran() {

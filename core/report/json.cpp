@@ -24,12 +24,24 @@ Json site_json(Site site) {
   return j;
 }
 
+Json bound_json(const Bound& bound) { return {{"kind", name_of(bound.kind)}, {"value", number(bound.value)}}; }
+
+Json flip_json(const Flip& flip) {
+  return {{"expert", flip.expert},
+          {"instead_of", flip.instead_of},
+          {"margin", number(flip.margin)},
+          {"logit_error", number(flip.error)},
+          {"kind", name_of(flip.kind)}};
+}
+
 Json sample_json(const Contract& contract, const Sample& s) {
   Json j = site_json(s.site);
   j["prompt"] = contract.prompts[static_cast<std::size_t>(s.prompt)].id;
   j["position"] = s.position;
   j["expert"] = s.expert < 0 ? Json(nullptr) : Json(s.expert);
   j["value"] = number(s.value);
+  j["bound"] = bound_json(s.bound);
+  for (const Flip& flip : s.flips) j["flips"].push_back(flip_json(flip));
   if (s.measure.count > 0) {
     const Measure& m = s.measure;
     j["values"] = m.count;
@@ -54,10 +66,17 @@ Json judgement_json(const Contract& contract, const Judgement& judgement) {
   j["lane"] = spec.lane;
   j["against"] = spec.against.empty() ? Json(nullptr) : Json(spec.against);
   j["metric"] = name_of(spec.metric);
-  j["bound"] = {{"kind", name_of(spec.bound.kind)}, {"value", number(spec.bound.value)}};
+  j["bound"] = bound_json(spec.bound);
   j["samples"] = judgement.samples;
   j["failing"] = judgement.failing;
   j["skipped_experts"] = judgement.skipped_experts;
+  j["samples_without_floor"] = judgement.without_floor;
+  j["flips"] = nullptr;
+  if (spec.metric == Metric::routing_real_flips)
+    for (FlipKind kind : {FlipKind::tie, FlipKind::drift, FlipKind::real})
+      j["flips"][std::string(name_of(kind))] = judgement.count(kind);
+  const auto holds = bound_that_holds(judgement);
+  j["would_have_held"] = holds ? bound_json(*holds) : Json(nullptr);
   const SiteResult* worst = judgement.worst();
   j["worst"] = worst ? sample_json(contract, worst->worst) : Json(nullptr);
   const SiteResult* first = judgement.first_failing();

@@ -10,6 +10,8 @@
 #include <optional>
 #include <utility>
 
+#include "core/compare/distribution.hpp"
+#include "core/compare/expected.hpp"
 #include "core/compare/samples.hpp"
 
 namespace moe_diag {
@@ -17,6 +19,7 @@ namespace {
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
+// Of the metrics that compare a run of values, expert by expert.
 double value_of(const FalsifierSpec& spec, const Pair& pair, const SampleSegments& sample, const Measure& m) {
   switch (spec.metric) {
     case Metric::cosine_similarity: return m.cosine();
@@ -28,7 +31,33 @@ double value_of(const FalsifierSpec& spec, const Pair& pair, const SampleSegment
       for (const Segment& g : sample.segments) wrong += mismatches(pair.a, g.a, pair.b, g.b, g.n, spec.rtol, spec.atol);
       return static_cast<double>(wrong) / static_cast<double>(m.count);
     }
+    case Metric::ulp: {
+      double largest = 0;
+      for (const Segment& g : sample.segments) {
+        const double here = ulp_distance(pair.a, g.a, pair.b, g.b, g.n);
+        if (!(here <= largest)) largest = here;
+        if (std::isnan(largest)) break;
+      }
+      return largest;
+    }
     default: return nan;
+  }
+}
+
+// Of the metrics that compare whole rows; none for the others.
+std::optional<double> value_of_row(const FalsifierSpec& spec, const Pair& pair, int row) {
+  const std::int64_t size = pair.a.shape.row(), at = row * size;
+  switch (spec.metric) {
+    case Metric::routing_flips: return routing_flips(pair.a, pair.b, row);
+    case Metric::argmax_agree: {
+      const std::int64_t a = argmax(pair.a, at, size), b = argmax(pair.b, at, size);
+      return a < 0 || b < 0 ? nan : a == b;
+    }
+    case Metric::topk_overlap: return topk_overlap(pair.a, at, pair.b, at, size, spec.k);
+    case Metric::kl:
+      return pair.site.stage == Stage::moe_router_probs ? kl_of_probs(pair.a, at, pair.b, at, size)
+                                                        : kl_of_logits(pair.a, at, pair.b, at, size);
+    default: return std::nullopt;
   }
 }
 
@@ -44,7 +73,7 @@ double value_alone(Metric metric, const Tensor& a, int row) {
 // What one sighting shows of pairs of lanes, measured once however many falsifiers ask.
 class Judge::Comparisons {
  public:
-  explicit Comparisons(Sighting& sighting) : sighting_(sighting) {}
+  Comparisons(Sighting& sighting, const Program& program) : sighting_(sighting), program_(program) {}
 
   struct Measured {
     SampleSegments segments;
@@ -54,6 +83,21 @@ class Judge::Comparisons {
     std::vector<Measured> samples;
     std::vector<SampleSegments> alone;
   };
+
+  // The step that wrote the site.
+  const Step& step() {
+    if (!step_) step_ = find_step(program_, sighting_.site);
+    return *step_;
+  }
+
+  // What the lanes chose experts by, and what they chose. Tensors are null where a lane does not have the stage.
+  const Routing& routing(int lane, int against) {
+    const auto [at, fresh] = routings_.try_emplace({lane, against});
+    if (fresh)
+      at->second = {sighting_.tensor(lane), sighting_.tensor(against), sighting_.now(lane, Stage::moe_router_logits),
+                    sighting_.now(against, Stage::moe_router_logits)};
+    return at->second;
+  }
 
   // Tensors are null where a lane does not have the stage.
   const Pair& pair(int lane, int against) { return entry(lane, against).pair; }
@@ -96,15 +140,18 @@ class Judge::Comparisons {
   }
 
   Sighting& sighting_;
+  const Program& program_;
+  const Step* step_ = nullptr;
   std::map<std::pair<int, int>, Entry> entries_;
+  std::map<std::pair<int, int>, Routing> routings_;
 };
 
-Judge::Judge(const Plan& plan, const Lanes& lanes, int only) : plan_(plan) {
+Judge::Judge(const Plan& plan, const Lanes& lanes, int only) : plan_(plan), lanes_(lanes) {
   for (std::size_t f = 0; f < plan.falsifiers.size(); ++f) {
     const WatchedFalsifier& watched = plan.falsifiers[f];
     Judgement j;
     j.spec = watched.spec;
-    for (int lane : {watched.against, watched.lane})
+    for (int lane : {watched.floor, watched.against, watched.lane})
       if (lane >= 0 && !lanes[static_cast<std::size_t>(lane)].runs())
         j.reason = fmt::format("lane '{}' is absent: {}", lanes[static_cast<std::size_t>(lane)].name,
                                lanes[static_cast<std::size_t>(lane)].absent);
@@ -118,16 +165,23 @@ bool Judge::watches(const WatchedFalsifier& falsifier, int prompt, Site site) co
   return falsifier.sites.contains(site) && !falsifier.positions[static_cast<std::size_t>(prompt)].empty();
 }
 
+// Flips are explained by the logits, which a lane keeps for as long as somebody looks at them.
+bool Judge::watches_logits(const WatchedFalsifier& falsifier, int prompt, Site site) const {
+  return falsifier.spec->metric == Metric::routing_real_flips && site.stage == Stage::moe_router_logits &&
+         watches(falsifier, prompt, {Stage::moe_router_indices, site.layer});
+}
+
 bool Judge::wants(int prompt, int lane, Site site) const {
   for (std::size_t f = 0; f < judged_.size(); ++f) {
     const WatchedFalsifier& watched = plan_.falsifiers[f];
-    if (judged_[f] && (watched.lane == lane || watched.against == lane) && watches(watched, prompt, site)) return true;
+    if (!judged_[f] || (watched.lane != lane && watched.against != lane && watched.floor != lane)) continue;
+    if (watches(watched, prompt, site) || watches_logits(watched, prompt, site)) return true;
   }
   return false;
 }
 
 void Judge::show(Sighting& sighting) {
-  Comparisons comparisons(sighting);
+  Comparisons comparisons(sighting, plan_.program);
   for (std::size_t f = 0; f < judged_.size(); ++f) {
     const WatchedFalsifier& watched = plan_.falsifiers[f];
     if (!judged_[f] || !watches(watched, sighting.prompt, sighting.site) || !has_tensors(f, sighting, comparisons))
@@ -140,19 +194,34 @@ void Judge::show(Sighting& sighting) {
   }
 }
 
-// False, and remembered as the reason, when a lane does not have the stage: missing is not equal.
+// False, and remembered as the reason, when there is nothing to judge by: missing is not equal.
 bool Judge::has_tensors(std::size_t f, Sighting& sighting, Comparisons& comparisons) {
-  const WatchedFalsifier& watched = plan_.falsifiers[f];
-  const auto lacks = [&](const char* whose) {
-    missing_[f] = fmt::format("{} lane has no {}", whose, name_of(sighting.site.stage));
-    return false;
-  };
-  if (!sighting.tensor(watched.lane)) return lacks("the judged");
-  if (watched.against < 0) return true;
-  if (!sighting.tensor(watched.against)) return lacks("the other");
-  if (!is_per_expert(sighting.site.stage)) return true;
-  const Pair& pair = comparisons.pair(watched.lane, watched.against);
-  return pair.routing_a && pair.routing_b ? true : lacks("one");
+  const std::string what = lacking(plan_.falsifiers[f], sighting, comparisons);
+  if (!what.empty()) missing_[f] = what;
+  return what.empty();
+}
+
+std::string Judge::lacking(const WatchedFalsifier& watched, Sighting& sighting, Comparisons& comparisons) const {
+  const auto lacks = [](const char* whose, Stage stage) { return fmt::format("{} lane has no {}", whose, name_of(stage)); };
+  const Stage stage = sighting.site.stage;
+  if (!sighting.tensor(watched.lane)) return lacks("the judged", stage);
+  if (watched.against < 0) return "";
+  if (!sighting.tensor(watched.against)) return lacks("the other", stage);
+  if (watched.floor >= 0 && !sighting.tensor(watched.floor)) return lacks("the floor's", stage);
+  if (is_per_expert(stage))
+    for (int lane : {watched.lane, watched.floor < 0 ? watched.lane : watched.floor}) {
+      const Pair& pair = comparisons.pair(lane, watched.against);
+      if (!pair.routing_a || !pair.routing_b) return lacks("one", Stage::moe_router_indices);
+    }
+  if (watched.spec->metric == Metric::routing_real_flips) {
+    const Routing& routing = comparisons.routing(watched.lane, watched.against);
+    if (!routing.logits_a || !routing.logits_b) return lacks("one", Stage::moe_router_logits);
+  }
+  const std::string& numerics = lanes_[static_cast<std::size_t>(watched.lane)].description.numerics;
+  const bool expected = watched.spec->metric == Metric::noise_ratio && watched.floor < 0;
+  if (expected && !expected_error(numerics, comparisons.step(), lanes_.config(), 1))
+    return fmt::format("no error is known to be expected of the numerics '{}': name a lane as the floor", numerics);
+  return "";
 }
 
 void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, int row) {
@@ -161,41 +230,75 @@ void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, i
   sample.prompt = sighting.prompt;
   sample.position = sighting.position(row);
   sample.site = sighting.site;
-
-  const auto record_value = [&](double value) {
-    sample.value = value;
-    record(f, sample);
-  };
-  if (watched.against < 0) return record_value(value_alone(watched.spec->metric, sighting.tensor(watched.lane), row));
-  const Pair& pair = comparisons.pair(watched.lane, watched.against);
-  const std::int64_t size = pair.a.shape.row(), at = row * size;
-  if (watched.spec->metric == Metric::routing_flips) return record_value(routing_flips(pair.a, pair.b, row));
-  if (watched.spec->metric == Metric::argmax_agree) {
-    const std::int64_t a = argmax(pair.a, at, size), b = argmax(pair.b, at, size);
-    return record_value(a < 0 || b < 0 ? nan : a == b);
+  sample.bound = watched.bound_at(sighting.site);
+  if (watched.against < 0) {
+    sample.value = value_alone(watched.spec->metric, sighting.tensor(watched.lane), row);
+    return record(f, sample);
   }
+  if (watched.spec->metric == Metric::routing_real_flips) {
+    sample.flips = flips_of_row(comparisons.routing(watched.lane, watched.against), row);
+    for (const Flip& flip : sample.flips) {
+      sample.value += flip.kind == FlipKind::real;
+      ++judgements_[f].flips[static_cast<std::size_t>(flip.kind)];
+    }
+    return record(f, sample);
+  }
+  if (const auto value = value_of_row(*watched.spec, comparisons.pair(watched.lane, watched.against), row)) {
+    sample.value = *value;
+    return record(f, sample);
+  }
+  judge_values(f, comparisons, row, sample);
+}
+
+// A sample for each expert of a row, or one for all of it.
+void Judge::judge_values(std::size_t f, Comparisons& comparisons, int row, Sample sample) {
+  const WatchedFalsifier& watched = plan_.falsifiers[f];
+  const FalsifierSpec& spec = *watched.spec;
+  Judgement& judgement = judgements_[f];
+  const Pair& pair = comparisons.pair(watched.lane, watched.against);
   const Comparisons::Row& measured = comparisons.row(watched.lane, watched.against, row);
   for (const Comparisons::Measured& m : measured.samples) {
     sample.expert = m.segments.expert;
     sample.measure = m.measure;
-    record_value(value_of(*watched.spec, pair, m.segments, m.measure));
+    if (spec.metric == Metric::noise_ratio) {
+      const auto floor = floor_of(watched, comparisons, sample, row);
+      if (!floor) {
+        ++judgement.without_floor;
+        continue;
+      }
+      sample.value = noise_ratio(m.measure.rel_l2(), *floor);
+    } else {
+      sample.value = value_of(spec, pair, m.segments, m.measure);
+    }
+    record(f, sample);
   }
-  judgements_[f].skipped_experts += static_cast<std::int64_t>(measured.alone.size());
-  if (watched.spec->metric != Metric::nonfinite) return;
+  judgement.skipped_experts += static_cast<std::int64_t>(measured.alone.size());
+  if (spec.metric != Metric::nonfinite) return;
   // What only this lane computed cannot be compared, but it can be seen to be finite.
   sample.measure = {};
   for (const SampleSegments& s : measured.alone) {
     sample.expert = s.expert;
-    record_value(static_cast<double>(count_nonfinite(pair.a, s.segments[0].a, s.segments[0].n)));
+    sample.value = static_cast<double>(count_nonfinite(pair.a, s.segments[0].a, s.segments[0].n));
+    record(f, sample);
   }
+}
+
+// The error that the sample's is counted in; none when the floor's lane did not compute the expert.
+std::optional<double> Judge::floor_of(const WatchedFalsifier& watched, Comparisons& comparisons, const Sample& sample,
+                                      int row) const {
+  if (watched.floor < 0)
+    return expected_error(lanes_[static_cast<std::size_t>(watched.lane)].description.numerics, comparisons.step(),
+                          lanes_.config(), sample.position + 1);
+  for (const Comparisons::Measured& m : comparisons.row(watched.floor, watched.against, row).samples)
+    if (m.segments.expert == sample.expert) return m.measure.rel_l2();
+  return std::nullopt;
 }
 
 void Judge::record(std::size_t f, const Sample& sample) {
   Judgement& j = judgements_[f];
   SiteResult& site = j.sites.back();
-  const Bound& bound = j.spec->bound;
-  const bool fails = !bound.holds(sample.value);
-  if (site.samples == 0 || is_worse(bound, sample.value, site.worst.value)) site.worst = sample;
+  const bool fails = !sample.bound.holds(sample.value);
+  if (site.samples == 0 || is_worse(sample, site.worst)) site.worst = sample;
   if (fails && site.failing == 0) site.first_failing = sample;
   ++site.samples;
   ++j.samples;
@@ -216,17 +319,6 @@ std::vector<Judgement> Judge::judgements() const {
     }
   }
   return list;
-}
-
-bool is_worse(const Bound& bound, double a, double b) {
-  if (std::isnan(b)) return false;
-  if (std::isnan(a)) return true;
-  switch (bound.kind) {
-    case Bound::Kind::at_least: return a < b;
-    case Bound::Kind::at_most: return a > b;
-    case Bound::Kind::equals: return std::fabs(a - bound.value) > std::fabs(b - bound.value);
-  }
-  return false;
 }
 
 }  // namespace moe_diag

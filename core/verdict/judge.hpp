@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,17 +27,20 @@ class Judge final : public Hook {
   class Comparisons;
 
   bool watches(const WatchedFalsifier& falsifier, int prompt, Site site) const;
+  bool watches_logits(const WatchedFalsifier& falsifier, int prompt, Site site) const;
   bool has_tensors(std::size_t f, Sighting& sighting, Comparisons& comparisons);
+  std::string lacking(const WatchedFalsifier& watched, Sighting& sighting, Comparisons& comparisons) const;
   void judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, int row);
+  void judge_values(std::size_t f, Comparisons& comparisons, int row, Sample sample);
+  std::optional<double> floor_of(const WatchedFalsifier& watched, Comparisons& comparisons, const Sample& sample,
+                                 int row) const;
   void record(std::size_t f, const Sample& sample);
 
   const Plan& plan_;
+  const Lanes& lanes_;
   std::vector<bool> judged_;          // per falsifier
   std::vector<std::string> missing_;  // per falsifier: a stage that a lane lacks
   std::vector<Judgement> judgements_;
 };
-
-// True when `a` is a worse value than `b` for the bound; NaN is the worst of all.
-bool is_worse(const Bound& bound, double a, double b);
 
 }  // namespace moe_diag

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "core/compare/measure.hpp"
+#include "core/compare/routing.hpp"
 #include "core/contract/contract.hpp"
 
 namespace moe_diag {
@@ -25,8 +28,15 @@ struct Sample {
   int expert = -1;  // -1: not of one expert
   Site site;
   double value = 0;
-  Measure measure;  // of the metrics that compare values; else empty
+  Bound bound;              // that it has to meet
+  Measure measure;          // of the metrics that compare values; else empty
+  std::vector<Flip> flips;  // of routing_real_flips: real or not
 };
+
+// True when `a` is worse than `b`, each measured by its own bound: a NaN is worse than all, what fails than what holds,
+// and then what lies farther beyond its bound, or less far within, in proportion to it. Of two that are alike, the one
+// with more flips.
+bool is_worse(const Sample& a, const Sample& b);
 
 // A falsifier at one site of one prompt.
 struct SiteResult {
@@ -49,11 +59,18 @@ struct Judgement {
   std::int64_t samples = 0, failing = 0;
   std::int64_t skipped_experts = 0;  // slots of experts that only one of the two lanes chose
   std::vector<SiteResult> sites;     // as they were seen: prompt after prompt, in forward order
+  std::int64_t without_floor = 0;    // samples not judged: the floor's lane did not choose the expert
+  std::array<std::int64_t, 3> flips{};  // of routing_real_flips, by FlipKind
   std::vector<ControlResult> controls;
 
+  std::int64_t count(FlipKind kind) const { return flips[static_cast<std::size_t>(kind)]; }
   const SiteResult* first_failing() const;  // null: none
   const SiteResult* worst() const;          // null: no sample
 };
+
+// A threshold that all samples would have met that have the same one as the first that fails, in the metric's
+// direction, rounded to few digits; none when there is no such claim.
+std::optional<Bound> bound_that_holds(const Judgement& judgement);
 
 // What the report needs to know of a lane.
 struct LaneReport {
