@@ -47,9 +47,7 @@ struct Ranked {
   double value;
   std::int64_t index;
 };
-bool before(const Ranked& x, const Ranked& y) {
-  return x.value != y.value ? x.value > y.value : x.index < y.index;
-}
+bool before(const Ranked& x, const Ranked& y) { return x.value != y.value ? x.value > y.value : x.index < y.index; }
 
 // Indices of the k largest, ascending; empty when there is a NaN.
 std::vector<std::int64_t> largest(const Tensor& t, std::int64_t at, std::int64_t n, int k) {
@@ -109,9 +107,8 @@ double kl_of_probs(const Tensor& a, std::int64_t at_a, const Tensor& b, std::int
 double topk_overlap(const Tensor& a, std::int64_t at_a, const Tensor& b, std::int64_t at_b, std::int64_t n, int k) {
   const std::vector<std::int64_t> of_a = largest(a, at_a, n, k), of_b = largest(b, at_b, n, k);
   if (of_a.empty() || of_b.empty()) return nan;
-  const auto common = std::count_if(of_b.begin(), of_b.end(), [&](std::int64_t i) {
-    return std::binary_search(of_a.begin(), of_a.end(), i);
-  });
+  const auto common = std::count_if(of_b.begin(), of_b.end(),
+                                    [&](std::int64_t i) { return std::binary_search(of_a.begin(), of_a.end(), i); });
   return static_cast<double>(common) / static_cast<double>(of_b.size());
 }
 

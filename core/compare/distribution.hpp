@@ -10,7 +10,8 @@ namespace moe_diag {
 // Of rows that are distributions, or logits of one: n elements from `at_a` of a and from `at_b` of b.
 
 // KL divergence of a from b in nats, KL(b || a) = sum of pb ln(pb / pa), of the softmax of two rows of logits. Never
-// negative, and exact to a few parts in 10^8 however near the two are. NaN when a logit is not finite.
+// negative, and right to a few parts in 10^8 even where the two are so near that it is 1e-20. NaN when a logit is not
+// finite.
 double kl_of_logits(const Tensor& a, std::int64_t at_a, const Tensor& b, std::int64_t at_b, std::int64_t n);
 
 // The same of two rows of probabilities: sum of pb ln(pb / pa) - pb + pa. The last two terms cancel where both rows sum

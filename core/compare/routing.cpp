@@ -34,7 +34,8 @@ class Logits {
   }
   double value(int expert) const {
     if (expert < 0 || expert >= experts()) return nan;
-    return with_values(logits_, row_ * logits_.shape.row() + expert, [](const auto* p) { return static_cast<double>(*p); });
+    return with_values(logits_, row_ * logits_.shape.row() + expert,
+                       [](const auto* p) { return static_cast<double>(*p); });
   }
   // Not below what still has a probability that is a normal number.
   double weighed(int expert) const {
@@ -92,7 +93,8 @@ std::vector<Flip> flips_of_row(const Routing& routing, int row) {
   if (intruders.empty() && dropped.empty()) return {};
   const Logits a(routing.logits_a, row), b(routing.logits_b, row);
   std::vector<Flip> flips;
-  // There are as many of one as of the other, unless a lane names an expert twice: a flip without a counterpart is real.
+  // There are as many of one as of the other, unless a lane names an expert twice: a flip without a counterpart is
+  // real.
   for (std::size_t i = 0; i < std::max(intruders.size(), dropped.size()); ++i)
     flips.push_back(flip_of(a, b, i < intruders.size() ? intruders[i] : -1, i < dropped.size() ? dropped[i] : -1));
   return flips;

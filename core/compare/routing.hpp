@@ -18,7 +18,8 @@ enum class FlipKind : std::uint8_t {
 };
 std::string_view name_of(FlipKind kind);
 
-// An expert that a chose in another's place: a's best that b did not choose for b's best that a did not, and so on down.
+// An expert that a chose in another's place: a's best that b did not choose for b's best that a did not, and so on
+// down.
 struct Flip {
   int expert = -1, instead_of = -1;
   double margin = 0;  // by how much b's logits prefer the expert that was dropped

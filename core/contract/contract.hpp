@@ -109,8 +109,8 @@ struct Bound {
   friend bool operator==(const Bound&, const Bound&) = default;
 };
 
-// Thresholds for some of a falsifier's sites, in place of its own: for some stages, and for the steps that read a weight
-// of one of these types.
+// Thresholds for some of a falsifier's sites, in place of its own: for some stages, and for the steps that read a
+// weight of one of these types.
 struct StageBound {
   std::vector<Stage> stages;  // of the falsifier's
   Bound bound;

@@ -84,8 +84,8 @@ Site last_site(const FalsifierSpec& falsifier) {
 // True when the metric is the same for a row and for what the fault makes of it.
 bool same_at_own_site(Metric metric, const FaultSpec& fault) {
   const bool keeps_order = fault.kind == FaultSpec::Kind::scale && fault.factor > 0;
-  return keeps_order && (metric == Metric::cosine_similarity || metric == Metric::argmax_agree ||
-                         metric == Metric::topk_overlap);
+  return keeps_order &&
+         (metric == Metric::cosine_similarity || metric == Metric::argmax_agree || metric == Metric::topk_overlap);
 }
 
 // On a lane whose outputs are replaced after every step, a fault is seen where it is planted or nowhere.
@@ -110,12 +110,14 @@ std::string blind_to_explained(const FalsifierSpec& falsifier, const FaultSpec& 
   const bool misleads = (fault.kind == Kind::wrong_expert && fault.stage == Stage::moe_router_indices) ||
                         (fault.kind == Kind::scale && fault.stage == Stage::moe_router_probs && fault.factor <= 0);
   if (!misleads)
-    return fmt::format("{} counts the flips that the lane's own moe_router_logits do not explain, and these follow the "
-                       "fault; plant wrong_expert at moe_router_indices",
-                       name_of(falsifier.metric));
+    return fmt::format(
+        "{} counts the flips that the lane's own moe_router_logits do not explain, and these follow the "
+        "fault; plant wrong_expert at moe_router_indices",
+        name_of(falsifier.metric));
   if (falsifier.layers.contains(fault.layer) == false)
-    return fmt::format("the falsifier does not look at layer {}, and flips of other layers are explained by their logits",
-                       fault.layer);
+    return fmt::format(
+        "the falsifier does not look at layer {}, and flips of other layers are explained by their logits",
+        fault.layer);
   return "";
 }
 

@@ -22,9 +22,12 @@ class Planner {
     check_prompts();
     Plan plan;
     for (const FalsifierSpec& spec : contract_.falsifiers) {
-      plan.falsifiers.push_back({&spec, lane(spec.lane), lane(spec.against),
+      plan.falsifiers.push_back({&spec,
+                                 lane(spec.lane),
+                                 lane(spec.against),
                                  sites(spec.stages, spec.layers, spec.where),
-                                 positions(spec.positions, spec.prompts, spec.where), lane(spec.floor),
+                                 positions(spec.positions, spec.prompts, spec.where),
+                                 lane(spec.floor),
                                  {}});
       set_bounds(plan.falsifiers.back());
       check_k(spec);
@@ -108,7 +111,7 @@ class Planner {
   void set_bounds(WatchedFalsifier& watched) {
     const FalsifierSpec& spec = *watched.spec;
     if (spec.per_stage.empty() && spec.per_type.empty()) return;
-    std::set<BlockType> types;                         // of the weights behind the sites
+    std::set<BlockType> types;                        // of the weights behind the sites
     std::vector<int> sites_of(spec.per_type.size());  // how many sites each is in force at
     for (Site site : watched.sites.in_forward_order()) {
       const auto stage = std::find_if(spec.per_stage.begin(), spec.per_stage.end(), [&](const StageBound& entry) {
@@ -141,7 +144,8 @@ class Planner {
     std::vector<std::string_view> there, asked;
     for (BlockType type : types) there.push_back(name_of(type));
     for (BlockType type : entry.types) asked.push_back(name_of(type));
-    const bool any = std::any_of(entry.types.begin(), entry.types.end(), [&](BlockType t) { return types.count(t) > 0; });
+    const bool any =
+        std::any_of(entry.types.begin(), entry.types.end(), [&](BlockType t) { return types.count(t) > 0; });
     mistake(entry.where,
             any ? fmt::format("{}: {} is never in force: overrides before it match the same sites", entry.path,
                               fmt::join(asked, ", "))

@@ -58,9 +58,7 @@ class Console {
     return where;
   }
 
-  static std::string bound_text(const Bound& bound) {
-    return fmt::format("{} {:g}", name_of(bound.kind), bound.value);
-  }
+  static std::string bound_text(const Bound& bound) { return fmt::format("{} {:g}", name_of(bound.kind), bound.value); }
 
   void first_divergence() {
     const Judgement* first = verdict_.first_divergence();
@@ -114,8 +112,7 @@ class Console {
     const SiteResult* worst = j.worst();
     line("{:<10} {:<{}}  {:>8}  {:<18} {:<18} {}", name_of(j.outcome), j.spec->id, width, j.samples,
          worst ? fmt::format("{:.6g}", worst->worst.value) : "-",
-         bound_text(worst ? worst->worst.bound : j.spec->bound),
-         worst ? place(worst->worst) : "-");
+         bound_text(worst ? worst->worst.bound : j.spec->bound), worst ? place(worst->worst) : "-");
     if (!j.reason.empty()) line("{:10} {}", "", j.reason);
     if (j.outcome == Outcome::falsified)
       line("{:10} {} of {} samples at {} of {} sites", "", j.failing, j.samples,

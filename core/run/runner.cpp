@@ -237,8 +237,8 @@ ControlResult Runner::run_control(std::size_t falsifier, const FaultSpec& fault)
   const std::vector<std::int64_t> changed = walk({&judge}, {{watched.lane, fault}}, lanes_needed_by(watched, *lanes_),
                                                  fmt::format("control of {}", watched.spec->id));
   const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(watched.lane)];
-  return judge_control(judge.judgements()[falsifier], fault,
-                       expected_site(watched, fault, lane, plan_.program), changed.front());
+  return judge_control(judge.judgements()[falsifier], fault, expected_site(watched, fault, lane, plan_.program),
+                       changed.front());
 }
 
 // What was judged stands where it is already decided: a falsified claim stays falsified whatever would have followed.

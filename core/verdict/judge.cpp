@@ -151,6 +151,9 @@ Judge::Judge(const Plan& plan, const Lanes& lanes, int only) : plan_(plan), lane
     const WatchedFalsifier& watched = plan.falsifiers[f];
     Judgement j;
     j.spec = watched.spec;
+    if (!has_floor(watched))
+      j.reason = fmt::format("no error is known to be expected of the numerics '{}': name a lane as the floor",
+                             lanes[static_cast<std::size_t>(watched.lane)].description.numerics);
     for (int lane : {watched.floor, watched.against, watched.lane})
       if (lane >= 0 && !lanes[static_cast<std::size_t>(lane)].runs())
         j.reason = fmt::format("lane '{}' is absent: {}", lanes[static_cast<std::size_t>(lane)].name,
@@ -163,6 +166,12 @@ Judge::Judge(const Plan& plan, const Lanes& lanes, int only) : plan_(plan), lane
 
 bool Judge::watches(const WatchedFalsifier& falsifier, int prompt, Site site) const {
   return falsifier.sites.contains(site) && !falsifier.positions[static_cast<std::size_t>(prompt)].empty();
+}
+
+bool Judge::has_floor(const WatchedFalsifier& watched) const {
+  if (watched.spec->metric != Metric::noise_ratio || watched.floor >= 0) return true;
+  const std::string& numerics = lanes_[static_cast<std::size_t>(watched.lane)].description.numerics;
+  return expected_error(numerics, plan_.program.front(), lanes_.config(), 1).has_value();
 }
 
 // Flips are explained by the logits, which a lane keeps for as long as somebody looks at them.
@@ -202,7 +211,9 @@ bool Judge::has_tensors(std::size_t f, Sighting& sighting, Comparisons& comparis
 }
 
 std::string Judge::lacking(const WatchedFalsifier& watched, Sighting& sighting, Comparisons& comparisons) const {
-  const auto lacks = [](const char* whose, Stage stage) { return fmt::format("{} lane has no {}", whose, name_of(stage)); };
+  const auto lacks = [](const char* whose, Stage stage) {
+    return fmt::format("{} lane has no {}", whose, name_of(stage));
+  };
   const Stage stage = sighting.site.stage;
   if (!sighting.tensor(watched.lane)) return lacks("the judged", stage);
   if (watched.against < 0) return "";
@@ -217,10 +228,6 @@ std::string Judge::lacking(const WatchedFalsifier& watched, Sighting& sighting, 
     const Routing& routing = comparisons.routing(watched.lane, watched.against);
     if (!routing.logits_a || !routing.logits_b) return lacks("one", Stage::moe_router_logits);
   }
-  const std::string& numerics = lanes_[static_cast<std::size_t>(watched.lane)].description.numerics;
-  const bool expected = watched.spec->metric == Metric::noise_ratio && watched.floor < 0;
-  if (expected && !expected_error(numerics, comparisons.step(), lanes_.config(), 1))
-    return fmt::format("no error is known to be expected of the numerics '{}': name a lane as the floor", numerics);
   return "";
 }
 

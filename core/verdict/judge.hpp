@@ -27,6 +27,7 @@ class Judge final : public Hook {
   class Comparisons;
 
   bool watches(const WatchedFalsifier& falsifier, int prompt, Site site) const;
+  bool has_floor(const WatchedFalsifier& watched) const;
   bool watches_logits(const WatchedFalsifier& falsifier, int prompt, Site site) const;
   bool has_tensors(std::size_t f, Sighting& sighting, Comparisons& comparisons);
   std::string lacking(const WatchedFalsifier& watched, Sighting& sighting, Comparisons& comparisons) const;

@@ -57,9 +57,9 @@ struct Judgement {
   Outcome outcome = Outcome::untested;
   std::string reason;  // why it is untested or vacuous
   std::int64_t samples = 0, failing = 0;
-  std::int64_t skipped_experts = 0;  // slots of experts that only one of the two lanes chose
-  std::vector<SiteResult> sites;     // as they were seen: prompt after prompt, in forward order
-  std::int64_t without_floor = 0;    // samples not judged: the floor's lane did not choose the expert
+  std::int64_t skipped_experts = 0;     // slots of experts that only one of the two lanes chose
+  std::vector<SiteResult> sites;        // as they were seen: prompt after prompt, in forward order
+  std::int64_t without_floor = 0;       // samples not judged: the floor's lane did not choose the expert
   std::array<std::int64_t, 3> flips{};  // of routing_real_flips, by FlipKind
   std::vector<ControlResult> controls;
 
