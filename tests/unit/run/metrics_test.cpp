@@ -5,6 +5,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "core/compare/expected.hpp"
 #include "core/contract/metric.hpp"
 #include "core/model/synthetic.hpp"
 #include "core/report/report.hpp"
@@ -210,6 +211,25 @@ TEST_CASE("an error in units of itself is 1, of none at all infinite, and no err
   CHECK_THAT(console_report(verdict, false), Contains("held over all of it: none, a value is infinite"));
 }
 
+TEST_CASE("the expected floor is that of the step, the lane's numerics and the keys that the position attends to") {
+  const Model model = tiny();
+  const Program program = build_program(model);
+  for (int position : {0, 1, 2}) {
+    const Verdict verdict = judge_text(contract_text(fmt::format(R"(
+  - {{id: R, claim: c, lane: step, stage: [attention, attn_out], positions: {0}, metric: rel_l2, at_most: 1}}
+  - {{id: N, claim: c, lane: step, stage: [attention, attn_out], positions: {0}, metric: noise_ratio, floor: expected,
+     at_most: 1e9}}
+)",
+                                                                 position)));
+    REQUIRE(verdict.judgements[0].sites.size() == 8);
+    for (std::size_t s = 0; s < 8; ++s) {
+      const Sample &error = verdict.judgements[0].sites[s].worst, &ratio = verdict.judgements[1].sites[s].worst;
+      const Step& step = *find_step(program, error.site);
+      CHECK(ratio.value == error.value / *expected_error("f32", step, model.config(), position + 1));
+    }
+  }
+}
+
 TEST_CASE("without a floor a claim about noise is untested, by name") {
   std::string text = contract_text(R"(
   - {id: ABSENT, claim: c, lane: free, stage: attn_out, metric: noise_ratio, floor: far, at_most: 1}
@@ -283,6 +303,20 @@ TEST_CASE("what is worst and what is claimed is told by the threshold in force")
   CHECK(judged["sites"][1]["bound"]["value"] == 1e-12);
   CHECK(judged["would_have_held"]["value"].get<double>() >= judged["worst"]["value"].get<double>());
   CHECK(judged["would_have_held"]["value"].get<double>() < 1.1 * judged["worst"]["value"].get<double>());
+}
+
+TEST_CASE("the threshold that would have held is that of the samples under the same claim") {
+  const Verdict verdict = judge_text(contract_text(R"(
+  - {id: A, claim: c, lane: free, stage: [attn_norm, lm_head], layers: 0, metric: rel_l2, at_most: 1e-12,
+     per_stage: [{stage: lm_head, at_most: 1e-5}]}
+)"));
+  const Judgement& j = verdict.judgements[0];
+  const double norm = site_of(j, {Stage::attn_norm, 0}).worst.value,
+               head = site_of(j, {Stage::lm_head, -1}).worst.value;
+  REQUIRE(head > 1.1 * norm);
+  REQUIRE(bound_that_holds(j));
+  CHECK(bound_that_holds(j)->value >= norm);
+  CHECK(bound_that_holds(j)->value < 1.1 * norm);
 }
 
 TEST_CASE("of two entries that match, the first is in force") {
