@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -52,10 +53,15 @@ struct SinkSpec {
 };
 
 struct CaptureSpec {
+  enum class When {
+    always,
+    falsified,  // only when a falsifier is: evidence, of what failed
+  };
   StageSelection stages;
   IndexSelection layers, positions;
   std::vector<std::string> lanes;  // resolved: never "all"
   std::vector<std::string> to;     // sink names
+  When when = When::always;
   Where where;
 };
 
@@ -111,6 +117,7 @@ struct FalsifierSpec {
   Bound bound;
   double rtol = 0, atol = 0;  // mismatch_fraction
   std::vector<FaultSpec> controls;
+  std::vector<std::string> tags;  // groups of falsifiers, for `run --only tag:NAME`
   Where where;
 };
 
@@ -126,6 +133,7 @@ struct Contract {
   std::vector<CaptureSpec> capture;
   std::vector<SinkSpec> sinks;
   std::vector<FalsifierSpec> falsifiers;
+  std::size_t stated = 0;  // falsifiers in the file; fewer are left when some were selected
 
   // "contracts/quickstart.yaml:12:5"
   std::string at(const Where& where) const {

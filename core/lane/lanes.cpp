@@ -52,10 +52,12 @@ void Lanes::mark_unfed() {
   for (std::size_t round = 0; round < lanes_.size(); ++round)
     for (RunningLane& lane : lanes_)
       for (int feeder : {lane.inputs, lane.routing})
-        if (lane.absent.empty() && feeder >= 0 && !lanes_[static_cast<std::size_t>(feeder)].absent.empty())
+        if (lane.absent.empty() && feeder >= 0 && !lanes_[static_cast<std::size_t>(feeder)].absent.empty()) {
+          lane.unfed = true;
           lane.absent =
               fmt::format("lane '{}', which feeds it, is absent: {}", lanes_[static_cast<std::size_t>(feeder)].name,
                           lanes_[static_cast<std::size_t>(feeder)].absent);
+        }
 }
 
 void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <ctime>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -50,6 +51,8 @@ struct Judgement {
   std::int64_t skipped_experts = 0;  // slots of experts that only one of the two lanes chose
   std::vector<SiteResult> sites;     // as they were seen: prompt after prompt, in forward order
   std::vector<ControlResult> controls;
+  double seconds = 0;    // spent on it alone: judging its samples, running its controls
+  bool allowed = false;  // it is untested, and that was allowed
 
   const SiteResult* first_failing() const;  // null: none
   const SiteResult* worst() const;          // null: no sample
@@ -59,6 +62,7 @@ struct Judgement {
 struct LaneReport {
   std::string name, backend, numerics, device, instruction_set, inputs, routing;
   std::string absent;
+  bool unfed = false;  // only a lane that feeds it is missing
 };
 
 struct ModelReport {
@@ -68,9 +72,16 @@ struct ModelReport {
   std::string absent;  // why there is no model; empty: there is one
 };
 
+// Something that was to be captured and was not there.
+struct NotCaptured {
+  std::string what;  // and why
+  std::string lane;  // the lane that is absent; empty: the model
+  bool allowed = false;
+};
+
 // How long the parts of a run took, in seconds.
 struct Timing {
-  double open = 0, forward = 0, controls = 0, total = 0;
+  double open = 0, forward = 0, evidence = 0, controls = 0, total = 0;
 };
 
 // All outcomes of a run.
@@ -80,14 +91,16 @@ struct Verdict {
   std::vector<LaneReport> lanes;
   std::vector<Judgement> judgements;
   std::vector<std::string> planted;           // faults of `run --inject`, and what each has changed
-  std::vector<std::string> captured_nothing;  // what was to be captured and was not there, and why
+  std::vector<NotCaptured> captured_nothing;
   std::vector<std::string> tensors;           // of the step at the first divergence, with their types: "blk.6.... Q4_K"
   std::vector<std::string> outputs;           // what sinks completed, relative to the output folder
   std::string failure;                        // why the run ended early; empty: it did not
   bool failure_is_usage = false;              // it is the contract's or the command line's fault
+  std::time_t started = 0;
   Timing timing;
 
   std::int64_t count(Outcome outcome) const;
+  std::int64_t count_allowed() const;  // of those that are untested
   // The failing judgement whose first failing site comes first; null when nothing is falsified.
   const Judgement* first_divergence() const;
 };
