@@ -34,6 +34,7 @@ class RunningLane {
   void run(std::span<const Step> steps);
   Tensor read(Stage stage, Rows rows);
   void write(Stage stage, Rows rows, const Tensor& values);
+  DeviceMemory device_memory();
 
  private:
   std::string label_;

@@ -53,4 +53,12 @@ std::vector<std::string> check_contract(const Contract& contract, PluginHost& ho
   return runner.absences();
 }
 
+PlanReport plan_contract(const Contract& contract, PluginHost& host, const RunOptions& options) {
+  Runner runner(contract, host, options);
+  if (!runner.open_model()) return runner.plan_report();
+  runner.plan();
+  runner.describe_lanes();
+  return runner.plan_report();
+}
+
 }  // namespace moe_diag

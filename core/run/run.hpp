@@ -11,6 +11,7 @@
 #include "core/contract/contract.hpp"
 #include "core/model/model.hpp"
 #include "core/plugin/host.hpp"
+#include "core/report/plan_report.hpp"
 #include "core/verdict/verdict.hpp"
 
 namespace moe_diag {
@@ -49,5 +50,9 @@ Verdict not_run(const Contract& contract, const Error& why);
 // Everything but computing: the contract against its model (when it is there) and the options of its plugins.
 // Throws Error(usage) with all mistakes found. Returns what is absent, a line each.
 std::vector<std::string> check_contract(const Contract& contract, PluginHost& host, ModelCache* models = nullptr);
+
+// What a run would do, and about how long it would take: a layer of each lane is computed to measure that, no more.
+// Throws as check_contract() does; what is absent is in the report.
+PlanReport plan_contract(const Contract& contract, PluginHost& host, const RunOptions& options);
 
 }  // namespace moe_diag

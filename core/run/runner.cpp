@@ -12,6 +12,7 @@
 #include <system_error>
 
 #include "core/run/evidence.hpp"
+#include "core/run/forecast.hpp"
 #include "core/verdict/controls.hpp"
 
 namespace moe_diag {
@@ -117,8 +118,7 @@ void Runner::describe_lanes() {
 void Runner::open_lanes() {
   describe_lanes();
   needed_ = needed_lanes(plan_, *lanes_);
-  std::vector<bool> opened = lanes_needed_by(plan_.evidence, *lanes_);
-  for (std::size_t i = 0; i < opened.size(); ++i) opened[i] = opened[i] || needed_[i];
+  const std::vector<bool> opened = lanes_to_open();
   check_memory(opened);
   lanes_->open(opened);
   check_injected();
@@ -137,12 +137,24 @@ void Runner::check_injected() const {
   }
 }
 
+// Those that are looked at, at once or once something is falsified.
+std::vector<bool> Runner::lanes_to_open() const {
+  std::vector<bool> opened = lanes_needed_by(plan_.evidence, *lanes_);
+  const std::vector<bool> needed = needed_lanes(plan_, *lanes_);
+  for (std::size_t i = 0; i < opened.size(); ++i) opened[i] = opened[i] || needed[i];
+  return opened;
+}
+
 // Buffers on the host only: what a device needs, its backend checks.
-void Runner::check_memory(const std::vector<bool>& needed) const {
+std::uint64_t Runner::host_bytes(const std::vector<bool>& needed) const {
   std::uint64_t bytes = 0;
   for (std::size_t i = 0; i < lanes_->size(); ++i)
-    if (needed[i] && !(*lanes_)[i].description.asynchronous) bytes += (*lanes_)[i].description.lane_bytes;
-  const std::uint64_t available = available_memory();
+    if (const Description& d = (*lanes_)[i].description; needed[i] && !d.asynchronous) bytes += d.lane_bytes;
+  return bytes;
+}
+
+void Runner::check_memory(const std::vector<bool>& needed) const {
+  const std::uint64_t bytes = host_bytes(needed), available = available_memory();
   if (bytes > available)
     throw Error(
         ErrorKind::environment,
@@ -317,6 +329,32 @@ Verdict Runner::untested() {
   }
   if (!contract_.capture.empty()) verdict_.captured_nothing.push_back({"the model is absent: " + verdict_.model.absent, ""});
   return verdict();
+}
+
+PlanReport Runner::plan_report() {
+  PlanReport report;
+  report.contract = &contract_;
+  report.model = verdict_.model;
+  if (!model_) return report;
+  const Program program = build_program(*model_);
+  const std::vector<bool> opened = lanes_to_open();
+  report.host_bytes = host_bytes(opened);
+  report.host_available = available_memory();
+  if (report.fits())
+    lanes_->open(opened);
+  else
+    report.seconds.unknown = "the lanes' buffers do not fit into the memory that is available";
+  for (std::size_t i = 0; i < lanes_->size(); ++i) {
+    RunningLane& lane = (*lanes_)[i];
+    const Description& d = lane.description;
+    const DeviceMemory memory = lane.runs() ? lane.device_memory() : DeviceMemory{};
+    report.lanes.push_back({report_of(contract_.lanes[i], lane), opened[i], d.asynchronous, d.kernels, d.lane_bytes,
+                            d.weight_bytes, memory.total});
+  }
+  report.seconds.open = seconds();
+  report.work = workload_of(contract_, plan_, program, *lanes_);
+  if (report.fits()) forecast(report, plan_, program, *lanes_);
+  return report;
 }
 
 std::vector<std::string> Runner::absences() const {

@@ -35,6 +35,7 @@ class Runner {
   Verdict verdict();
   Verdict untested();
   std::vector<std::string> absences() const;
+  PlanReport plan_report();  // of what is described; opens the lanes when they fit, to measure them
 
  private:
   // All prompts through the active lanes, with the faults, shown to the hooks.
@@ -42,6 +43,8 @@ class Runner {
   std::vector<std::int64_t> walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults,
                                  const std::vector<bool>& active, const std::string& what);
   void check_injected() const;
+  std::vector<bool> lanes_to_open() const;
+  std::uint64_t host_bytes(const std::vector<bool>& needed) const;
   void check_memory(const std::vector<bool>& needed) const;
   std::shared_ptr<const Model> opened_model() const;
   void note_absent_lanes(const std::vector<WatchedCapture>& captures);
