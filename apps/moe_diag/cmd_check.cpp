@@ -10,8 +10,7 @@
 namespace moe_diag {
 
 void add_check(CLI::App& app, Context& context) {
-  CLI::App* command =
-      app.add_subcommand("check", "Check contracts against their models and plugins; computes nothing");
+  CLI::App* command = app.add_subcommand("check", "Check contracts against their models and plugins; computes nothing");
   auto arguments = std::make_shared<ContractArguments>();
   add_contract_options(*command, *arguments, Contracts::several);
   command->footer(
@@ -22,8 +21,10 @@ void add_check(CLI::App& app, Context& context) {
   command->callback([arguments, &context] {
     PluginHost host(context.plugin_dirs);
     ModelCache models;
+    RunOptions options;
+    options.models = &models;
     for (const Contract& contract : read(*arguments)) {
-      const std::vector<std::string> absent = check_contract(contract, host, &models);
+      const std::vector<std::string> absent = check_contract(contract, host, options);
       fmt::print("{}: right: {} prompts, {} lanes, {} captures, {} falsifiers\n", contract.path,
                  contract.prompts.size(), contract.lanes.size(), contract.capture.size(), contract.falsifiers.size());
       for (const std::string& what : absent) fmt::print("absent     {}\n", what);

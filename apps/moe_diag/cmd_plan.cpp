@@ -42,7 +42,8 @@ void add_plan(CLI::App& app, Context& context) {
       ->check(CLI::Range(1, 256));
   command->add_flag("--json", arguments->json, "Print JSON");
   command->footer(
-      "Nothing is judged or written. To say how long it takes, each lane computes the embedding and one layer of at most\n"
+      "Nothing is judged or written. To say how long it takes, each lane computes the embedding and one layer of at "
+      "most\n"
       "eight tokens, a few times; the rest follows from the weights and products of all layers. It is right within a\n"
       "factor of three on a machine that does nothing else, when the weights are in memory already.");
   command->callback([arguments, &context] { plan(*arguments, context); });

@@ -47,7 +47,7 @@ class Runs {
   ExitCode run() {
     note_interrupts();
     for (std::size_t i = 0; i < contracts_.size(); ++i) run_one(contracts_[i], options_[i]);
-    deliver_all(verdicts_, arguments_.outputs);
+    deliver_all(verdicts_, several_, arguments_.outputs);
     if (several_ && arguments_.outputs.json != "-") print(summary());
     return code_;
   }
@@ -77,18 +77,19 @@ class Runs {
   void prepare() {
     std::string mistakes;
     for (const Contract& contract : contracts_) {
-      RunOptions options =
-          options_of(arguments_.settings, contract, folder_of(arguments_.settings, contract, several_));
-      options.controls = arguments_.controls;
-      options.models = &models_;
-      check_outputs(contract, options);
-      options_.push_back(std::move(options));
-      if (!several_) continue;
       try {
-        check_contract(contract, host_, &models_);
+        RunOptions options =
+            options_of(arguments_.settings, contract, folder_of(arguments_.settings, contract, several_));
+        options.controls = arguments_.controls;
+        options.models = &models_;
+        check_outputs(contract, options);
+        options_.push_back(options);
+        if (several_) check_contract(contract, host_, options);
       } catch (const Error& e) {
+        if (!several_) throw;
         // What is wrong with the machine concerns this contract only, and is told in its turn.
-        if (e.kind() == ErrorKind::usage) mistakes += (mistakes.empty() ? "" : "\n") + std::string(e.what());
+        if (e.kind() != ErrorKind::usage) continue;
+        mistakes += (mistakes.empty() ? "" : "\n") + told_of(contract.path, e.what());
       }
     }
     if (!mistakes.empty()) throw Error(ErrorKind::usage, mistakes);
@@ -97,10 +98,10 @@ class Runs {
 
   void run_one(const Contract& contract, const RunOptions& options) {
     try {
-      if (!verdicts_.empty() && arguments_.outputs.json != "-") print("\n");
       if (is_interrupted()) throw Error(ErrorKind::environment, "interrupted before it began");
       verdicts_.push_back(run_watched(contract, host_, options));
       allow_untested(verdicts_.back(), allowed_);
+      if (verdicts_.size() > 1 && arguments_.outputs.json != "-") print("\n");
       deliver(verdicts_.back(), options, arguments_.outputs);
     } catch (const Error& e) {
       if (e.kind() == ErrorKind::usage && !several_) throw;
@@ -182,8 +183,10 @@ void add_run(CLI::App& app, Context& context) {
       "step}'\n"
       "  moe-diag run contracts/*.yaml --junit moe-diag.xml --allow-untested lane:cuda\n"
       "Whatever was judged is written to <out>/verdict.json; with several contracts, to <out>/<contract id>.\n"
-      "All contracts are read and checked first: a mistake in one is exit 2, and nothing is computed. The exit code is\n"
-      "the first of 2, 4, 1, 3, 0 that applies to any. A first SIGINT or SIGTERM keeps what was judged, and is exit 4.");
+      "All contracts are read and checked first: a mistake in one is exit 2, and nothing is computed. The exit code "
+      "is\n"
+      "the first of 2, 4, 1, 3, 0 that applies to any. A first SIGINT or SIGTERM keeps what was judged, and is exit "
+      "4.");
   command->callback([arguments, &context] {
     arguments->outputs.details = context.verbosity > 0;
     context.exit_code = run(*arguments, context);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "apps/moe_diag/contract_options.hpp"
 
+#include <sstream>
+
 namespace moe_diag {
 namespace {
 
@@ -26,6 +28,14 @@ void add_contract_options(CLI::App& command, ContractArguments& arguments, Contr
       ->allow_extra_args(false);
 }
 
+std::string told_of(const std::string& path, const std::string& message) {
+  std::string told;
+  std::istringstream lines(message);
+  for (std::string line; std::getline(lines, line);)
+    told += (told.empty() ? "" : "\n") + (line.starts_with(path + ":") ? line : path + ": " + line);
+  return told;
+}
+
 std::vector<Contract> read(const ContractArguments& arguments) {
   const std::vector<Override> overrides = overrides_of(arguments.set);
   std::vector<Contract> contracts;
@@ -34,7 +44,8 @@ std::vector<Contract> read(const ContractArguments& arguments) {
     try {
       contracts.push_back(read_contract(path, overrides));
     } catch (const Error& e) {
-      mistakes += (mistakes.empty() ? "" : "\n") + std::string(e.what());
+      mistakes += mistakes.empty() ? "" : "\n";
+      mistakes += arguments.paths.size() > 1 ? told_of(path, e.what()) : e.what();
     }
   }
   if (!mistakes.empty()) throw Error(ErrorKind::usage, mistakes);

@@ -18,6 +18,9 @@ struct ContractArguments {
 enum class Contracts { one, several };
 void add_contract_options(CLI::App& command, ContractArguments& arguments, Contracts how_many = Contracts::one);
 
+// A message about one of several contracts, which is named where the message does not.
+std::string told_of(const std::string& path, const std::string& message);
+
 // All contracts, in the order they were named. Throws Error(usage) with the mistakes of all of them.
 std::vector<Contract> read(const ContractArguments& arguments);
 

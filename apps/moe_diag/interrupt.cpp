@@ -2,6 +2,7 @@
 #include "apps/moe_diag/interrupt.hpp"
 
 #include <csignal>
+#include <initializer_list>
 
 namespace moe_diag {
 namespace {
@@ -17,8 +18,12 @@ void note(int) {
 }  // namespace
 
 void note_interrupts() {
-  std::signal(SIGINT, note);
-  std::signal(SIGTERM, note);
+  struct sigaction action = {};
+  action.sa_handler = note;
+  action.sa_flags = SA_RESTART;
+  sigemptyset(&action.sa_mask);
+  for (const int signal : {SIGINT, SIGTERM}) sigaddset(&action.sa_mask, signal);  // one after the other
+  for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
 }
 
 bool is_interrupted() { return interrupted != 0; }

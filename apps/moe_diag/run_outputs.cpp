@@ -73,9 +73,9 @@ void deliver(const Verdict& verdict, const RunOptions& options, const RunOutputs
     print(console_report(verdict, outputs.details) + "verdict    " + verdict_file(options) + '\n');
 }
 
-void deliver_all(std::span<const Verdict> verdicts, const RunOutputs& outputs) {
-  const std::string json = verdicts.size() == 1 ? json_report(verdicts.front(), MOE_DIAG_VERSION)
-                                                : json_report(verdicts, MOE_DIAG_VERSION);
+void deliver_all(std::span<const Verdict> verdicts, bool several, const RunOutputs& outputs) {
+  const std::string json =
+      several ? json_report(verdicts, MOE_DIAG_VERSION) : json_report(verdicts.front(), MOE_DIAG_VERSION);
   if (!outputs.json.empty() && outputs.json != "-") write_whole_file(outputs.json, json);
   if (!outputs.junit.empty()) write_whole_file(outputs.junit, junit_report(verdicts, MOE_DIAG_VERSION));
   if (outputs.github) {

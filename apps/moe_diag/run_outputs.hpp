@@ -24,8 +24,8 @@ void check_outputs(const RunOutputs& outputs);
 
 // One contract's: <out>/verdict.json and the report.
 void deliver(const Verdict& verdict, const RunOptions& options, const RunOutputs& outputs);
-// Those of all contracts of the call.
-void deliver_all(std::span<const Verdict> verdicts, const RunOutputs& outputs);
+// Those of all contracts of the call. `several` were named, whether or not all were run.
+void deliver_all(std::span<const Verdict> verdicts, bool several, const RunOutputs& outputs);
 
 // To standard output. A reader that went away is no failure of the run; any other is found when main flushes.
 void print(std::string_view text);

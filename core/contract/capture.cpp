@@ -61,8 +61,9 @@ void check_when(const Value& item, const Contract& contract) {
   for (const std::string& sink : last.to)
     for (const CaptureSpec& other : contract.capture)
       if (other.when != last.when && std::find(other.to.begin(), other.to.end(), sink) != other.to.end()) {
-        item.refuse(fmt::format("the sink '{}' is fed by a capture of another 'when', at {}: give each a sink of its own",
-                                shown(sink), contract.at(other.where)));
+        item.refuse(
+            fmt::format("the sink '{}' is fed by a capture of another 'when', at {}: give each a sink of its own",
+                        shown(sink), contract.at(other.where)));
         return;
       }
 }

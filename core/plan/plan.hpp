@@ -52,8 +52,8 @@ struct Plan {
   std::vector<WatchedFalsifier> falsifiers;
   std::vector<WatchedCapture> captures;
   std::vector<WatchedCapture> evidence;  // captures `when: falsified`: looked at only once something is
-  std::vector<int> head_first;  // per prompt: first row of final_norm and lm_head that somebody looks at
-  Request request;              // longest pass and sequence
+  std::vector<int> head_first;           // per prompt: first row of final_norm and lm_head that somebody looks at
+  Request request;                       // longest pass and sequence
 };
 
 // Throws Error(usage), every mistake at file:line:column: a layer or position that is not there (naming what is), a

@@ -118,8 +118,8 @@ class Counter {
       const auto& [p, lane, stage, layer] = key;
       const auto& values = lanes_[static_cast<std::size_t>(lane)].description.values;
       const bool indices = info(static_cast<Stage>(stage)).payload == Payload::indices;
-      const Shape shape = lanes_.config().shape_of(static_cast<Stage>(stage),
-                                                   static_cast<std::int64_t>(positions.size()), length(p));
+      const Shape shape =
+          lanes_.config().shape_of(static_cast<Stage>(stage), static_cast<std::int64_t>(positions.size()), length(p));
       ++counted.tensors;
       counted.bytes += static_cast<std::uint64_t>(shape.count()) * size_of(indices ? DType::i32 : values);
     }

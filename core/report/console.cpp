@@ -26,8 +26,10 @@ class Console {
   std::string capture_text() {
     const bool whole = verdict_.failure.empty() && verdict_.captured_nothing.empty();
     line("{}: {} {}: {} of {} sinks complete; falsifiers in the contract, not judged: {}",
-         whole ? "CAPTURED" : verdict_.failure.empty() ? "NOT ALL CAPTURED" : "FAILED", contract_.metadata.id,
-         contract_.metadata.version, verdict_.outputs.size(), fed_sinks(), contract_.stated);
+         whole                      ? "CAPTURED"
+         : verdict_.failure.empty() ? "NOT ALL CAPTURED"
+                                    : "FAILED",
+         contract_.metadata.id, contract_.metadata.version, verdict_.outputs.size(), fed_sinks(), contract_.stated);
     if (!verdict_.failure.empty()) line("\nThe run ended early: {}", verdict_.failure);
     what_ran();
     return std::move(text_);

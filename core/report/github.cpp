@@ -55,7 +55,8 @@ std::string command(const Annotation& a) {
   if (!a.file.empty()) text += fmt::format("file={},", escaped(a.file, true));
   if (a.line > 0) text += fmt::format("line={},", a.line);
   if (a.column > 0) text += fmt::format("col={},", a.column);
-  return text + fmt::format("title={}::{}\n", escaped(clean_text(a.title), true), escaped(clean_text(a.message), false));
+  return text +
+         fmt::format("title={}::{}\n", escaped(clean_text(a.title), true), escaped(clean_text(a.message), false));
 }
 
 // Errors before warnings, else as they came; ten, and a notice: it does not count against GitHub's ten of a kind.
@@ -153,10 +154,10 @@ std::string github_summary(std::span<const Verdict> verdicts) {
         continue;
       }
       const SiteResult* worst = j.worst();
-      text += fmt::format("| {} | {} | {} | {} | {} | {} |\n", mark_of(j), cell(j.spec->id), cell(j.spec->claim),
-                          worst ? fmt::format("{:.6g}", worst->worst.value) : "-", cell(bound_text(*j.spec)),
-                          j.outcome == Outcome::held && worst ? cell(place_text(*v.contract, worst->worst))
-                                                              : cell(reason_text(v, j)));
+      text += fmt::format(
+          "| {} | {} | {} | {} | {} | {} |\n", mark_of(j), cell(j.spec->id), cell(j.spec->claim),
+          worst ? fmt::format("{:.6g}", worst->worst.value) : "-", cell(bound_text(*j.spec)),
+          j.outcome == Outcome::held && worst ? cell(place_text(*v.contract, worst->worst)) : cell(reason_text(v, j)));
     }
     text += '\n';
   }

@@ -90,10 +90,8 @@ Json header(std::string_view tool_version) {
   const HostInfo host = host_info();
   Json j;
   j["schema_version"] = schema_version;
-  j["tool"] = {{"name", "moe-diag"},
-               {"version", tool_version},
-               {"plugin_abi", abi_version},
-               {"build", MOE_DIAG_BUILD_STAMP}};
+  j["tool"] = {
+      {"name", "moe-diag"}, {"version", tool_version}, {"plugin_abi", abi_version}, {"build", MOE_DIAG_BUILD_STAMP}};
   j["host"] = {{"name", host.name}, {"system", host.system}, {"cpu", host.cpu}, {"cores", host.cores}};
   return j;
 }
@@ -128,7 +126,8 @@ void add_verdict(Json& j, const Verdict& verdict) {
   j["prompts"] = Json::array();
   for (const PromptSpec& p : contract.prompts) j["prompts"].push_back({{"id", p.id}, {"tokens", p.tokens}});
   j["planted"] = verdict.planted;
-  for (const auto& [key, allowed] : {std::pair{"captured_nothing", false}, std::pair{"captured_nothing_allowed", true}}) {
+  for (const auto& [key, allowed] :
+       {std::pair{"captured_nothing", false}, std::pair{"captured_nothing_allowed", true}}) {
     j[key] = Json::array();
     for (const NotCaptured& missing : verdict.captured_nothing)
       if (missing.allowed == allowed) j[key].push_back(missing.what);
@@ -149,11 +148,8 @@ void add_verdict(Json& j, const Verdict& verdict) {
   for (const Judgement& judgement : verdict.judgements) j["falsifiers"].push_back(judgement_json(contract, judgement));
   j["sinks_completed"] = verdict.outputs;
   const Timing& t = verdict.timing;
-  j["seconds"] = {{"open", t.open},
-                  {"forward", t.forward},
-                  {"evidence", t.evidence},
-                  {"controls", t.controls},
-                  {"total", t.total}};
+  j["seconds"] = {
+      {"open", t.open}, {"forward", t.forward}, {"evidence", t.evidence}, {"controls", t.controls}, {"total", t.total}};
 }
 
 std::string dumped(const Json& j) { return j.dump(2, ' ', false, Json::error_handler_t::replace) + '\n'; }

@@ -91,9 +91,9 @@ class Suite {
     property("host_cpu", host_.cpu);
     property("host_cores", std::to_string(host_.cores));
     for (const LaneReport& l : verdict_.lanes)
-      property("lane_" + l.name, l.absent.empty()
-                                     ? fmt::format("{} {} on {}, {}", l.backend, l.numerics, l.device, l.instruction_set)
-                                     : "absent: " + l.absent);
+      property("lane_" + l.name,
+               l.absent.empty() ? fmt::format("{} {} on {}, {}", l.backend, l.numerics, l.device, l.instruction_set)
+                                : "absent: " + l.absent);
     text_ += "    </properties>\n";
   }
 

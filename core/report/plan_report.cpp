@@ -104,8 +104,7 @@ class Text {
     std::size_t always = 0, evidence = 0;
     for (const CaptureSpec& c : contract_.capture) {
       const bool now = c.when == CaptureSpec::When::always;
-      const Workload::Captured& counted =
-          now ? plan_.work.captures[always++] : plan_.work.evidence[evidence++];
+      const Workload::Captured& counted = now ? plan_.work.captures[always++] : plan_.work.evidence[evidence++];
       line("capture    {}: {}{}", contract_.at(c.where), captured_text(counted),
            now ? "" : " at most, and only when something is falsified");
     }
@@ -127,8 +126,8 @@ class Text {
           buffers += other.lane_bytes;
           weights = std::max(weights, other.weight_bytes);
         }
-      line("memory     {} for buffers and {} for weights on {}{}", bytes_text(buffers), bytes_text(weights), l.is.device,
-           l.device_bytes > 0 ? fmt::format(", which has {}", bytes_text(l.device_bytes)) : "");
+      line("memory     {} for buffers and {} for weights on {}{}", bytes_text(buffers), bytes_text(weights),
+           l.is.device, l.device_bytes > 0 ? fmt::format(", which has {}", bytes_text(l.device_bytes)) : "");
     }
   }
 

@@ -15,9 +15,9 @@ namespace moe_diag {
 struct PlanReport {
   struct Lane {
     LaneReport is;
-    bool needed = false;                               // somebody looks at it, or it feeds one that is looked at
-    bool on_device = false;                            // its memory is a device's
-    std::string kernels;                               // may be empty
+    bool needed = false;                             // somebody looks at it, or it feeds one that is looked at
+    bool on_device = false;                          // its memory is a device's
+    std::string kernels;                             // may be empty
     std::uint64_t lane_bytes = 0, weight_bytes = 0;  // buffers; copies of the weights, shared by a device's lanes
     std::uint64_t device_bytes = 0;                  // all of the device's memory; 0: of the host, or not known
     double seconds = 0;                              // of the forward passes, about
@@ -34,9 +34,9 @@ struct PlanReport {
   ModelReport model;  // absent: nothing below is known
   std::vector<Lane> lanes;
   Workload work;
-  std::int64_t controls = 0;           // of the falsifiers that will be judged
-  std::uint64_t host_bytes = 0;        // that the lanes need
-  std::uint64_t host_available = 0;    // without swapping
+  std::int64_t controls = 0;         // of the falsifiers that will be judged
+  std::uint64_t host_bytes = 0;      // that the lanes need
+  std::uint64_t host_available = 0;  // without swapping
   Seconds seconds;
 
   bool fits() const { return host_bytes <= host_available; }

@@ -34,10 +34,10 @@ std::string threshold(const Judgement& j) {
 std::string values_text(const Measure& m) {
   std::string text;
   if (m.nonfinite_a + m.nonfinite_b > 0)
-    text += fmt::format(
-        "  values     NaN or Inf: {} of {} in the lane, {} in what it is compared with{}\n", m.nonfinite_a, m.count,
-        m.nonfinite_b,
-        m.nonfinite_new > 0 ? fmt::format("; first at element {} where the other is finite", m.first_nonfinite_new)
+    text += fmt::format("  values     NaN or Inf: {} of {} in the lane, {} in what it is compared with{}\n",
+                        m.nonfinite_a, m.count, m.nonfinite_b,
+                        m.nonfinite_new > 0
+                            ? fmt::format("; first at element {} where the other is finite", m.first_nonfinite_new)
                             : "");
   if (m.max_index >= 0 && m.max_abs > 0)
     text += fmt::format("  values     largest difference {:.6g} at element {}: {:.9g}, expected {:.9g}\n", m.max_abs,
@@ -90,9 +90,8 @@ std::string headline(const Verdict& verdict) {
 }
 
 std::string place_text(const Contract& contract, const Sample& s) {
-  std::string where =
-      fmt::format("prompt {}, position {}, {}", contract.prompts[static_cast<std::size_t>(s.prompt)].id, s.position,
-                  text_of(s.site));
+  std::string where = fmt::format("prompt {}, position {}, {}", contract.prompts[static_cast<std::size_t>(s.prompt)].id,
+                                  s.position, text_of(s.site));
   if (s.expert >= 0) where += fmt::format(", expert {}", s.expert);
   return where;
 }

@@ -58,7 +58,8 @@ class Forecast {
   Cost cost(std::size_t prompt) const {
     Cost sum;
     const int rows = prompts_[prompt].tokens;
-    for (const Step& step : program_) sum += cost_of(step, lanes_.config(), rows, rows, rows - plan_.head_first[prompt]);
+    for (const Step& step : program_)
+      sum += cost_of(step, lanes_.config(), rows, rows, rows - plan_.head_first[prompt]);
     return sum;
   }
 

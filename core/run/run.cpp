@@ -41,10 +41,8 @@ Verdict not_run(const Contract& contract, const Error& why) {
   return verdict;
 }
 
-std::vector<std::string> check_contract(const Contract& contract, PluginHost& host, ModelCache* models) {
-  RunOptions options;
+std::vector<std::string> check_contract(const Contract& contract, PluginHost& host, RunOptions options) {
   options.controls = true;
-  options.models = models;
   Runner runner(contract, host, options);
   if (runner.open_model()) {
     runner.plan();

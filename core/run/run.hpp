@@ -47,9 +47,10 @@ Verdict run_contract(const Contract& contract, PluginHost& host, const RunOption
 // The verdict of a contract that could not be run: all is untested.
 Verdict not_run(const Contract& contract, const Error& why);
 
-// Everything but computing: the contract against its model (when it is there) and the options of its plugins.
+// Everything but computing: the contract and the faults to inject against its model (when it is there), all controls
+// included, and the options of its plugins.
 // Throws Error(usage) with all mistakes found. Returns what is absent, a line each.
-std::vector<std::string> check_contract(const Contract& contract, PluginHost& host, ModelCache* models = nullptr);
+std::vector<std::string> check_contract(const Contract& contract, PluginHost& host, RunOptions options = {});
 
 // What a run would do, and about how long it would take: a layer of each lane is computed to measure that, no more.
 // Throws as check_contract() does; what is absent is in the report.

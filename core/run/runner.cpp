@@ -327,7 +327,8 @@ Verdict Runner::untested() {
     j.reason = "the model is absent: " + verdict_.model.absent;
     verdict_.judgements.push_back(std::move(j));
   }
-  if (!contract_.capture.empty()) verdict_.captured_nothing.push_back({"the model is absent: " + verdict_.model.absent, ""});
+  if (!contract_.capture.empty())
+    verdict_.captured_nothing.push_back({"the model is absent: " + verdict_.model.absent, ""});
   return verdict();
 }
 

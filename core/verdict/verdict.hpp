@@ -90,12 +90,12 @@ struct Verdict {
   ModelReport model;
   std::vector<LaneReport> lanes;
   std::vector<Judgement> judgements;
-  std::vector<std::string> planted;           // faults of `run --inject`, and what each has changed
+  std::vector<std::string> planted;  // faults of `run --inject`, and what each has changed
   std::vector<NotCaptured> captured_nothing;
-  std::vector<std::string> tensors;           // of the step at the first divergence, with their types: "blk.6.... Q4_K"
-  std::vector<std::string> outputs;           // what sinks completed, relative to the output folder
-  std::string failure;                        // why the run ended early; empty: it did not
-  bool failure_is_usage = false;              // it is the contract's or the command line's fault
+  std::vector<std::string> tensors;  // of the step at the first divergence, with their types: "blk.6.... Q4_K"
+  std::vector<std::string> outputs;  // what sinks completed, relative to the output folder
+  std::string failure;               // why the run ended early; empty: it did not
+  bool failure_is_usage = false;     // it is the contract's or the command line's fault
   std::time_t started = 0;
   Timing timing;
 
