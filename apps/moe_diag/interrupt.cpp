@@ -1,31 +1,29 @@
 // SPDX-License-Identifier: MIT
 #include "apps/moe_diag/interrupt.hpp"
 
+#include <atomic>
 #include <csignal>
-#include <initializer_list>
 
 namespace moe_diag {
 namespace {
 
-volatile std::sig_atomic_t interrupted = 0;
+std::atomic<bool> interrupted = false;
+static_assert(std::atomic<bool>::is_always_lock_free, "a signal handler may not wait");
 
-void note(int) {
-  interrupted = 1;
-  std::signal(SIGINT, SIG_DFL);
-  std::signal(SIGTERM, SIG_DFL);
+// Two signals may arrive at once, in two threads.
+void note(int signal) {
+  if (!interrupted.exchange(true)) return;
+  std::signal(signal, SIG_DFL);
+  std::raise(signal);
 }
 
 }  // namespace
 
 void note_interrupts() {
-  struct sigaction action = {};
-  action.sa_handler = note;
-  action.sa_flags = SA_RESTART;
-  sigemptyset(&action.sa_mask);
-  for (const int signal : {SIGINT, SIGTERM}) sigaddset(&action.sa_mask, signal);  // one after the other
-  for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
+  std::signal(SIGINT, note);
+  std::signal(SIGTERM, note);
 }
 
-bool is_interrupted() { return interrupted != 0; }
+bool is_interrupted() { return interrupted; }
 
 }  // namespace moe_diag

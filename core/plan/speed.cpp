@@ -2,29 +2,12 @@
 #include "core/plan/speed.hpp"
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <limits>
 #include <vector>
-
-#include "core/compare/measure.hpp"
 
 namespace moe_diag {
 namespace {
 
 constexpr std::size_t most_rows = 8;
-constexpr int repeats = 3;  // the first warms up: pages and threads are there afterwards
-
-template <class Work>
-double fastest_of(const Work& work) {
-  double best = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < repeats; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    work();
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
-  return best;
-}
 
 }  // namespace
 
@@ -60,17 +43,6 @@ Speed measure_speed(RunningLane& lane, const Program& program, const ModelConfig
   const Speed speed{(one_seconds * many.products - many_seconds * one.products) / determinant,
                     (one.decoded * many_seconds - many.decoded * one_seconds) / determinant};
   return speed.decoded > 0 && speed.products > 0 ? speed : Speed{alike, alike};
-}
-
-double measure_comparing() {
-  constexpr int values = 1 << 15;
-  const std::vector<double> a(values, 1.5), b(values, 1.25);
-  const Shape shape{1, values};
-  return fastest_of([&] {
-           Measure m;
-           m.add({a.data(), DType::f64, shape}, 0, {b.data(), DType::f64, shape}, 0, values);
-         }) /
-         values;
 }
 
 }  // namespace moe_diag
