@@ -4,9 +4,9 @@
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cstdint>
-#include <numeric>
+#include <utility>
+#include <vector>
 
 #include "core/report/host.hpp"
 #include "core/report/text.hpp"
@@ -33,6 +33,16 @@ std::string attribute(std::string_view name, std::string_view value) {
   return fmt::format(" {}=\"{}\"", name, escaped(value, true));
 }
 
+// What is wrong with a run and belongs to no falsifier, by a name that none can have. As test cases, so that no reader
+// takes a run for whole because the claims that it came to hold.
+std::vector<std::pair<std::string, std::string>> beside_falsifiers(const Verdict& v) {
+  std::vector<std::pair<std::string, std::string>> errors;
+  if (!v.failure.empty()) errors.emplace_back("(run)", v.failure);
+  for (const NotCaptured& missing : v.captured_nothing)
+    if (!missing.allowed) errors.emplace_back("(capture)", missing.what);
+  return errors;
+}
+
 struct Counts {
   std::int64_t tests = 0, failures = 0, errors = 0, skipped = 0;
   double seconds = 0;
@@ -43,6 +53,9 @@ struct Counts {
     c.failures = v.count(Outcome::falsified) + v.count(Outcome::vacuous);
     c.skipped = v.count_allowed();
     c.errors = v.count(Outcome::untested) - c.skipped;
+    const auto beside = static_cast<std::int64_t>(beside_falsifiers(v).size());
+    c.tests += beside;
+    c.errors += beside;
     c.seconds = v.timing.total;
     return c;
   }
@@ -65,8 +78,12 @@ class Suite {
             attribute("hostname", host_.name) + attribute("file", contract_.path) + ">\n";
     properties();
     for (const Judgement& j : verdict_.judgements) test_case(j);
+    for (const auto& [name, what] : beside_falsifiers(verdict_)) {
+      text_ += "    <testcase" + attribute("classname", contract_.metadata.id) + attribute("name", name) + ">\n";
+      element("      ", "error", what, attribute("type", "environment") + attribute("message", what));
+      text_ += "    </testcase>\n";
+    }
     element("    ", "system-out", contract_.metadata.description + '\n' + headline(verdict_));
-    if (!verdict_.failure.empty()) element("    ", "system-err", "The run ended early: " + verdict_.failure);
     text_ += "  </testsuite>\n";
     return std::move(text_);
   }

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -327,7 +328,8 @@ Verdict Runner::untested() {
     j.reason = "the model is absent: " + verdict_.model.absent;
     verdict_.judgements.push_back(std::move(j));
   }
-  if (!contract_.capture.empty())
+  if (std::any_of(contract_.capture.begin(), contract_.capture.end(),
+                  [](const CaptureSpec& c) { return c.when == CaptureSpec::When::always; }))
     verdict_.captured_nothing.push_back({"the model is absent: " + verdict_.model.absent, ""});
   return verdict();
 }

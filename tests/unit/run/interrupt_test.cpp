@@ -94,7 +94,7 @@ TEST_CASE("an interrupted run writes what was judged, and no capture looks compl
     CHECK_FALSE(fs::exists(folder / "out/next"));
     CHECK(junit_breaches(folder / "junit.xml") == "");
     CHECK(json_breaches(folder / "out/long/verdict.json") == "");
-    CHECK_THAT(read_text(folder / "junit.xml"), Contains("name=\"next\" tests=\"1\" failures=\"0\" errors=\"1\""));
+    CHECK_THAT(read_text(folder / "junit.xml"), Contains("name=\"next\" tests=\"2\" failures=\"0\" errors=\"2\""));
   }
 }
 

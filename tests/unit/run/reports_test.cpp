@@ -103,6 +103,18 @@ TEST_CASE("JUnit follows the schema that CI servers publish, and says of every o
                       Contains("name=\"lane_far\" value=\"absent: "));
 }
 
+TEST_CASE("what fails beside the falsifiers is an error in JUnit, though all of them hold") {
+  const TemporaryFolder folder;
+  Verdict verdict = judge_text(contract_text(held_claim));
+  CHECK_THAT(junit_report({&verdict, 1}, "1"), Contains("tests=\"1\" failures=\"0\" errors=\"0\""));
+  verdict.failure = "the disk is full";
+  verdict.captured_nothing = {{"lane 'far' is absent", "far", false}, {"lane 'fed' is absent", "fed", true}};
+  const std::string xml = junit_report({&verdict, 1}, "1");
+  CHECK(junit_breaches(written(folder, "junit.xml", xml)) == "");
+  CHECK_THAT(xml, Contains("tests=\"3\" failures=\"0\" errors=\"2\"") && Contains("name=\"(run)\"") &&
+                      Contains("the disk is full") && Contains("name=\"(capture)\"") && !Contains("fed"));
+}
+
 TEST_CASE("the check of JUnit files finds a planted breach") {
   const std::string told = junit_breaches(MOE_DIAG_SOURCE_DIR "/tests/golden/junit/invalid.xml");
   CHECK_THAT(told, Contains("'name' is required") && Contains("passed") && Contains("'none'"));
