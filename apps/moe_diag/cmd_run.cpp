@@ -1,131 +1,196 @@
 // SPDX-License-Identifier: MIT
 #include <fmt/format.h>
 
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
-#include <filesystem>
+#include <algorithm>
+#include <map>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "apps/moe_diag/commands.hpp"
 #include "apps/moe_diag/contract_options.hpp"
 #include "apps/moe_diag/exit_code.hpp"
-#include "apps/moe_diag/progress_line.hpp"
-#include "core/api/output_file.hpp"
-#include "core/report/report.hpp"
+#include "apps/moe_diag/interrupt.hpp"
+#include "apps/moe_diag/run_outputs.hpp"
+#include "apps/moe_diag/run_settings.hpp"
+#include "core/contract/pick.hpp"
+#include "core/report/github.hpp"
+#include "core/report/text.hpp"
 #include "core/run/run.hpp"
+#include "core/verdict/allow.hpp"
 
 namespace moe_diag {
 namespace {
 
 struct RunArguments {
-  ContractArguments contract;
-  std::optional<std::string> out;
-  std::string json;
-  std::vector<std::string> inject;
-  bool overwrite = false, controls = false;
-  int threads = 0;
+  ContractArguments contracts;
+  RunSettings settings;
+  RunOutputs outputs;
+  std::vector<std::string> only, allow_untested;
+  bool controls = false;
 };
 
-// A lane that states its threads keeps them; one whose backend has none never reads this.
-void set_default_threads(Contract& contract, int threads) {
-  if (threads > 0)
-    for (LaneSpec& lane : contract.lanes) lane.options.add_default("threads", std::to_string(threads));
-}
+// All that one call runs; verdicts point into the contracts.
+class Runs {
+ public:
+  Runs(const RunArguments& arguments, const Context& context)
+      : arguments_(arguments), host_(context.plugin_dirs), contracts_(read(arguments.contracts)) {
+    several_ = contracts_.size() > 1;
+    check_ids();
+    allowed_ = parse_allowed(contracts_, arguments.allow_untested);
+    keep_only(contracts_, arguments.only);
+    leave_out_unselected();
+    for (Contract& contract : contracts_) set_default_threads(contract, arguments.settings.threads);
+    prepare();
+  }
 
-void check_can_write(const std::string& file) {
-  const std::string folder = std::filesystem::path(file).parent_path().string();
-  if (::access(folder.empty() ? "." : folder.c_str(), W_OK) != 0)
-    throw Error(ErrorKind::environment, fmt::format("{}: cannot be written there: {}; choose another place with --json",
-                                                    file, std::strerror(errno)));
-}
+  ExitCode run() {
+    note_interrupts();
+    for (std::size_t i = 0; i < contracts_.size(); ++i) run_one(contracts_[i], options_[i]);
+    deliver_all(verdicts_, several_, arguments_.outputs);
+    if (several_ && arguments_.outputs.json != "-") print(summary());
+    return code_;
+  }
 
-// Before anything is computed: a verdict of an earlier run is not replaced unasked, nor is a sink's output by the
-// verdict.
-void check_outputs(const RunArguments& arguments, const Contract& contract, const std::string& verdict_file) {
-  if (std::filesystem::exists(verdict_file) && !arguments.overwrite)
-    throw Error(ErrorKind::usage,
-                verdict_file +
-                    ": the verdict of an earlier run is there; choose another --out, or replace it with --overwrite");
-  for (const SinkSpec& sink : contract.sinks)
-    for (const Options::Entry& entry : sink.options.entries())
-      if (std::filesystem::path(entry.value).lexically_normal() == "verdict.json")
+ private:
+  void check_ids() const {
+    std::map<std::string, std::string> taken;
+    for (const Contract& contract : contracts_) {
+      const auto [first, is_new] = taken.emplace(contract.metadata.id, contract.path);
+      if (!is_new)
         throw Error(ErrorKind::usage,
-                    fmt::format("{}: sink '{}': verdict.json is the name of the verdict itself: choose "
-                                "another",
-                                entry.where, sink.name));
-  if (!arguments.json.empty() && arguments.json != "-") check_can_write(arguments.json);
-}
+                    fmt::format("{}: its id '{}' is that of {}: contracts of one call have different ids, which name "
+                                "their output folders",
+                                contract.path, contract.metadata.id, first->second));
+    }
+  }
 
-// Files first: whoever reads the report may stop reading at any line.
-void deliver(const Verdict& verdict, const RunArguments& arguments, const std::string& verdict_file, bool details) {
-  const std::string json = json_report(verdict, MOE_DIAG_VERSION);
-  std::filesystem::create_directories(std::filesystem::path(verdict_file).parent_path());
-  write_whole_file(verdict_file, json);
-  if (!arguments.json.empty() && arguments.json != "-") write_whole_file(arguments.json, json);
-  const std::string text =
-      arguments.json == "-" ? json : console_report(verdict, details) + "verdict    " + verdict_file + '\n';
-  // A reader that went away is no failure of the run; any other is found when main flushes.
-  std::fwrite(text.data(), 1, text.size(), stdout);
-}
+  // With several contracts, one may have nothing that --only selects.
+  void leave_out_unselected() {
+    if (arguments_.only.empty()) return;
+    const auto is_left_out = [](const Contract& c) { return c.falsifiers.empty(); };
+    left_out_ = static_cast<std::size_t>(std::count_if(contracts_.begin(), contracts_.end(), is_left_out));
+    contracts_.erase(std::remove_if(contracts_.begin(), contracts_.end(), is_left_out), contracts_.end());
+  }
 
+  // Whatever is wrong with any of the contracts is found before anything is computed.
+  void prepare() {
+    std::string mistakes;
+    for (const Contract& contract : contracts_) {
+      try {
+        RunOptions options =
+            options_of(arguments_.settings, contract, folder_of(arguments_.settings, contract, several_));
+        options.controls = arguments_.controls;
+        options.models = &models_;
+        check_outputs(contract, options);
+        options_.push_back(options);
+        if (several_) check_contract(contract, host_, options);
+      } catch (const Error& e) {
+        if (!several_) throw;
+        // What is wrong with the machine concerns this contract only, and is told in its turn.
+        if (e.kind() != ErrorKind::usage) continue;
+        mistakes += (mistakes.empty() ? "" : "\n") + told_of(contract.path, e.what());
+      }
+    }
+    if (!mistakes.empty()) throw Error(ErrorKind::usage, mistakes);
+    check_outputs(arguments_.outputs);
+  }
+
+  void run_one(const Contract& contract, const RunOptions& options) {
+    try {
+      if (is_interrupted()) throw Error(ErrorKind::environment, "interrupted before it began");
+      verdicts_.push_back(run_watched(contract, host_, options));
+      allow_untested(verdicts_.back(), allowed_);
+      if (verdicts_.size() > 1 && arguments_.outputs.json != "-") print("\n");
+      deliver(verdicts_.back(), options, arguments_.outputs);
+    } catch (const Error& e) {
+      if (e.kind() == ErrorKind::usage && !several_) throw;
+      fmt::print(stderr, "moe-diag: {}{}\n", several_ ? contract.metadata.id + ": " : "", e.what());
+      if (verdicts_.empty() || verdicts_.back().contract != &contract) verdicts_.push_back(not_run(contract, e));
+      code_ = first_that_applies(code_, exit_code_of(e));
+    }
+    code_ = first_that_applies(code_, exit_code_of(verdicts_.back()));
+  }
+
+  std::string summary() const {
+    std::map<std::string_view, int> counts;
+    for (const Verdict& v : verdicts_) ++counts[word_of(v)];
+    std::string text = fmt::format("\nSUMMARY: {} contracts:", verdicts_.size() + left_out_);
+    std::string_view separator = " ";
+    for (const auto& [word, count] : counts) {
+      text += fmt::format("{}{} {}", separator, count, word);
+      separator = ", ";
+    }
+    if (left_out_ > 0) text += fmt::format("{}{} not selected", separator, left_out_);
+    return text + fmt::format("; exit code {}\n", static_cast<int>(code_));
+  }
+
+  const RunArguments& arguments_;
+  PluginHost host_;
+  std::vector<Contract> contracts_;
+  bool several_ = false;
+  std::size_t left_out_ = 0;
+  std::vector<Pattern> allowed_;
+  std::vector<RunOptions> options_;  // as contracts_
+  ModelCache models_;
+  std::vector<Verdict> verdicts_;
+  ExitCode code_ = exit_held;
+};
+
+// A mistake in a contract is told beside the line of the change that has it, too.
 ExitCode run(const RunArguments& arguments, const Context& context) {
-  PluginHost host(context.plugin_dirs);
-  Contract contract = read(arguments.contract);
-  set_default_threads(contract, arguments.threads);
+  try {
+    return Runs(arguments, context).run();
+  } catch (const Error& e) {
+    if (arguments.outputs.github) print(github_annotations(e.what(), workspace()));
+    throw;
+  }
+}
 
-  RunOptions options;
-  options.out = arguments.out.value_or("moe-diag-out/" + contract.metadata.id);
-  if (options.out.empty()) throw Error(ErrorKind::usage, "--out: expected the name of a folder, found nothing");
-  options.overwrite = arguments.overwrite;
-  options.controls = arguments.controls;
-  options.tool_version = MOE_DIAG_VERSION;
-  for (const std::string& text : arguments.inject) options.inject.push_back(parse_fault(text, contract));
-  const std::string verdict_file = options.out + "/verdict.json";
-  check_outputs(arguments, contract, verdict_file);
-
-  ProgressLine line;
-  if (line.is_visible()) options.progress = [&](const Progress& p) { line.show(p.what, p.done, p.total); };
-  const Verdict verdict = run_contract(contract, host, options);
-  line.clear();
-  deliver(verdict, arguments, verdict_file, context.verbosity > 0);
-  return exit_code_of(verdict);
+void add_run_options(CLI::App& command, RunArguments& arguments) {
+  command.add_flag("--controls", arguments.controls,
+                   "Also plant every control: a falsifier that survives one is vacuous");
+  command.add_option("--only", arguments.only, "Only these falsifiers: 'GLOB' of ids, or 'tag:GLOB'; may be repeated")
+      ->type_name("PATTERN")
+      ->allow_extra_args(false);
+  command
+      .add_option("--allow-untested", arguments.allow_untested,
+                  "May be untested: 'GLOB' of ids, 'tag:GLOB', or 'lane:GLOB' for what is untested because that lane "
+                  "is absent")
+      ->type_name("PATTERN")
+      ->allow_extra_args(false);
+  RunOutputs& outputs = arguments.outputs;
+  command.add_option("--json", outputs.json, "Write the verdict as JSON here, too; - prints it instead of the report")
+      ->type_name("FILE");
+  command.add_option("--junit", outputs.junit, "Write the outcomes as JUnit XML here")->type_name("FILE");
+  command.add_flag("--github", outputs.github,
+                   "Annotate the contract's lines in GitHub Actions, and add the outcomes to the step's summary");
 }
 
 }  // namespace
 
 void add_run(CLI::App& app, Context& context) {
-  CLI::App* command = app.add_subcommand("run", "Run a contract and judge its falsifiers");
+  CLI::App* command = app.add_subcommand("run", "Run contracts and judge their falsifiers");
   auto arguments = std::make_shared<RunArguments>();
-  add_contract_options(*command, arguments->contract);
-  command->add_option("--out", arguments->out, "Folder of all outputs [moe-diag-out/<contract id>]")->type_name("DIR");
-  command->add_flag("--overwrite", arguments->overwrite,
-                    "Replace the verdict and the captures of an earlier run in it");
-  command->add_flag("--controls", arguments->controls,
-                    "Also plant every control: a falsifier that survives one is vacuous");
-  command
-      ->add_option("--inject", arguments->inject,
-                   "Plant a fault: '{inject: nan, stage: moe_expert_out, layer: 6, lane: cuda}'")
-      ->type_name("FAULT")
-      ->allow_extra_args(false);
-  command->add_option("--threads", arguments->threads, "Threads of lanes that do not state theirs")
-      ->check(CLI::Range(1, 256));
-  command
-      ->add_option("--json", arguments->json, "Write the verdict as JSON here, too; - prints it instead of the report")
-      ->type_name("FILE");
+  add_contract_options(*command, arguments->contracts, Contracts::several);
+  add_run_settings(*command, arguments->settings);
+  add_run_options(*command, *arguments);
   command->footer(
       "Examples:\n"
       "  moe-diag run contracts/quickstart.yaml --controls\n"
       "  moe-diag run contracts/quickstart.yaml --set 'model={gguf: /models/qwen3-moe.gguf}' --threads 4\n"
       "  moe-diag run contracts/quickstart.yaml --inject '{inject: scale, stage: moe_expert_out, layer: 2, lane: "
       "step}'\n"
-      "Whatever was judged is written to <out>/verdict.json.");
-  command->callback([arguments, &context] { context.exit_code = run(*arguments, context); });
+      "  moe-diag run contracts/*.yaml --junit moe-diag.xml --allow-untested lane:cuda\n"
+      "Whatever was judged is written to <out>/verdict.json; with several contracts, to <out>/<contract id>.\n"
+      "All contracts are read and checked first: a mistake in one is exit 2, and nothing is computed. The exit code "
+      "is\n"
+      "the first of 2, 4, 1, 3, 0 that applies to any. A first SIGINT or SIGTERM keeps what was judged, and is exit "
+      "4.");
+  command->callback([arguments, &context] {
+    arguments->outputs.details = context.verbosity > 0;
+    context.exit_code = run(*arguments, context);
+  });
 }
 
 }  // namespace moe_diag

@@ -2,11 +2,11 @@
 #include <fmt/format.h>
 
 #include <chrono>
-#include <csignal>
 #include <memory>
 #include <string>
 
 #include "apps/moe_diag/commands.hpp"
+#include "apps/moe_diag/interrupt.hpp"
 #include "apps/moe_diag/progress_line.hpp"
 #include "core/api/error.hpp"
 #include "core/model/synthetic.hpp"
@@ -32,8 +32,6 @@ struct Arguments {
   SyntheticWriting writing;
 };
 
-volatile std::sig_atomic_t interrupted = 0;
-
 std::string joined(const std::vector<std::string_view>& names) {
   std::string text;
   for (const std::string_view name : names) text += fmt::format("{}{}", text.empty() ? "" : " | ", name);
@@ -41,8 +39,7 @@ std::string joined(const std::vector<std::string_view>& names) {
 }
 
 void synth(Arguments& arguments) {
-  std::signal(SIGINT, [](int) { interrupted = 1; });
-  std::signal(SIGTERM, [](int) { interrupted = 1; });
+  note_interrupts();
   const auto start = std::chrono::steady_clock::now();
   const auto seconds = [start] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -53,7 +50,7 @@ void synth(Arguments& arguments) {
     ProgressLine line;
     line.show("MiB written", 0, static_cast<std::int64_t>(bytes / mib));
     arguments.writing.progress = [&](std::uint64_t done, std::uint64_t total) {
-      if (interrupted != 0)
+      if (is_interrupted())
         throw Error(ErrorKind::environment, fmt::format("{}: interrupted; nothing was written", arguments.path));
       line.show(fmt::format("MiB written, {:.0f} a second", static_cast<double>(done) / mib / seconds()),
                 static_cast<std::int64_t>(done / mib), static_cast<std::int64_t>(total / mib));

@@ -16,6 +16,8 @@ struct Context {
 
 // One function a subcommand, in its own file cmd_<subcommand>.cpp: declares its options and sets its callback.
 void add_run(CLI::App& app, Context& context);
+void add_plan(CLI::App& app, Context& context);
+void add_capture(CLI::App& app, Context& context);
 void add_check(CLI::App& app, Context& context);
 void add_stages(CLI::App& app, Context& context);
 void add_plugins(CLI::App& app, Context& context);

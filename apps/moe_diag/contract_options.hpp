@@ -9,28 +9,19 @@
 
 namespace moe_diag {
 
-// The arguments of every subcommand that reads a contract.
+// The arguments of every subcommand that reads contracts.
 struct ContractArguments {
-  std::string path;
-  std::vector<std::string> set;  // "key.path=value"
+  std::vector<std::string> paths;
+  std::vector<std::string> set;  // "key.path=value", for each of the contracts
 };
 
-inline void add_contract_options(CLI::App& command, ContractArguments& arguments) {
-  command.add_option("contract", arguments.path, "The contract, a YAML file")->required()->type_name("FILE");
-  command.add_option("--set", arguments.set, "Replace or add a value: lanes.f32.threads=2")
-      ->type_name("KEY=VALUE")
-      ->allow_extra_args(false);
-}
+enum class Contracts { one, several };
+void add_contract_options(CLI::App& command, ContractArguments& arguments, Contracts how_many = Contracts::one);
 
-inline Contract read(const ContractArguments& arguments) {
-  std::vector<Override> overrides;
-  for (const std::string& text : arguments.set) {
-    const std::size_t at = text.find('=');
-    if (at == std::string::npos || at == 0)
-      throw Error(ErrorKind::usage, "--set '" + text + "': expected KEY=VALUE, as in lanes.cpu.threads=2");
-    overrides.emplace_back(text.substr(0, at), text.substr(at + 1));
-  }
-  return read_contract(arguments.path, overrides);
-}
+// A message about one of several contracts, which is named where the message does not.
+std::string told_of(const std::string& path, const std::string& message);
+
+// All contracts, in the order they were named. Throws Error(usage) with the mistakes of all of them.
+std::vector<Contract> read(const ContractArguments& arguments);
 
 }  // namespace moe_diag

@@ -18,7 +18,16 @@ enum ExitCode : int {
 inline ExitCode exit_code_of(const Verdict& verdict) {
   if (!verdict.failure.empty()) return verdict.failure_is_usage ? exit_usage : exit_environment;
   if (verdict.count(Outcome::falsified) + verdict.count(Outcome::vacuous) > 0) return exit_falsified;
-  if (verdict.count(Outcome::untested) > 0 || !verdict.captured_nothing.empty()) return exit_untested;
+  if (verdict.count(Outcome::untested) > verdict.count_allowed()) return exit_untested;
+  for (const NotCaptured& missing : verdict.captured_nothing)
+    if (!missing.allowed) return exit_untested;
+  return exit_held;
+}
+
+// Of several runs.
+inline ExitCode first_that_applies(ExitCode a, ExitCode b) {
+  for (const ExitCode code : {exit_usage, exit_environment, exit_falsified, exit_untested})
+    if (a == code || b == code) return code;
   return exit_held;
 }
 

@@ -17,12 +17,13 @@ namespace {
 
 constexpr auto footer = R"(Start here:
   moe-diag check contracts/quickstart.yaml     is the contract right?
+  moe-diag plan contracts/quickstart.yaml      what will it compute, and for how long?
   moe-diag run contracts/quickstart.yaml       run it, judge it
   moe-diag stages                              what can be looked at
   moe-diag inspect MODEL.gguf                  what is in a model
 
 Exit codes: 0 all held, 1 something falsified or vacuous, 2 contract or command line wrong, 3 something untested,
-4 the environment failed (plugin refused, corrupt model, disk). Contracts: contracts/README.md.)";
+4 the environment failed (plugin refused, corrupt model, disk, interrupted). Contracts: contracts/README.md.)";
 
 int parse_and_run(int argc, char** argv) {
   Context context;
@@ -36,7 +37,8 @@ int parse_and_run(int argc, char** argv) {
   app.footer(footer);
   app.require_subcommand(1);
   app.fallthrough();
-  for (auto* add : {add_run, add_check, add_stages, add_plugins, add_inspect, add_synth}) add(app, context);
+  for (auto* add : {add_run, add_check, add_plan, add_capture, add_stages, add_plugins, add_inspect, add_synth})
+    add(app, context);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

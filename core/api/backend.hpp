@@ -35,7 +35,8 @@ struct DeviceMemory {
 };
 
 // One execution of the model: its buffers, its KV cache, its numerics. One slot per stage holds one layer at a time.
-// All calls come from one thread, in the order begin, then runs, reads and writes.
+// All calls come from one thread, in the order begin, then runs, reads and writes. A pass may be left unfinished: the
+// next begin starts anew.
 class Lane {
  public:
   virtual ~Lane() = default;

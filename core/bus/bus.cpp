@@ -50,6 +50,16 @@ bool Bus::wanted(int prompt, int lane, Site site) const {
   return std::any_of(hooks_.begin(), hooks_.end(), [&](const Hook* h) { return h->wants(prompt, lane, site); });
 }
 
+bool Bus::looks_at(int prompt, const Lanes& lanes) const {
+  for (int lane = 0; lane < static_cast<int>(lanes.size()); ++lane)
+    for (const StageInfo& stage : stage_table) {
+      const bool layered = stage.scope == Scope::layer;
+      for (int layer = layered ? 0 : -1; layer < (layered ? lanes.config().layers : 0); ++layer)
+        if (wanted(prompt, lane, {stage.stage, layer})) return true;
+    }
+  return false;
+}
+
 void Bus::deliver(Sighting& sighting, const std::vector<int>& lanes) {
   for (Hook* hook : hooks_) {
     const bool looks = std::any_of(lanes.begin(), lanes.end(),

@@ -56,6 +56,9 @@ class Bus {
 
   bool wanted(int prompt, int lane, Site site) const;
 
+  // True when somebody wants anything of the prompt.
+  bool looks_at(int prompt, const Lanes& lanes) const;
+
   void deliver(Sighting& sighting, const std::vector<int>& lanes);
 
  private:

@@ -47,14 +47,34 @@ CaptureSpec read_entry(const Value& value, const Contract& contract) {
     capture.to = read_names(*to, "sink", sink_names(contract));
     if (contract.sinks.empty()) to->refuse("the contract has no sinks: add 'sinks'");
   }
+  if (const auto when = map.find("when"))
+    capture.when = when->choice("condition", {"always", "falsified"}).value_or("always") == "always"
+                       ? CaptureSpec::When::always
+                       : CaptureSpec::When::falsified;
   map.finish();
   return capture;
+}
+
+// A sink is opened before anything is computed, or when something was falsified: never both.
+void check_when(const Value& item, const Contract& contract) {
+  const CaptureSpec& last = contract.capture.back();
+  for (const std::string& sink : last.to)
+    for (const CaptureSpec& other : contract.capture)
+      if (other.when != last.when && std::find(other.to.begin(), other.to.end(), sink) != other.to.end()) {
+        item.refuse(
+            fmt::format("the sink '{}' is fed by a capture of another 'when', at {}: give each a sink of its own",
+                        shown(sink), contract.at(other.where)));
+        return;
+      }
 }
 
 }  // namespace
 
 void read_capture(const Value& value, Contract& contract) {
-  for (const Value& item : value.items()) contract.capture.push_back(read_entry(item, contract));
+  for (const Value& item : value.items()) {
+    contract.capture.push_back(read_entry(item, contract));
+    check_when(item, contract);
+  }
 }
 
 }  // namespace moe_diag

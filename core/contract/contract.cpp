@@ -139,6 +139,10 @@ void check_use(Map& map, const Contract& contract, bool capture_right, bool fals
         Value(key, sinks->path(), map.value().mistakes())
             .refuse(fmt::format("no capture feeds the sink '{}': name it in a 'to', or remove it", shown(key.text)));
     }
+  if (!falsifiers)
+    for (const CaptureSpec& c : contract.capture)
+      if (c.when == CaptureSpec::When::falsified)
+        map.value().mistakes().add(c.where, "", "when: there is no falsifier, so nothing can be falsified: remove it");
   if (capture || !falsifiers_right) return;
   for (const PromptSpec& prompt : contract.prompts) {
     const bool judged =

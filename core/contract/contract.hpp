@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -53,10 +54,15 @@ struct SinkSpec {
 };
 
 struct CaptureSpec {
+  enum class When {
+    always,
+    falsified,  // only when a falsifier is: evidence, of what failed
+  };
   StageSelection stages;
   IndexSelection layers, positions;
   std::vector<std::string> lanes;  // resolved: never "all"
   std::vector<std::string> to;     // sink names
+  When when = When::always;
   Where where;
 };
 
@@ -136,6 +142,7 @@ struct FalsifierSpec {
   int k = 10;                         // topk_overlap
   std::string floor;                  // noise_ratio: a lane; empty: the error expected of the lane's numerics
   std::vector<FaultSpec> controls;
+  std::vector<std::string> tags;  // groups of falsifiers, for `run --only tag:NAME`
   Where where;
 };
 
@@ -151,6 +158,7 @@ struct Contract {
   std::vector<CaptureSpec> capture;
   std::vector<SinkSpec> sinks;
   std::vector<FalsifierSpec> falsifiers;
+  std::size_t stated = 0;  // falsifiers in the file; fewer are left when some were selected
 
   // "contracts/quickstart.yaml:12:5"
   std::string at(const Where& where) const {

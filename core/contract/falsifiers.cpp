@@ -129,6 +129,18 @@ void read_controls(const Value& value, FalsifierSpec& spec, const Contract& cont
   }
 }
 
+std::vector<std::string> read_tags(const Value& value) {
+  std::vector<std::string> tags;
+  for (const Value& item : value.one_or_more()) {
+    const auto tag = item.name();
+    if (!tag) continue;
+    if (std::find(tags.begin(), tags.end(), *tag) != tags.end())
+      item.refuse(fmt::format("the tag '{}' is there twice", shown(*tag)));
+    tags.push_back(*tag);
+  }
+  return tags;
+}
+
 std::vector<std::string> prompt_ids(const Contract& contract) {
   std::vector<std::string> ids;
   for (const PromptSpec& p : contract.prompts) ids.push_back(p.id);
@@ -168,6 +180,7 @@ FalsifierSpec read_falsifier(Map& map, const Contract& contract) {
   // A control is judged only against a falsifier that is right itself.
   const bool judged = map.value().mistakes().count() == before;
   if (const auto controls = map.find("controls")) read_controls(*controls, spec, contract, judged);
+  if (const auto tags = map.find("tags")) spec.tags = read_tags(*tags);
   map.finish();
   return spec;
 }
@@ -184,6 +197,7 @@ void read_falsifiers(const Value& value, Contract& contract) {
       item.refuse(fmt::format("the id '{}' is taken by the falsifier at {}", spec.id, first->second));
     contract.falsifiers.push_back(std::move(spec));
   }
+  contract.stated = contract.falsifiers.size();
 }
 
 }  // namespace moe_diag

@@ -7,32 +7,13 @@
 #include <charconv>
 #include <stdexcept>
 
+#include "core/contract/glob.hpp"
 #include "core/contract/nearest.hpp"
 
 namespace moe_diag {
 namespace {
 
 constexpr int largest_index = 1'000'000'000;
-
-// Iterative, so that "*a*a*a*a*b" costs no more than the product of the lengths.
-bool glob_matches(std::string_view glob, std::string_view text) {
-  std::size_t g = 0, t = 0, star = std::string_view::npos, resume = 0;
-  while (t < text.size()) {
-    if (g < glob.size() && (glob[g] == '?' || glob[g] == text[t])) {
-      ++g, ++t;
-    } else if (g < glob.size() && glob[g] == '*') {
-      star = g++;
-      resume = t;
-    } else if (star != std::string_view::npos) {
-      g = star + 1;
-      t = ++resume;
-    } else {
-      return false;
-    }
-  }
-  while (g < glob.size() && glob[g] == '*') ++g;
-  return g == glob.size();
-}
 
 std::vector<std::string> stage_names() {
   std::vector<std::string> names;

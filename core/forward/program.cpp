@@ -93,6 +93,17 @@ const Step* find_step(const Program& program, Site site) {
   return nullptr;
 }
 
+std::vector<Site> inputs_of(const Program& program, Site site) {
+  std::array<int, stage_count> written{};  // in which layer each stage was written last
+  std::vector<Site> inputs;
+  for (const Step& step : program) {
+    if (step.layer == site.layer && std::find(step.out.begin(), step.out.end(), site.stage) != step.out.end())
+      for (Stage stage : step.in) inputs.push_back({stage, written[static_cast<std::size_t>(stage)]});
+    for (Stage stage : step.out) written[static_cast<std::size_t>(stage)] = step.layer;
+  }
+  return inputs;
+}
+
 std::vector<Site> reached_from(const Program& program, Site site) {
   std::array<bool, stage_count> touched{};  // as buffers are: one a stage, written anew in each layer
   std::vector<Site> reached;

@@ -17,6 +17,9 @@ Program build_program(const Model& model);
 // The step that writes the stage, or null when the program has none there.
 const Step* find_step(const Program& program, Site site);
 
+// What the step that writes the site reads; empty when the program has no such step.
+std::vector<Site> inputs_of(const Program& program, Site site);
+
 // The sites whose values depend on the one given, itself first, in forward order.
 std::vector<Site> reached_from(const Program& program, Site site);
 

@@ -33,6 +33,10 @@ void RunningLane::write(Stage stage, Rows rows, const Tensor& values) {
   guard(label_, "write", [&] { lane_->write(stage, rows, values); });
 }
 
+DeviceMemory RunningLane::device_memory() {
+  return guard(label_, "device_memory", [&] { return lane_->device_memory(); });
+}
+
 Lanes::Lanes(const Contract& contract, const Model& model, PluginHost& host, const Request& request)
     : contract_(contract), model_(model) {
   for (const LaneSpec& spec : contract.lanes) {
@@ -52,10 +56,12 @@ void Lanes::mark_unfed() {
   for (std::size_t round = 0; round < lanes_.size(); ++round)
     for (RunningLane& lane : lanes_)
       for (int feeder : {lane.inputs, lane.routing})
-        if (lane.absent.empty() && feeder >= 0 && !lanes_[static_cast<std::size_t>(feeder)].absent.empty())
+        if (lane.absent.empty() && feeder >= 0 && !lanes_[static_cast<std::size_t>(feeder)].absent.empty()) {
+          lane.unfed = true;
           lane.absent =
               fmt::format("lane '{}', which feeds it, is absent: {}", lanes_[static_cast<std::size_t>(feeder)].name,
                           lanes_[static_cast<std::size_t>(feeder)].absent);
+        }
 }
 
 void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {

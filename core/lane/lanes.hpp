@@ -22,6 +22,7 @@ class RunningLane {
   std::string name, backend;
   Description description;
   std::string absent;  // why the lane could not be opened; empty: it runs
+  bool unfed = false;  // only a lane that feeds it is missing
   int inputs = -1;     // index of the lane whose outputs replace this lane's after every step
   int routing = -1;    // index of the lane whose routing replaces this lane's
 
@@ -33,6 +34,7 @@ class RunningLane {
   void run(std::span<const Step> steps);
   Tensor read(Stage stage, Rows rows);
   void write(Stage stage, Rows rows, const Tensor& values);
+  DeviceMemory device_memory();
 
  private:
   std::string label_;

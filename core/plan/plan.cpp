@@ -34,7 +34,8 @@ class Planner {
       if (controls_)
         for (const FaultSpec& fault : spec.controls) check_fault(fault);
     }
-    for (const CaptureSpec& spec : contract_.capture) plan.captures.push_back(capture(spec));
+    for (const CaptureSpec& spec : contract_.capture)
+      (spec.when == CaptureSpec::When::always ? plan.captures : plan.evidence).push_back(capture(spec));
     if (!mistakes_.empty()) throw Error(ErrorKind::usage, mistakes_);
     find_head_rows(plan);
     plan.program = std::move(program_);
@@ -178,6 +179,7 @@ class Planner {
       };
       for (const WatchedFalsifier& f : plan.falsifiers) look(f.sites, f.positions);
       for (const WatchedCapture& c : plan.captures) look(c.sites, c.positions);
+      for (const WatchedCapture& c : plan.evidence) look(c.sites, c.positions);
       plan.head_first.push_back(first);
       plan.request.rows = std::max(plan.request.rows, length);
       plan.request.total = std::max(plan.request.total, length);
@@ -241,6 +243,12 @@ std::vector<bool> needed_lanes(const Plan& plan, const Lanes& lanes) {
   std::vector<int> looked_at;
   for (const WatchedFalsifier& f : plan.falsifiers) looked_at.insert(looked_at.end(), {f.lane, f.against, f.floor});
   for (const WatchedCapture& c : plan.captures) looked_at.insert(looked_at.end(), c.lanes.begin(), c.lanes.end());
+  return with_feeders(looked_at, lanes);
+}
+
+std::vector<bool> lanes_needed_by(const std::vector<WatchedCapture>& captures, const Lanes& lanes) {
+  std::vector<int> looked_at;
+  for (const WatchedCapture& c : captures) looked_at.insert(looked_at.end(), c.lanes.begin(), c.lanes.end());
   return with_feeders(looked_at, lanes);
 }
 

@@ -60,9 +60,10 @@ struct WatchedCapture {
 struct Plan {
   std::vector<WatchedFalsifier> falsifiers;
   std::vector<WatchedCapture> captures;
-  std::vector<int> head_first;  // per prompt: first row of final_norm and lm_head that somebody looks at
-  Request request;              // longest pass and sequence
-  Program program;              // what the lanes compute, without faults
+  std::vector<WatchedCapture> evidence;  // captures `when: falsified`: looked at only once something is
+  std::vector<int> head_first;           // per prompt: first row of final_norm and lm_head that somebody looks at
+  Request request;                       // longest pass and sequence
+  Program program;                       // what the lanes compute, without faults
 };
 
 // Throws Error(usage), every mistake at file:line:column: a layer or position that is not there (naming what is), a
@@ -73,8 +74,10 @@ Plan make_plan(const Contract& contract, const Model& model, bool controls);
 // Why the fault cannot be planted in this model with these prompts; empty: it can.
 std::string mistake_of(const FaultSpec& fault, const Contract& contract, const ModelConfig& config);
 
-// The lanes that falsifiers and captures look at, and their feeders.
+// The lanes that falsifiers and captures look at, evidence left out, and their feeders.
 std::vector<bool> needed_lanes(const Plan& plan, const Lanes& lanes);
+// The lanes that captures look at, and their feeders.
+std::vector<bool> lanes_needed_by(const std::vector<WatchedCapture>& captures, const Lanes& lanes);
 // The lanes that one falsifier looks at, and their feeders.
 std::vector<bool> lanes_needed_by(const WatchedFalsifier& falsifier, const Lanes& lanes);
 

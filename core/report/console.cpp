@@ -2,10 +2,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
+#include <set>
 
 #include "core/report/report.hpp"
-#include "core/verdict/controls.hpp"
+#include "core/report/text.hpp"
 
 namespace moe_diag {
 namespace {
@@ -15,7 +15,7 @@ class Console {
   Console(const Verdict& verdict, bool details) : verdict_(verdict), contract_(*verdict.contract), details_(details) {}
 
   std::string text() {
-    headline();
+    line("{}", headline(verdict_));
     if (!verdict_.failure.empty()) line("\nThe run ended early: {}", verdict_.failure);
     first_divergence();
     falsifiers();
@@ -23,80 +23,34 @@ class Console {
     return std::move(text_);
   }
 
+  std::string capture_text() {
+    const bool whole = verdict_.failure.empty() && verdict_.captured_nothing.empty();
+    line("{}: {} {}: {} of {} sinks complete; falsifiers in the contract, not judged: {}",
+         whole                      ? "CAPTURED"
+         : verdict_.failure.empty() ? "NOT ALL CAPTURED"
+                                    : "FAILED",
+         contract_.metadata.id, contract_.metadata.version, verdict_.outputs.size(), fed_sinks(), contract_.stated);
+    if (!verdict_.failure.empty()) line("\nThe run ended early: {}", verdict_.failure);
+    what_ran();
+    return std::move(text_);
+  }
+
  private:
+  std::size_t fed_sinks() const {
+    std::set<std::string_view> sinks;
+    for (const CaptureSpec& c : contract_.capture) sinks.insert(c.to.begin(), c.to.end());
+    return sinks.size();
+  }
+
   template <class... Args>
   void line(fmt::format_string<Args...> format, Args&&... args) {
     text_ += fmt::format(format, std::forward<Args>(args)...);
     text_ += '\n';
   }
 
-  void headline() {
-    const auto count = [&](Outcome o) { return verdict_.count(o); };
-    std::string_view word = "HELD";
-    if (!verdict_.failure.empty())
-      word = "FAILED";
-    else if (count(Outcome::falsified) > 0)
-      word = "FALSIFIED";
-    else if (count(Outcome::vacuous) > 0)
-      word = "VACUOUS";
-    else if (count(Outcome::untested) > 0)
-      word = "UNTESTED";
-    else if (!verdict_.captured_nothing.empty())
-      word = "NOT CAPTURED";
-    else if (verdict_.judgements.empty())
-      word = "NOTHING JUDGED";
-    line("{}: {} {}: {} held, {} falsified, {} vacuous, {} untested", word, contract_.metadata.id,
-         contract_.metadata.version, count(Outcome::held), count(Outcome::falsified), count(Outcome::vacuous),
-         count(Outcome::untested));
-  }
-
-  std::string place(const Sample& s) const {
-    std::string where =
-        fmt::format("prompt {}, position {}, {}", contract_.prompts[static_cast<std::size_t>(s.prompt)].id, s.position,
-                    text_of(s.site));
-    if (s.expert >= 0) where += fmt::format(", expert {}", s.expert);
-    return where;
-  }
-
-  static std::string bound_text(const Bound& bound) { return fmt::format("{} {:g}", name_of(bound.kind), bound.value); }
-
   void first_divergence() {
-    const Judgement* first = verdict_.first_divergence();
-    if (!first) return;
-    const FalsifierSpec& spec = *first->spec;
-    const SiteResult& site = *first->first_failing();
-    const Sample& s = site.first_failing;
-    line("\nFirst divergence");
-    line("  where      {}", place(s));
-    line("  lane       {}{}", spec.lane, spec.against.empty() ? "" : " against " + spec.against);
-    line("  number     {} = {:.6g}, claimed {}", name_of(spec.metric), s.value, bound_text(s.bound));
-    line("  site       {} of {} samples fail there, worst {:.6g} at position {}", site.failing, site.samples,
-         site.worst.value, site.worst.position);
-    line("  falsifies  {}: {}", spec.id, spec.claim);
-    if (!verdict_.tensors.empty()) line("  tensor     {}", fmt::join(verdict_.tensors, ", "));
-    values(s.measure);
-    for (const Flip& flip : s.flips) line("  routing    {}", text_of(flip));
-    const bool everywhere = spec.per_stage.empty() && spec.per_type.empty();
-    line("  threshold  that would have held {}: {}",
-         everywhere ? "over all of it" : fmt::format("wherever {} is claimed", bound_text(s.bound)), threshold(*first));
-  }
-
-  static std::string threshold(const Judgement& j) {
-    if (const auto bound = bound_that_holds(j)) return fmt::format("{} {}", name_of(bound->kind), bound->value);
-    const double worst = j.worst()->worst.value;
-    if (std::isnan(worst)) return "none, a value is NaN";
-    return std::isinf(worst) ? "none, a value is infinite" : "none, one that holds could not fail";
-  }
-
-  void values(const Measure& m) {
-    if (m.nonfinite_a + m.nonfinite_b > 0)
-      line("  values     NaN or Inf: {} of {} in the lane, {} in what it is compared with{}", m.nonfinite_a, m.count,
-           m.nonfinite_b,
-           m.nonfinite_new > 0 ? fmt::format("; first at element {} where the other is finite", m.first_nonfinite_new)
-                               : "");
-    if (m.max_index >= 0 && m.max_abs > 0)
-      line("  values     largest difference {:.6g} at element {}: {:.9g}, expected {:.9g}", m.max_abs, m.max_index,
-           m.a_at_max, m.b_at_max);
+    if (const Judgement* first = verdict_.first_divergence())
+      text_ += "\nFirst divergence\n" + divergence_text(verdict_, *first);
   }
 
   void falsifiers() {
@@ -112,8 +66,8 @@ class Console {
     const SiteResult* worst = j.worst();
     line("{:<10} {:<{}}  {:>8}  {:<18} {:<18} {}", name_of(j.outcome), j.spec->id, width, j.samples,
          worst ? fmt::format("{:.6g}", worst->worst.value) : "-",
-         bound_text(worst ? worst->worst.bound : j.spec->bound), worst ? place(worst->worst) : "-");
-    if (!j.reason.empty()) line("{:10} {}", "", j.reason);
+         bound_text(worst ? worst->worst.bound : j.spec->bound), worst ? place_text(contract_, worst->worst) : "-");
+    if (!j.reason.empty()) line("{:10} {}{}", "", j.allowed ? "allowed: " : "", j.reason);
     if (j.outcome == Outcome::falsified)
       line("{:10} {} of {} samples at {} of {} sites", "", j.failing, j.samples,
            std::count_if(j.sites.begin(), j.sites.end(), [](const SiteResult& s) { return s.failing > 0; }),
@@ -157,7 +111,8 @@ class Console {
     }
     for (const std::string& fault : verdict_.planted) line("planted    {}", fault);
     for (const std::string& sink : verdict_.outputs) line("sink       {}: complete", sink);
-    for (const std::string& what : verdict_.captured_nothing) line("capture    not made: {}", what);
+    for (const NotCaptured& missing : verdict_.captured_nothing)
+      line("capture    not made{}: {}", missing.allowed ? ", which is allowed" : "", missing.what);
     std::size_t controls = 0, tripped = 0;
     for (const Judgement& j : verdict_.judgements)
       for (const ControlResult& c : j.controls) {
@@ -166,8 +121,8 @@ class Console {
       }
     if (controls > 0) line("controls   {} of {} tripped", tripped, controls);
     const Timing& t = verdict_.timing;
-    line("time       {:.2f} s: open {:.2f}, forward and judging {:.2f}, controls {:.2f}", t.total, t.open, t.forward,
-         t.controls);
+    line("time       {:.2f} s: open {:.2f}, forward and judging {:.2f}, {}controls {:.2f}", t.total, t.open, t.forward,
+         t.evidence > 0 ? fmt::format("evidence {:.2f}, ", t.evidence) : "", t.controls);
   }
 
   const Verdict& verdict_;
@@ -177,6 +132,8 @@ class Console {
 };
 
 }  // namespace
+
+std::string capture_report(const Verdict& verdict) { return Console(verdict, false).capture_text(); }
 
 std::string console_report(const Verdict& verdict, bool details) { return Console(verdict, details).text(); }
 

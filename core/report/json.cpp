@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: MIT
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <utility>
 
+#include "core/api/abi.hpp"
+#include "core/report/host.hpp"
 #include "core/report/report.hpp"
 
 namespace moe_diag {
@@ -62,9 +68,11 @@ Json judgement_json(const Contract& contract, const Judgement& judgement) {
   j["claim"] = spec.claim;
   j["line"] = spec.where.line;
   j["outcome"] = name_of(judgement.outcome);
+  j["allowed"] = judgement.allowed;
   j["reason"] = judgement.reason.empty() ? Json(nullptr) : Json(judgement.reason);
   j["lane"] = spec.lane;
   j["against"] = spec.against.empty() ? Json(nullptr) : Json(spec.against);
+  j["tags"] = spec.tags;
   j["metric"] = name_of(spec.metric);
   j["bound"] = bound_json(spec.bound);
   j["samples"] = judgement.samples;
@@ -92,17 +100,28 @@ Json judgement_json(const Contract& contract, const Judgement& judgement) {
   j["controls"] = Json::array();
   for (const ControlResult& c : judgement.controls)
     j["controls"].push_back({{"fault", c.fault}, {"tripped", c.tripped}, {"message", c.message}});
+  j["seconds"] = judgement.seconds;
   return j;
 }
 
-}  // namespace
-
-std::string json_report(const Verdict& verdict, std::string_view tool_version) {
-  const Contract& contract = *verdict.contract;
+// What is said once a document.
+Json header(std::string_view tool_version) {
+  const HostInfo host = host_info();
   Json j;
   j["schema_version"] = schema_version;
-  j["tool"] = {{"name", "moe-diag"}, {"version", tool_version}};
-  j["contract"] = {{"path", contract.path}, {"id", contract.metadata.id}, {"version", contract.metadata.version}};
+  j["tool"] = {
+      {"name", "moe-diag"}, {"version", tool_version}, {"plugin_abi", abi_version}, {"build", MOE_DIAG_BUILD_STAMP}};
+  j["host"] = {{"name", host.name}, {"system", host.system}, {"cpu", host.cpu}, {"cores", host.cores}};
+  return j;
+}
+
+void add_verdict(Json& j, const Verdict& verdict) {
+  const Contract& contract = *verdict.contract;
+  j["started"] = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(verdict.started));
+  j["contract"] = {{"path", contract.path},
+                   {"id", contract.metadata.id},
+                   {"version", contract.metadata.version},
+                   {"falsifiers", contract.stated}};
   const auto text_or_null = [](const std::string& s) { return s.empty() ? Json(nullptr) : Json(s); };
   const ModelReport& m = verdict.model;
   j["model"] = {{"source", text_or_null(m.source)},
@@ -126,11 +145,17 @@ std::string json_report(const Verdict& verdict, std::string_view tool_version) {
   j["prompts"] = Json::array();
   for (const PromptSpec& p : contract.prompts) j["prompts"].push_back({{"id", p.id}, {"tokens", p.tokens}});
   j["planted"] = verdict.planted;
-  j["captured_nothing"] = verdict.captured_nothing;
+  for (const auto& [key, allowed] :
+       {std::pair{"captured_nothing", false}, std::pair{"captured_nothing_allowed", true}}) {
+    j[key] = Json::array();
+    for (const NotCaptured& missing : verdict.captured_nothing)
+      if (missing.allowed == allowed) j[key].push_back(missing.what);
+  }
   j["failure"] = text_or_null(verdict.failure);
   j["outcomes"] = Json::object();
   for (Outcome o : {Outcome::held, Outcome::falsified, Outcome::vacuous, Outcome::untested})
     j["outcomes"][std::string(name_of(o))] = verdict.count(o);
+  j["outcomes"]["untested_allowed"] = verdict.count_allowed();
   const Judgement* first = verdict.first_divergence();
   j["first_divergence"] = nullptr;
   if (first) {
@@ -142,8 +167,29 @@ std::string json_report(const Verdict& verdict, std::string_view tool_version) {
   for (const Judgement& judgement : verdict.judgements) j["falsifiers"].push_back(judgement_json(contract, judgement));
   j["sinks_completed"] = verdict.outputs;
   const Timing& t = verdict.timing;
-  j["seconds"] = {{"open", t.open}, {"forward", t.forward}, {"controls", t.controls}, {"total", t.total}};
-  return j.dump(2, ' ', false, Json::error_handler_t::replace) + '\n';
+  j["seconds"] = {
+      {"open", t.open}, {"forward", t.forward}, {"evidence", t.evidence}, {"controls", t.controls}, {"total", t.total}};
+}
+
+std::string dumped(const Json& j) { return j.dump(2, ' ', false, Json::error_handler_t::replace) + '\n'; }
+
+}  // namespace
+
+std::string json_report(const Verdict& verdict, std::string_view tool_version) {
+  Json j = header(tool_version);
+  add_verdict(j, verdict);
+  return dumped(j);
+}
+
+std::string json_report(std::span<const Verdict> verdicts, std::string_view tool_version) {
+  Json j = header(tool_version);
+  j["verdicts"] = Json::array();
+  for (const Verdict& verdict : verdicts) {
+    Json one;
+    add_verdict(one, verdict);
+    j["verdicts"].push_back(std::move(one));
+  }
+  return dumped(j);
 }
 
 }  // namespace moe_diag

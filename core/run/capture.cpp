@@ -11,20 +11,29 @@
 
 namespace moe_diag {
 
-Capture::Capture(const Contract& contract, const Plan& plan, PluginHost& host) : contract_(contract), plan_(plan) {
-  for (const SinkSpec& spec : contract.sinks) {
-    std::unique_ptr<Sink> sink = host.make_sink(spec.sink, spec.options);
-    refuse_unread(spec.options, spec.sink);
-    sinks_.push_back({fmt::format("sink '{}' (plugin {})", spec.name, spec.sink), std::move(sink)});
-  }
+Capture::Capture(const Contract& contract, std::vector<WatchedCapture> captures, PluginHost& host)
+    : contract_(contract), captures_(std::move(captures)), sinks_(contract.sinks.size()) {
+  for (const WatchedCapture& capture : captures_)
+    for (int i : capture.sinks) {
+      const SinkSpec& spec = contract.sinks[static_cast<std::size_t>(i)];
+      Fed& fed = sinks_[static_cast<std::size_t>(i)];
+      if (fed.sink) continue;
+      fed = {fmt::format("sink '{}' (plugin {})", spec.name, spec.sink), host.make_sink(spec.sink, spec.options)};
+      refuse_unread(spec.options, spec.sink);
+    }
+}
+
+bool Capture::has_sinks() const {
+  return std::any_of(sinks_.begin(), sinks_.end(), [](const Fed& fed) { return fed.sink != nullptr; });
 }
 
 void Capture::open(const RunInfo& run) {
-  for (Fed& fed : sinks_) guard(fed.label, "open", [&] { fed.sink->open(run); });
+  for (Fed& fed : sinks_)
+    if (fed.sink) guard(fed.label, "open", [&] { fed.sink->open(run); });
 }
 
 bool Capture::wants(int prompt, int lane, Site site) const {
-  return std::any_of(plan_.captures.begin(), plan_.captures.end(), [&](const WatchedCapture& c) {
+  return std::any_of(captures_.begin(), captures_.end(), [&](const WatchedCapture& c) {
     return c.sites.contains(site) && !c.positions[static_cast<std::size_t>(prompt)].empty() &&
            std::count(c.lanes.begin(), c.lanes.end(), lane) > 0;
   });
@@ -41,7 +50,7 @@ void Capture::show(Sighting& sighting) {
 
 void Capture::find_positions(int sink, int lane, const Sighting& sighting) {
   positions_.clear();
-  for (const WatchedCapture& c : plan_.captures) {
+  for (const WatchedCapture& c : captures_) {
     if (!c.sites.contains(sighting.site) || std::count(c.lanes.begin(), c.lanes.end(), lane) == 0 ||
         std::count(c.sinks.begin(), c.sinks.end(), sink) == 0)
       continue;
@@ -76,6 +85,7 @@ void Capture::feed(Fed& fed, int lane, Sighting& sighting) {
 void Capture::close() {
   std::optional<Error> first;
   for (std::size_t i = 0; i < sinks_.size(); ++i) {
+    if (!sinks_[i].sink) continue;
     try {
       guard(sinks_[i].label, "close", [&] { sinks_[i].sink->close(); });
       completed_.push_back(contract_.sinks[i].name);

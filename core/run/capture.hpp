@@ -12,12 +12,16 @@
 
 namespace moe_diag {
 
-// Feeds the contract's sinks with what its captures select.
+// Feeds sinks with what captures select.
 class Capture final : public Hook {
  public:
-  // Builds the sinks, which touches nothing on disk; refuses unknown plugins and options.
-  Capture(const Contract& contract, const Plan& plan, PluginHost& host);
+  // Builds the sinks that the captures feed, which touches nothing on disk; refuses unknown plugins and options.
+  Capture(const Contract& contract, std::vector<WatchedCapture> captures, PluginHost& host);
 
+  // From here on it looks at these; they feed no other sinks than those it was made for.
+  void look_at(std::vector<WatchedCapture> captures) { captures_ = std::move(captures); }
+
+  bool has_sinks() const;
   void open(const RunInfo& run);
   bool wants(int prompt, int lane, Site site) const override;
   void show(Sighting& sighting) override;
@@ -29,15 +33,15 @@ class Capture final : public Hook {
  private:
   struct Fed {
     std::string label;
-    std::unique_ptr<Sink> sink;
+    std::unique_ptr<Sink> sink;  // null: none of the captures feeds it
   };
 
   void find_positions(int sink, int lane, const Sighting& sighting);
   void feed(Fed& fed, int lane, Sighting& sighting);
 
   const Contract& contract_;
-  const Plan& plan_;
-  std::vector<Fed> sinks_;
+  std::vector<WatchedCapture> captures_;
+  std::vector<Fed> sinks_;               // as Contract::sinks
   std::vector<std::int32_t> positions_;  // of the event at hand
   std::vector<std::byte> picked_;        // its rows, when they are not side by side
   std::vector<std::string> completed_;

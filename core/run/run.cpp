@@ -18,6 +18,7 @@ Verdict run_contract(const Contract& contract, PluginHost& host, const RunOption
   try {
     runner.forward();
     runner.close_sinks();
+    runner.capture_evidence();
     if (options.controls) runner.run_controls();
   } catch (const Error& e) {
     runner.fail(e);
@@ -25,8 +26,22 @@ Verdict run_contract(const Contract& contract, PluginHost& host, const RunOption
   return runner.verdict();
 }
 
-std::vector<std::string> check_contract(const Contract& contract, PluginHost& host) {
-  RunOptions options;
+Verdict not_run(const Contract& contract, const Error& why) {
+  Verdict verdict;
+  verdict.contract = &contract;
+  verdict.started = std::time(nullptr);
+  verdict.failure = why.what();
+  verdict.failure_is_usage = why.kind() != ErrorKind::environment;
+  for (const FalsifierSpec& spec : contract.falsifiers) {
+    Judgement j;
+    j.spec = &spec;
+    j.reason = why.what();
+    verdict.judgements.push_back(std::move(j));
+  }
+  return verdict;
+}
+
+std::vector<std::string> check_contract(const Contract& contract, PluginHost& host, RunOptions options) {
   options.controls = true;
   Runner runner(contract, host, options);
   if (runner.open_model()) {
@@ -34,6 +49,14 @@ std::vector<std::string> check_contract(const Contract& contract, PluginHost& ho
     runner.describe_lanes();
   }
   return runner.absences();
+}
+
+PlanReport plan_contract(const Contract& contract, PluginHost& host, const RunOptions& options) {
+  Runner runner(contract, host, options);
+  if (!runner.open_model()) return runner.plan_report();
+  runner.plan();
+  runner.describe_lanes();
+  return runner.plan_report();
 }
 
 }  // namespace moe_diag

@@ -2,12 +2,16 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "core/api/error.hpp"
 #include "core/contract/contract.hpp"
+#include "core/model/model.hpp"
 #include "core/plugin/host.hpp"
+#include "core/report/plan_report.hpp"
 #include "core/verdict/verdict.hpp"
 
 namespace moe_diag {
@@ -18,6 +22,12 @@ struct Progress {
   std::int64_t done = 0, total = 0;
 };
 
+// The last model that was opened: contracts of one call that compute the same one open it once.
+struct ModelCache {
+  std::string source;
+  std::shared_ptr<const Model> model;
+};
+
 struct RunOptions {
   std::string out;                // folder of all outputs; made before anything is computed. Empty: nothing is written
   bool overwrite = false;         // captures of earlier runs may be replaced
@@ -26,14 +36,24 @@ struct RunOptions {
   int threads = 0;                // default of lanes that take threads; 0: theirs
   std::string_view tool_version;
   std::function<void(const Progress&)> progress;  // may be empty
+  std::function<bool()> interrupted;              // asked at every layer; true ends the run. May be empty
+  ModelCache* models = nullptr;                   // may be null
 };
 
 // The whole flow: contract, model, lanes, all prompts in lockstep, verdict. Throws Error only when nothing was judged;
-// a failure later on is in Verdict::failure beside what was judged until then.
+// a failure later on is in Verdict::failure beside what was judged until then, an interruption included.
 Verdict run_contract(const Contract& contract, PluginHost& host, const RunOptions& options);
 
-// Everything but computing: the contract against its model (when it is there) and the options of its plugins.
+// The verdict of a contract that could not be run: all is untested.
+Verdict not_run(const Contract& contract, const Error& why);
+
+// Everything but computing: the contract and the faults to inject against its model (when it is there), all controls
+// included, and the options of its plugins.
 // Throws Error(usage) with all mistakes found. Returns what is absent, a line each.
-std::vector<std::string> check_contract(const Contract& contract, PluginHost& host);
+std::vector<std::string> check_contract(const Contract& contract, PluginHost& host, RunOptions options = {});
+
+// What a run would do, and about how long it would take: a layer of each lane is computed to measure that, no more.
+// Throws as check_contract() does; what is absent is in the report.
+PlanReport plan_contract(const Contract& contract, PluginHost& host, const RunOptions& options);
 
 }  // namespace moe_diag

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -11,6 +12,8 @@
 #include <limits>
 #include <system_error>
 
+#include "core/run/evidence.hpp"
+#include "core/run/forecast.hpp"
 #include "core/verdict/controls.hpp"
 
 namespace moe_diag {
@@ -29,7 +32,8 @@ ModelReport report_of(const Model& model) {
 
 LaneReport report_of(const LaneSpec& spec, const RunningLane& lane) {
   const Description& d = lane.description;
-  return {spec.name, spec.backend, d.numerics, d.device, d.instruction_set, spec.inputs, spec.routing, lane.absent};
+  return {spec.name,   spec.backend, d.numerics,  d.device,  d.instruction_set,
+          spec.inputs, spec.routing, lane.absent, lane.unfed};
 }
 
 constexpr double gibibyte = 1073741824.0;
@@ -56,6 +60,7 @@ void make_folder(const std::string& folder) {
 Runner::Runner(const Contract& contract, PluginHost& host, const RunOptions& options)
     : contract_(contract), host_(host), options_(options) {
   verdict_.contract = &contract;
+  verdict_.started = std::time(nullptr);
   for (const FaultSpec& fault : options.inject)
     verdict_.planted.push_back(fmt::format("{}, lane {}", fault.text, fault.lane));
 }
@@ -64,22 +69,29 @@ double Runner::seconds() const {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
 }
 
-bool Runner::open_model() {
+// From the cache when the last contract's model is the same.
+std::shared_ptr<const Model> Runner::opened_model() const {
   const ModelSource& source = contract_.model;
+  if (!source.unset_variable.empty())
+    throw Error(ErrorKind::absent,
+                fmt::format("{}: the variable {} is not set", contract_.at(source.where), source.unset_variable));
+  SyntheticSpec spec;
+  spec.preset = source.synthetic;
+  spec.layers = source.layers;
+  spec.seed = source.seed;
+  if (!source.quant.empty()) spec.quant = source.quant;
+  const bool is_file = source.synthetic.empty();
+  const std::string name = is_file ? source.gguf : to_string(spec);
+  if (options_.models && options_.models->model && options_.models->source == name) return options_.models->model;
+  if (options_.models) options_.models->model.reset();  // two need not fit into memory
+  auto model = std::make_shared<const Model>(is_file ? Model::open(source.gguf) : Model::synthetic(spec));
+  if (options_.models) *options_.models = {name, model};
+  return model;
+}
+
+bool Runner::open_model() {
   try {
-    if (!source.unset_variable.empty())
-      throw Error(ErrorKind::absent,
-                  fmt::format("{}: the variable {} is not set", contract_.at(source.where), source.unset_variable));
-    if (source.synthetic.empty()) {
-      model_.emplace(Model::open(source.gguf));
-    } else {
-      SyntheticSpec spec;
-      spec.preset = source.synthetic;
-      spec.layers = source.layers;
-      spec.seed = source.seed;
-      if (!source.quant.empty()) spec.quant = source.quant;
-      model_.emplace(Model::synthetic(spec));
-    }
+    model_ = opened_model();
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::absent) throw;
     verdict_.model.absent = e.what();
@@ -100,18 +112,20 @@ void Runner::describe_lanes() {
   lanes_ = std::make_unique<Lanes>(contract_, *model_, host_, plan_.request);
   for (std::size_t i = 0; i < lanes_->size(); ++i)
     verdict_.lanes.push_back(report_of(contract_.lanes[i], (*lanes_)[i]));
-  capture_ = std::make_unique<Capture>(contract_, plan_, host_);
+  capture_ = std::make_unique<Capture>(contract_, plan_.captures, host_);
+  evidence_ = std::make_unique<Capture>(contract_, plan_.evidence, host_);
 }
 
 void Runner::open_lanes() {
   describe_lanes();
-  const std::vector<bool> needed = needed_lanes(plan_, *lanes_);
-  check_memory(needed);
-  lanes_->open(needed);
+  needed_ = needed_lanes(plan_, *lanes_);
+  const std::vector<bool> opened = lanes_to_open();
+  check_memory(opened);
+  lanes_->open(opened);
   check_injected();
-  for (std::size_t i = 0; i < lanes_->size(); ++i) verdict_.lanes[i].absent = (*lanes_)[i].absent;
+  for (std::size_t i = 0; i < lanes_->size(); ++i) verdict_.lanes[i] = report_of(contract_.lanes[i], (*lanes_)[i]);
   judge_ = std::make_unique<Judge>(plan_, *lanes_);
-  note_captures();
+  note_absent_lanes(plan_.captures);
 }
 
 // A fault in a lane that does not run would be found by nobody, and look like proof that nothing is wrong.
@@ -124,12 +138,24 @@ void Runner::check_injected() const {
   }
 }
 
+// Those that are looked at, at once or once something is falsified.
+std::vector<bool> Runner::lanes_to_open() const {
+  std::vector<bool> opened = lanes_needed_by(plan_.evidence, *lanes_);
+  const std::vector<bool> needed = needed_lanes(plan_, *lanes_);
+  for (std::size_t i = 0; i < opened.size(); ++i) opened[i] = opened[i] || needed[i];
+  return opened;
+}
+
 // Buffers on the host only: what a device needs, its backend checks.
-void Runner::check_memory(const std::vector<bool>& needed) const {
+std::uint64_t Runner::host_bytes(const std::vector<bool>& needed) const {
   std::uint64_t bytes = 0;
   for (std::size_t i = 0; i < lanes_->size(); ++i)
-    if (needed[i] && !(*lanes_)[i].description.asynchronous) bytes += (*lanes_)[i].description.lane_bytes;
-  const std::uint64_t available = available_memory();
+    if (const Description& d = (*lanes_)[i].description; needed[i] && !d.asynchronous) bytes += d.lane_bytes;
+  return bytes;
+}
+
+void Runner::check_memory(const std::vector<bool>& needed) const {
+  const std::uint64_t bytes = host_bytes(needed), available = available_memory();
   if (bytes > available)
     throw Error(
         ErrorKind::environment,
@@ -138,12 +164,13 @@ void Runner::check_memory(const std::vector<bool>& needed) const {
                     static_cast<double>(bytes) / gibibyte, static_cast<double>(available) / gibibyte));
 }
 
-void Runner::note_captures() {
-  for (const WatchedCapture& capture : plan_.captures)
+void Runner::note_absent_lanes(const std::vector<WatchedCapture>& captures) {
+  for (const WatchedCapture& capture : captures)
     for (int i : capture.lanes)
       if (const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(i)]; !lane.runs())
         verdict_.captured_nothing.push_back(
-            fmt::format("{}: lane '{}' is absent: {}", contract_.at(capture.spec->where), lane.name, lane.absent));
+            {fmt::format("{}: lane '{}' is absent: {}", contract_.at(capture.spec->where), lane.name, lane.absent),
+             lane.name});
 }
 
 void Runner::claim_output() {
@@ -155,9 +182,13 @@ void Runner::claim_output() {
                             std::strerror(errno)));
 }
 
-void Runner::open_sinks() {
-  if (contract_.sinks.empty()) return;
+void Runner::open_sinks() { open_sinks(*capture_); }
+
+void Runner::open_sinks(Capture& capture) {
+  if (!capture.has_sinks()) return;
   if (options_.out.empty()) throw Error(ErrorKind::usage, "the contract has sinks: an output folder is needed");
+  prompt_infos_.clear();
+  lane_infos_.clear();
   for (const PromptSpec& p : contract_.prompts) prompt_infos_.push_back({p.id, p.tokens});
   for (const LaneReport& l : verdict_.lanes) {
     const DType values = (*lanes_)[lane_infos_.size()].description.values;
@@ -175,15 +206,18 @@ void Runner::open_sinks() {
   info.lanes = lane_infos_;
   planted_infos_.assign(verdict_.planted.begin(), verdict_.planted.end());
   info.planted = planted_infos_;
-  capture_->open(info);
+  capture.open(info);
+}
+
+std::vector<PlantedFault> Runner::injected() const {
+  std::vector<PlantedFault> faults;
+  for (const FaultSpec& fault : options_.inject) faults.push_back({lanes_->index_of(fault.lane), fault});
+  return faults;
 }
 
 void Runner::forward() {
   verdict_.timing.open = seconds();
-  std::vector<PlantedFault> faults;
-  for (const FaultSpec& fault : options_.inject) faults.push_back({lanes_->index_of(fault.lane), fault});
-  const std::vector<std::int64_t> changed =
-      walk({judge_.get(), capture_.get()}, std::move(faults), std::vector<bool>(lanes_->size(), true), "");
+  const std::vector<std::int64_t> changed = walk({judge_.get(), capture_.get()}, injected(), needed_, "");
   for (std::size_t f = 0; f < changed.size(); ++f)
     if (changed[f] == 0) planted_in_vain_.push_back(verdict_.planted[f]);
   verdict_.judgements = judge_->judgements();
@@ -198,21 +232,38 @@ std::vector<std::int64_t> Runner::walk(const std::vector<Hook*>& hooks, std::vec
   const int layers = model_->config().layers;
   const auto count = static_cast<int>(contract_.prompts.size());
   for (int p = 0; p < count; ++p) {
+    if (!bus.looks_at(p, *lanes_)) continue;
     const PromptSpec& prompt = contract_.prompts[static_cast<std::size_t>(p)];
     const Pass pass{prompt.tokens, 0, static_cast<int>(prompt.tokens.size()),
                     plan_.head_first[static_cast<std::size_t>(p)]};
     const std::string now = what.empty() ? fmt::format("prompt {}", prompt.id) : what;
-    const auto at_layer = [&](int layer) { options_.progress({now, p * layers + layer, count * layers}); };
-    forward.pass(pass, p, options_.progress ? std::function<void(int)>(at_layer) : nullptr);
+    const auto at_layer = [&](int layer) {
+      if (options_.progress) options_.progress({now, p * layers + layer, count * layers});
+      if (options_.interrupted && options_.interrupted())
+        throw Error(ErrorKind::environment, "interrupted: " + now + " was not finished");
+    };
+    forward.pass(pass, p, options_.progress || options_.interrupted ? std::function<void(int)>(at_layer) : nullptr);
   }
   return forward.changed();
 }
 
 void Runner::close_sinks() {
-  if (capture_ && !contract_.sinks.empty()) {
-    capture_->close();
-    verdict_.outputs = capture_->completed();
-  }
+  capture_->close();
+  verdict_.outputs = capture_->completed();
+}
+
+void Runner::capture_evidence() {
+  const double before = seconds();
+  const std::vector<WatchedCapture> captures =
+      evidence_of(plan_, verdict_.judgements, build_program(*model_), model_->config().layers);
+  if (captures.empty()) return;
+  evidence_->look_at(captures);
+  note_absent_lanes(plan_.evidence);
+  open_sinks(*evidence_);
+  walk({evidence_.get()}, injected(), lanes_needed_by(captures, *lanes_), "evidence");
+  evidence_->close();
+  verdict_.outputs.insert(verdict_.outputs.end(), evidence_->completed().begin(), evidence_->completed().end());
+  verdict_.timing.evidence = seconds() - before;
 }
 
 void Runner::run_controls() {
@@ -221,7 +272,9 @@ void Runner::run_controls() {
     Judgement& judgement = verdict_.judgements[f];
     if (judgement.outcome != Outcome::held) continue;
     for (const FaultSpec& fault : judgement.spec->controls) {
+      const double start = seconds();
       judgement.controls.push_back(run_control(f, fault));
+      judgement.seconds += seconds() - start;
       const ControlResult& result = judgement.controls.back();
       if (result.tripped) continue;
       judgement.outcome = Outcome::vacuous;
@@ -250,7 +303,7 @@ void Runner::fail(const Error& error) {
   for (Judgement& j : verdict_.judgements) {
     if (j.outcome != Outcome::held) continue;
     j.outcome = Outcome::untested;
-    j.reason = "the run ended before all of it was judged";
+    j.reason = fmt::format("not all of it was judged: {}", error.what());
   }
 }
 
@@ -274,8 +327,36 @@ Verdict Runner::untested() {
     j.reason = "the model is absent: " + verdict_.model.absent;
     verdict_.judgements.push_back(std::move(j));
   }
-  if (!contract_.capture.empty()) verdict_.captured_nothing.push_back("the model is absent: " + verdict_.model.absent);
+  if (std::any_of(contract_.capture.begin(), contract_.capture.end(),
+                  [](const CaptureSpec& c) { return c.when == CaptureSpec::When::always; }))
+    verdict_.captured_nothing.push_back({"the model is absent: " + verdict_.model.absent, ""});
   return verdict();
+}
+
+PlanReport Runner::plan_report() {
+  PlanReport report;
+  report.contract = &contract_;
+  report.model = verdict_.model;
+  if (!model_) return report;
+  const Program program = build_program(*model_);
+  const std::vector<bool> opened = lanes_to_open();
+  report.host_bytes = host_bytes(opened);
+  report.host_available = available_memory();
+  if (report.fits())
+    lanes_->open(opened);
+  else
+    report.seconds.unknown = "the lanes' buffers do not fit into the memory that is available";
+  for (std::size_t i = 0; i < lanes_->size(); ++i) {
+    RunningLane& lane = (*lanes_)[i];
+    const Description& d = lane.description;
+    const DeviceMemory memory = lane.runs() ? lane.device_memory() : DeviceMemory{};
+    report.lanes.push_back({report_of(contract_.lanes[i], lane), opened[i], d.asynchronous, d.kernels, d.lane_bytes,
+                            d.weight_bytes, memory.total});
+  }
+  report.seconds.open = seconds();
+  report.work = workload_of(contract_, plan_, program, *lanes_);
+  if (report.fits()) forecast(report, plan_, program, *lanes_);
+  return report;
 }
 
 std::vector<std::string> Runner::absences() const {

@@ -3,7 +3,6 @@
 
 #include <chrono>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,12 +28,14 @@ class Runner {
   void open_sinks();
   void forward();
   void close_sinks();
+  void capture_evidence();  // when something is falsified: once more, for what failed
   void run_controls();
   void fail(const Error& error);
 
   Verdict verdict();
   Verdict untested();
   std::vector<std::string> absences() const;
+  PlanReport plan_report();  // of what is described; opens the lanes when they fit, to measure them
 
  private:
   // All prompts through the active lanes, with the faults, shown to the hooks.
@@ -42,8 +43,13 @@ class Runner {
   std::vector<std::int64_t> walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults,
                                  const std::vector<bool>& active, const std::string& what);
   void check_injected() const;
+  std::vector<bool> lanes_to_open() const;
+  std::uint64_t host_bytes(const std::vector<bool>& needed) const;
   void check_memory(const std::vector<bool>& needed) const;
-  void note_captures();
+  std::shared_ptr<const Model> opened_model() const;
+  void note_absent_lanes(const std::vector<WatchedCapture>& captures);
+  void open_sinks(Capture& capture);
+  std::vector<PlantedFault> injected() const;
   ControlResult run_control(std::size_t falsifier, const FaultSpec& fault);
   double seconds() const;
 
@@ -52,13 +58,14 @@ class Runner {
   const RunOptions& options_;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 
-  std::optional<Model> model_;
+  std::shared_ptr<const Model> model_;
   Plan plan_;
   std::unique_ptr<Lanes> lanes_;
   std::vector<PromptInfo> prompt_infos_;  // what sinks were told, valid until they are closed
   std::vector<LaneInfo> lane_infos_;
   std::vector<std::string_view> planted_infos_;
-  std::unique_ptr<Capture> capture_;
+  std::vector<bool> needed_;  // lanes, evidence left out
+  std::unique_ptr<Capture> capture_, evidence_;
   std::unique_ptr<Judge> judge_;
   Verdict verdict_;
   std::vector<std::string> planted_in_vain_;

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -67,6 +68,19 @@ double value_alone(Metric metric, const Tensor& a, int row) {
   if (metric == Metric::router_sum_error) return std::fabs(sum(a, at, size) - 1);
   return static_cast<double>(count_nonfinite(a, at, size));
 }
+
+// Adds the time it lives.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds) {}
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+  ~Stopwatch() { seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+ private:
+  double& seconds_;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
 
 }  // namespace
 
@@ -195,6 +209,7 @@ void Judge::show(Sighting& sighting) {
     const WatchedFalsifier& watched = plan_.falsifiers[f];
     if (!judged_[f] || !watches(watched, sighting.prompt, sighting.site) || !has_tensors(f, sighting, comparisons))
       continue;
+    const Stopwatch watch(judgements_[f].seconds);
     judgements_[f].sites.push_back({sighting.prompt, sighting.site, 0, 0, {}, {}});
     for (int position : watched.positions[static_cast<std::size_t>(sighting.prompt)]) {
       const int row = position - sighting.position(0);

@@ -94,6 +94,10 @@ std::int64_t Verdict::count(Outcome outcome) const {
   return std::count_if(judgements.begin(), judgements.end(), [&](const Judgement& j) { return j.outcome == outcome; });
 }
 
+std::int64_t Verdict::count_allowed() const {
+  return std::count_if(judgements.begin(), judgements.end(), [](const Judgement& j) { return j.allowed; });
+}
+
 const Judgement* Verdict::first_divergence() const {
   const Judgement* first = nullptr;
   const auto before = [](const SiteResult& a, const SiteResult& b) {

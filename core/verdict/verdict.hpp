@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <ctime>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -62,6 +63,8 @@ struct Judgement {
   std::int64_t without_floor = 0;       // samples not judged: the floor's lane did not choose the expert
   std::array<std::int64_t, 3> flips{};  // of routing_real_flips, by FlipKind
   std::vector<ControlResult> controls;
+  double seconds = 0;    // spent on it alone: judging its samples, running its controls
+  bool allowed = false;  // it is untested, and that was allowed
 
   std::int64_t count(FlipKind kind) const { return flips[static_cast<std::size_t>(kind)]; }
   const SiteResult* first_failing() const;  // null: none
@@ -76,6 +79,7 @@ std::optional<Bound> bound_that_holds(const Judgement& judgement);
 struct LaneReport {
   std::string name, backend, numerics, device, instruction_set, inputs, routing;
   std::string absent;
+  bool unfed = false;  // only a lane that feeds it is missing
 };
 
 struct ModelReport {
@@ -85,9 +89,16 @@ struct ModelReport {
   std::string absent;  // why there is no model; empty: there is one
 };
 
+// Something that was to be captured and was not there.
+struct NotCaptured {
+  std::string what;  // and why
+  std::string lane;  // the lane that is absent; empty: the model
+  bool allowed = false;
+};
+
 // How long the parts of a run took, in seconds.
 struct Timing {
-  double open = 0, forward = 0, controls = 0, total = 0;
+  double open = 0, forward = 0, evidence = 0, controls = 0, total = 0;
 };
 
 // All outcomes of a run.
@@ -96,15 +107,17 @@ struct Verdict {
   ModelReport model;
   std::vector<LaneReport> lanes;
   std::vector<Judgement> judgements;
-  std::vector<std::string> planted;           // faults of `run --inject`, and what each has changed
-  std::vector<std::string> captured_nothing;  // what was to be captured and was not there, and why
-  std::vector<std::string> tensors;           // of the step at the first divergence, with their types: "blk.6.... Q4_K"
-  std::vector<std::string> outputs;           // what sinks completed, relative to the output folder
-  std::string failure;                        // why the run ended early; empty: it did not
-  bool failure_is_usage = false;              // it is the contract's or the command line's fault
+  std::vector<std::string> planted;  // faults of `run --inject`, and what each has changed
+  std::vector<NotCaptured> captured_nothing;
+  std::vector<std::string> tensors;  // of the step at the first divergence, with their types: "blk.6.... Q4_K"
+  std::vector<std::string> outputs;  // what sinks completed, relative to the output folder
+  std::string failure;               // why the run ended early; empty: it did not
+  bool failure_is_usage = false;     // it is the contract's or the command line's fault
+  std::time_t started = 0;
   Timing timing;
 
   std::int64_t count(Outcome outcome) const;
+  std::int64_t count_allowed() const;  // of those that are untested
   // The failing judgement whose first failing site comes first; null when nothing is falsified.
   const Judgement* first_divergence() const;
 };

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "core/contract/contract.hpp"
 
-#include <clocale>
 #include <cstdlib>
 #include <string>
 #include <vector>
@@ -118,15 +117,6 @@ TEST_CASE("variables in model.gguf come from the environment") {
   CHECK(with("model", "{gguf: m.gguf}").model.gguf == "folder/m.gguf");
   for (const std::string bad : {"$X/m", "${}", "${X", "a$"})
     CHECK_THROWS_WITH(with("model", "{gguf: '" + bad + "'}"), Contains("write it ${NAME}"));
-}
-
-TEST_CASE("numbers are read the same under a locale with a decimal comma") {
-  const std::string before = std::setlocale(LC_ALL, nullptr);
-  for (const char* name : {"de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8", "de_DE"})
-    if (std::setlocale(LC_ALL, name)) break;
-  const Contract c = with("falsifiers.AGREE.at_least", "0.125");
-  std::setlocale(LC_ALL, before.c_str());
-  CHECK(c.falsifiers[0].bound.value == 0.125);
 }
 
 TEST_CASE("the forms of a number") {

@@ -11,12 +11,14 @@
 namespace moe_diag {
 namespace {
 
-std::string readme() {
-  std::ifstream in(MOE_DIAG_SOURCE_DIR "/contracts/README.md", std::ios::binary);
+std::string page(const std::string& path) {
+  std::ifstream in(MOE_DIAG_SOURCE_DIR "/" + path, std::ios::binary);
   std::ostringstream out;
   out << in.rdbuf();
   return out.str();
 }
+
+std::string readme() { return page("contracts/README.md"); }
 
 // The text of every fenced block of the language `yaml`.
 std::vector<std::string> yaml_blocks(const std::string& text) {
@@ -44,6 +46,12 @@ TEST_CASE("every contract in the guide is right") {
     INFO("block " << i << "\n" << blocks[i]);
     CHECK_NOTHROW(parse_contract(blocks[i], "contracts/README.md"));
   }
+}
+
+TEST_CASE("every contract on the page for CI is right") {
+  const auto blocks = yaml_blocks(page("docs/ci.md"));
+  CHECK(blocks.size() == 1);
+  for (const std::string& block : blocks) CHECK_NOTHROW(parse_contract(block, "docs/ci.md"));
 }
 
 TEST_CASE("the guide says of every metric which threshold and stages it takes") {

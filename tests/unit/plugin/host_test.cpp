@@ -78,7 +78,7 @@ TEST_CASE("a bad plugin is refused with path, found, wanted and remedy") {
       {"null_manifest", {"exports no moe_diag_manifest"}},
       {"no_create", {"exports no moe_diag_create"}},
       {"bad_magic", {"starts with 'X\\x0aEDIAG\\x00'", "wanted 'MOEDIAG\\x00'"}},
-      {"wrong_abi", {"it has ABI 4711, this moe-diag has ABI 1"}},
+      {"wrong_abi", {"it has ABI 4711, this moe-diag has ABI " + std::to_string(abi_version)}},
       {"short_manifest", {"16 bytes", "wanted at least"}},
       {"null_name", {"no name"}},
       {"null_stamp", {"no build stamp"}},

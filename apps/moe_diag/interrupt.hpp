@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+namespace moe_diag {
+
+// From here on SIGINT and SIGTERM are noted, so that what was done can be kept; a second one ends the process at once.
+void note_interrupts();
+bool is_interrupted();
+
+}  // namespace moe_diag

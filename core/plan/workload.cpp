@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT
+#include "core/plan/workload.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+#include <tuple>
+
+namespace moe_diag {
+namespace {
+
+class Counter {
+ public:
+  Counter(const Contract& contract, const Plan& plan, const Program& program, const Lanes& lanes)
+      : contract_(contract), plan_(plan), program_(program), lanes_(lanes), needed_(needed_lanes(plan, lanes)) {}
+
+  Workload count() {
+    Workload work;
+    for (std::size_t p = 0; p < contract_.prompts.size(); ++p) work.prompts.push_back(prompt(static_cast<int>(p)));
+    for (const WatchedFalsifier& f : plan_.falsifiers) {
+      work.falsifiers.push_back(falsifier(f));
+      work.samples += work.falsifiers.back().samples;
+    }
+    for (const auto& [pair, values] : compared_) work.values += values;
+    for (const WatchedCapture& c : plan_.captures) work.captures.push_back(captured({&c}));
+    for (const WatchedCapture& c : plan_.evidence) work.evidence.push_back(captured({&c}));
+    for (std::size_t s = 0; s < contract_.sinks.size(); ++s) work.sinks.push_back(sink(static_cast<int>(s)));
+    return work;
+  }
+
+ private:
+  int length(int prompt) const {
+    return static_cast<int>(contract_.prompts[static_cast<std::size_t>(prompt)].tokens.size());
+  }
+  bool is_there(int lane) const { return lane >= 0 && lanes_[static_cast<std::size_t>(lane)].absent.empty(); }
+  static int looked_at(const Positions& positions, int prompt) {
+    return static_cast<int>(positions[static_cast<std::size_t>(prompt)].size());
+  }
+
+  // The name of a lane that the falsifier needs and that is absent.
+  std::string missing(const WatchedFalsifier& f) const {
+    for (int lane : {f.lane, f.against})
+      if (lane >= 0 && !is_there(lane)) return lanes_[static_cast<std::size_t>(lane)].name;
+    return "";
+  }
+
+  Workload::Prompt prompt(int p) const {
+    Workload::Prompt counted{&contract_.prompts[static_cast<std::size_t>(p)], length(p), 1};
+    const auto watched = [&](const SiteSet& sites, const Positions& positions, Site site) {
+      return looked_at(positions, p) > 0 && sites.contains(site);
+    };
+    std::int64_t watched_steps = 0;
+    for (const Step& step : program_) {
+      bool stop = false, is_watched = false;
+      for (Stage stage : step.out) {
+        const Site site = site_of(step, stage);
+        for (const WatchedFalsifier& f : plan_.falsifiers)
+          is_watched = is_watched || (missing(f).empty() && watched(f.sites, f.positions, site));
+        for (const WatchedCapture& c : plan_.captures)
+          is_watched = is_watched || (std::any_of(c.lanes.begin(), c.lanes.end(), [&](int l) { return is_there(l); }) &&
+                                      watched(c.sites, c.positions, site));
+        stop = stop || is_watched || is_fed(stage);
+      }
+      counted.stops += stop;
+      watched_steps += is_watched;
+    }
+    counted.looked_at = watched_steps > 0;
+    if (!counted.looked_at) counted.passes = 0, counted.stops = 0;
+    return counted;
+  }
+
+  // Some lane takes this stage's values over from another.
+  bool is_fed(Stage stage) const {
+    for (std::size_t i = 0; i < lanes_.size(); ++i) {
+      if (!needed_[i] || !lanes_[i].absent.empty()) continue;
+      const bool routing = stage == Stage::moe_router_indices || stage == Stage::moe_router_weights;
+      if (lanes_[i].inputs >= 0 || (routing && lanes_[i].routing >= 0)) return true;
+    }
+    return false;
+  }
+
+  Workload::Falsifier falsifier(const WatchedFalsifier& f) {
+    Workload::Falsifier counted;
+    counted.spec = f.spec;
+    counted.untested = missing(f);
+    const auto sites = f.sites.in_forward_order();
+    counted.sites = static_cast<std::int64_t>(sites.size());
+    for (int p = 0; p < static_cast<int>(contract_.prompts.size()); ++p) {
+      const std::int64_t rows = looked_at(f.positions, p);
+      if (rows > 0) counted.prompts.push_back(p);
+      for (Site site : sites) {
+        const bool experts = is_per_expert(site.stage) && site.stage != Stage::moe_router_weights && f.against >= 0;
+        counted.samples += rows * (experts ? lanes_.config().used : 1);
+        const std::int64_t values = rows * lanes_.config().shape_of(site.stage, 1, length(p)).count();
+        counted.values += values;
+        if (!counted.untested.empty()) continue;
+        std::int64_t& known = compared_[{p, f.lane, f.against, static_cast<int>(site.stage), site.layer}];
+        known = std::max(known, values);
+      }
+    }
+    return counted;
+  }
+
+  // What any of the captures selects, each row once.
+  Workload::Captured captured(const std::vector<const WatchedCapture*>& captures) const {
+    std::map<std::tuple<int, int, int, int>, std::set<int>> rows;  // by prompt, lane and site
+    for (const WatchedCapture* c : captures)
+      for (int lane : c->lanes)
+        for (int p = 0; is_there(lane) && p < static_cast<int>(contract_.prompts.size()); ++p)
+          for (Site site : c->sites.in_forward_order()) {
+            const auto& positions = c->positions[static_cast<std::size_t>(p)];
+            if (!positions.empty())
+              rows[{p, lane, static_cast<int>(site.stage), site.layer}].insert(positions.begin(), positions.end());
+          }
+    Workload::Captured counted;
+    for (const auto& [key, positions] : rows) {
+      const auto& [p, lane, stage, layer] = key;
+      const auto& values = lanes_[static_cast<std::size_t>(lane)].description.values;
+      const bool indices = info(static_cast<Stage>(stage)).payload == Payload::indices;
+      const Shape shape =
+          lanes_.config().shape_of(static_cast<Stage>(stage), static_cast<std::int64_t>(positions.size()), length(p));
+      ++counted.tensors;
+      counted.bytes += static_cast<std::uint64_t>(shape.count()) * size_of(indices ? DType::i32 : values);
+    }
+    return counted;
+  }
+
+  Workload::Captured sink(int s) const {
+    std::vector<const WatchedCapture*> feeding;
+    for (const auto* list : {&plan_.captures, &plan_.evidence})
+      for (const WatchedCapture& c : *list)
+        if (std::count(c.sinks.begin(), c.sinks.end(), s) > 0) feeding.push_back(&c);
+    return captured(feeding);
+  }
+
+  const Contract& contract_;
+  const Plan& plan_;
+  const Program& program_;
+  const Lanes& lanes_;
+  const std::vector<bool> needed_;
+  std::map<std::tuple<int, int, int, int, int>, std::int64_t> compared_;  // by prompt, pair of lanes and site
+};
+
+}  // namespace
+
+Workload workload_of(const Contract& contract, const Plan& plan, const Program& program, const Lanes& lanes) {
+  return Counter(contract, plan, program, lanes).count();
+}
+
+Cost cost_of(const Step& step, const ModelConfig& config, int rows, int total, int head_rows) {
+  Cost cost;
+  const double r = step.layer < 0 && step.op != Op::embed ? head_rows : rows;
+  for (const Weight* w : step.weights) {
+    const double size = static_cast<double>(w->cols) * static_cast<double>(w->rows);
+    if (step.op == Op::embed) {
+      cost.decoded += r * static_cast<double>(w->cols);
+    } else if (step.op == Op::expert_linear) {
+      // As many experts as tokens that choose at random would reach.
+      const double missed = std::pow(1 - static_cast<double>(config.used) / config.experts, r);
+      cost.decoded += size * config.experts * (1 - missed);
+      cost.products += size * r * config.used;
+    } else {
+      cost.decoded += size;
+      cost.products += size * r;
+    }
+  }
+  if (step.op == Op::scores || step.op == Op::mix) cost.products += r * total * config.q_width();
+  return cost;
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT
+#include "core/report/text.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "core/verdict/controls.hpp"
+
+namespace moe_diag {
+namespace {
+
+std::string threshold(const Judgement& j) {
+  if (const auto bound = bound_that_holds(j)) return fmt::format("{} {}", name_of(bound->kind), bound->value);
+  const double worst = j.worst()->worst.value;
+  if (std::isnan(worst)) return "none, a value is NaN";
+  return std::isinf(worst) ? "none, a value is infinite" : "none, one that holds could not fail";
+}
+
+std::string values_text(const Measure& m) {
+  std::string text;
+  if (m.nonfinite_a + m.nonfinite_b > 0)
+    text += fmt::format("  values     NaN or Inf: {} of {} in the lane, {} in what it is compared with{}\n",
+                        m.nonfinite_a, m.count, m.nonfinite_b,
+                        m.nonfinite_new > 0
+                            ? fmt::format("; first at element {} where the other is finite", m.first_nonfinite_new)
+                            : "");
+  if (m.max_index >= 0 && m.max_abs > 0)
+    text += fmt::format("  values     largest difference {:.6g} at element {}: {:.9g}, expected {:.9g}\n", m.max_abs,
+                        m.max_index, m.a_at_max, m.b_at_max);
+  return text;
+}
+
+// Bytes of the character that starts the text; 0 when it is not one that XML and UTF-8 allow.
+std::size_t character_bytes(std::string_view text) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  if (byte(0) < 0x80) return byte(0) >= 0x20 && byte(0) != 0x7f ? 1 : 0;
+  const std::size_t bytes = byte(0) >= 0xf0 ? 4 : byte(0) >= 0xe0 ? 3 : 2;
+  if (byte(0) < 0xc2 || byte(0) > 0xf4 || text.size() < bytes) return 0;
+  std::uint32_t code = byte(0) & (0x7fU >> bytes);
+  for (std::size_t i = 1; i < bytes; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return 0;
+    code = code << 6 | (byte(i) & 0x3fU);
+  }
+  constexpr std::uint32_t lowest[] = {0, 0, 0x80, 0x800, 0x10000};
+  const bool surrogate = code >= 0xd800 && code < 0xe000, control = code < 0xa0;
+  const bool none = code == 0xfffe || code == 0xffff || code > 0x10ffff || code < lowest[bytes];
+  return surrogate || control || none ? 0 : bytes;
+}
+
+}  // namespace
+
+std::string_view word_of(const Verdict& verdict) {
+  const auto any = [&](Outcome o) { return verdict.count(o) > 0; };
+  if (!verdict.failure.empty()) return "FAILED";
+  if (any(Outcome::falsified)) return "FALSIFIED";
+  if (any(Outcome::vacuous)) return "VACUOUS";
+  if (verdict.count(Outcome::untested) > verdict.count_allowed()) return "UNTESTED";
+  if (std::any_of(verdict.captured_nothing.begin(), verdict.captured_nothing.end(),
+                  [](const NotCaptured& n) { return !n.allowed; }))
+    return "NOT CAPTURED";
+  if (verdict.judgements.empty()) return "NOTHING JUDGED";
+  return any(Outcome::held) ? "HELD" : "UNTESTED, AS ALLOWED";
+}
+
+std::string headline(const Verdict& verdict) {
+  const Contract& contract = *verdict.contract;
+  const auto count = [&](Outcome o) { return verdict.count(o); };
+  std::string text = fmt::format("{}: {} {}: {} held, {} falsified, {} vacuous, {} untested", word_of(verdict),
+                                 contract.metadata.id, contract.metadata.version, count(Outcome::held),
+                                 count(Outcome::falsified), count(Outcome::vacuous), count(Outcome::untested));
+  if (verdict.count_allowed() > 0) text += fmt::format(" ({} allowed)", verdict.count_allowed());
+  if (contract.falsifiers.size() < contract.stated)
+    text += fmt::format("; {} of {} falsifiers selected", contract.falsifiers.size(), contract.stated);
+  return text;
+}
+
+std::string place_text(const Contract& contract, const Sample& s) {
+  std::string where = fmt::format("prompt {}, position {}, {}", contract.prompts[static_cast<std::size_t>(s.prompt)].id,
+                                  s.position, text_of(s.site));
+  if (s.expert >= 0) where += fmt::format(", expert {}", s.expert);
+  return where;
+}
+
+std::string bound_text(const Bound& bound) { return fmt::format("{} {:g}", name_of(bound.kind), bound.value); }
+
+std::string divergence_text(const Verdict& verdict, const Judgement& judgement) {
+  const FalsifierSpec& spec = *judgement.spec;
+  const SiteResult& site = *judgement.first_failing();
+  const Sample& s = site.first_failing;
+  std::string text;
+  const auto line = [&](std::string_view what, const std::string& value) {
+    text += fmt::format("  {:<10} {}\n", what, value);
+  };
+  line("where", place_text(*verdict.contract, s));
+  line("lane", spec.lane + (spec.against.empty() ? "" : " against " + spec.against));
+  line("number", fmt::format("{} = {:.6g}, claimed {}", name_of(spec.metric), s.value, bound_text(s.bound)));
+  line("site", fmt::format("{} of {} samples fail there, worst {:.6g} at position {}", site.failing, site.samples,
+                           site.worst.value, site.worst.position));
+  line("falsifies", fmt::format("{}: {}", spec.id, spec.claim));
+  if (&judgement == verdict.first_divergence() && !verdict.tensors.empty())
+    line("tensor", fmt::format("{}", fmt::join(verdict.tensors, ", ")));
+  text += values_text(s.measure);
+  for (const Flip& flip : s.flips) line("routing", text_of(flip));
+  const bool everywhere = spec.per_stage.empty() && spec.per_type.empty();
+  line("threshold",
+       fmt::format("that would have held {}: {}",
+                   everywhere ? "over all of it" : fmt::format("wherever {} is claimed", bound_text(s.bound)),
+                   threshold(judgement)));
+  return text;
+}
+
+std::string reason_text(const Verdict& verdict, const Judgement& judgement) {
+  const SiteResult* site = judgement.first_failing();
+  if (judgement.outcome != Outcome::falsified || !site)
+    return judgement.reason.empty() ? std::string(name_of(judgement.outcome)) : judgement.reason;
+  const Sample& s = site->first_failing;
+  return fmt::format("{}: {} = {:.6g}, claimed {}; {} of {} samples fail", place_text(*verdict.contract, s),
+                     name_of(judgement.spec->metric), s.value, bound_text(s.bound), judgement.failing,
+                     judgement.samples);
+}
+
+std::string clean_text(std::string_view text) {
+  std::string out;
+  while (!text.empty()) {
+    const std::size_t bytes = text[0] == '\n' || text[0] == '\t' ? 1 : character_bytes(text);
+    out += bytes > 0 ? text.substr(0, bytes) : "\uFFFD";
+    text.remove_prefix(bytes > 0 ? bytes : 1);
+  }
+  return out;
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "core/verdict/verdict.hpp"
+
+namespace moe_diag {
+
+// Pieces that several reports are made of.
+
+// "HELD", "FALSIFIED", ...: all of a verdict in a word or two.
+std::string_view word_of(const Verdict& verdict);
+// "HELD: quickstart 1.0.0: 6 held, 0 falsified, 0 vacuous, 0 untested"
+std::string headline(const Verdict& verdict);
+
+// "prompt short, position 0, layer 2, moe_expert_out, expert 1"
+std::string place_text(const Contract& contract, const Sample& sample);
+// "at_most 1e-05"
+std::string bound_text(const Bound& bound);
+
+// Where a falsifier that is falsified first fails, how badly, and what would have held; a line each, indented by two.
+// With the tensors of the step when it is the first divergence of all.
+std::string divergence_text(const Verdict& verdict, const Judgement& judgement);
+
+// In a sentence: what is to be said of a falsifier that did not hold.
+std::string reason_text(const Verdict& verdict, const Judgement& judgement);
+
+// Valid UTF-8 without control characters: what is not becomes U+FFFD. Line feeds and tabs stay.
+std::string clean_text(std::string_view text);
+
+}  // namespace moe_diag
