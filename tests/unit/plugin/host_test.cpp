@@ -69,7 +69,7 @@ TEST_CASE("a good plugin of the bad ones' folder is taken") {
 TEST_CASE("a bad plugin is refused with path, found, wanted and remedy") {
   struct Refusal {
     const char* test_case;
-    std::vector<const char*> says;
+    std::vector<std::string> says;
   };
   const std::vector<Refusal> refusals = {
       {"not_a_library", {"not a shared library", "21 bytes"}},
