@@ -93,7 +93,7 @@ TEST_CASE("a bad plugin is refused with path, found, wanted and remedy") {
     const Failure failure = failure_of_case(refusal.test_case);
     CHECK(failure.kind == ErrorKind::environment);
     CHECK_THAT(failure.message, Contains(bad_path(refusal.test_case) + ": refused: "));
-    for (const char* text : refusal.says) CHECK_THAT(failure.message, Contains(text));
+    for (const std::string& text : refusal.says) CHECK_THAT(failure.message, Contains(text));
 
     PluginHost host({bad_folder(refusal.test_case)});
     const auto records = host.list();
