@@ -115,14 +115,15 @@ Json header(std::string_view tool_version) {
   return j;
 }
 
-void add_verdict(Json& j, const Verdict& verdict) {
+Json text_or_null(const std::string& s) { return s.empty() ? Json(nullptr) : Json(s); }
+
+void add_what_ran(Json& j, const Verdict& verdict) {
   const Contract& contract = *verdict.contract;
   j["started"] = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(verdict.started));
   j["contract"] = {{"path", contract.path},
                    {"id", contract.metadata.id},
                    {"version", contract.metadata.version},
                    {"falsifiers", contract.stated}};
-  const auto text_or_null = [](const std::string& s) { return s.empty() ? Json(nullptr) : Json(s); };
   const ModelReport& m = verdict.model;
   j["model"] = {{"source", text_or_null(m.source)},
                 {"bytes", m.bytes},
@@ -144,6 +145,19 @@ void add_verdict(Json& j, const Verdict& verdict) {
                           {"absent", text_or_null(l.absent)}});
   j["prompts"] = Json::array();
   for (const PromptSpec& p : contract.prompts) j["prompts"].push_back({{"id", p.id}, {"tokens", p.tokens}});
+}
+
+Json first_divergence_json(const Verdict& verdict) {
+  const Judgement* first = verdict.first_divergence();
+  if (!first) return nullptr;
+  Json j = sample_json(*verdict.contract, first->first_failing()->first_failing);
+  j["falsifier"] = first->spec->id;
+  j["tensors"] = verdict.tensors;
+  return j;
+}
+
+void add_verdict(Json& j, const Verdict& verdict) {
+  add_what_ran(j, verdict);
   j["planted"] = verdict.planted;
   for (const auto& [key, allowed] :
        {std::pair{"captured_nothing", false}, std::pair{"captured_nothing_allowed", true}}) {
@@ -156,15 +170,10 @@ void add_verdict(Json& j, const Verdict& verdict) {
   for (Outcome o : {Outcome::held, Outcome::falsified, Outcome::vacuous, Outcome::untested})
     j["outcomes"][std::string(name_of(o))] = verdict.count(o);
   j["outcomes"]["untested_allowed"] = verdict.count_allowed();
-  const Judgement* first = verdict.first_divergence();
-  j["first_divergence"] = nullptr;
-  if (first) {
-    j["first_divergence"] = sample_json(contract, first->first_failing()->first_failing);
-    j["first_divergence"]["falsifier"] = first->spec->id;
-    j["first_divergence"]["tensors"] = verdict.tensors;
-  }
+  j["first_divergence"] = first_divergence_json(verdict);
   j["falsifiers"] = Json::array();
-  for (const Judgement& judgement : verdict.judgements) j["falsifiers"].push_back(judgement_json(contract, judgement));
+  for (const Judgement& judgement : verdict.judgements)
+    j["falsifiers"].push_back(judgement_json(*verdict.contract, judgement));
   j["sinks_completed"] = verdict.outputs;
   const Timing& t = verdict.timing;
   j["seconds"] = {

@@ -18,9 +18,6 @@ class Capture final : public Hook {
   // Builds the sinks that the captures feed, which touches nothing on disk; refuses unknown plugins and options.
   Capture(const Contract& contract, std::vector<WatchedCapture> captures, PluginHost& host);
 
-  // From here on it looks at these; they feed no other sinks than those it was made for.
-  void look_at(std::vector<WatchedCapture> captures) { captures_ = std::move(captures); }
-
   bool has_sinks() const;
   void open(const RunInfo& run);
   bool wants(int prompt, int lane, Site site) const override;

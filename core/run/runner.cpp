@@ -113,7 +113,7 @@ void Runner::describe_lanes() {
   for (std::size_t i = 0; i < lanes_->size(); ++i)
     verdict_.lanes.push_back(report_of(contract_.lanes[i], (*lanes_)[i]));
   capture_ = std::make_unique<Capture>(contract_, plan_.captures, host_);
-  evidence_ = std::make_unique<Capture>(contract_, plan_.evidence, host_);
+  const Capture refused_now_if_wrong(contract_, plan_.evidence, host_);
 }
 
 void Runner::open_lanes() {
@@ -257,7 +257,7 @@ void Runner::capture_evidence() {
   const std::vector<WatchedCapture> captures =
       evidence_of(plan_, verdict_.judgements, build_program(*model_), model_->config().layers);
   if (captures.empty()) return;
-  evidence_->look_at(captures);
+  evidence_ = std::make_unique<Capture>(contract_, captures, host_);
   note_absent_lanes(plan_.evidence);
   open_sinks(*evidence_);
   walk({evidence_.get()}, injected(), lanes_needed_by(captures, *lanes_), "evidence");

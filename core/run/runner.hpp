@@ -65,7 +65,8 @@ class Runner {
   std::vector<LaneInfo> lane_infos_;
   std::vector<std::string_view> planted_infos_;
   std::vector<bool> needed_;  // lanes, evidence left out
-  std::unique_ptr<Capture> capture_, evidence_;
+  std::unique_ptr<Capture> capture_;
+  std::unique_ptr<Capture> evidence_;  // once something is falsified
   std::unique_ptr<Judge> judge_;
   Verdict verdict_;
   std::vector<std::string> planted_in_vain_;

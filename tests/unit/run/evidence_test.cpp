@@ -82,7 +82,16 @@ TEST_CASE("evidence keeps to the capture's selection") {
         std::set<std::string>{"short/step/layer_01/ffn_norm.npy", "short/step/layer_01/moe_expert_gate.npy"});
   const auto manifest = read_json(folder / "out/evidence/manifest.json");
   for (const auto& tensor : manifest["tensors"]) CHECK(tensor["positions"] == nlohmann::json({2}));
-  // Nothing of what failed is selected: the sink is not even opened.
+  // Nothing of what failed is selected by one capture: its sink is not even opened, another's is.
+  REQUIRE(run_evidence(
+              folder,
+              "--overwrite --set sinks.none='{sink: npy, dir: none}' --set 'capture=[{stages: embedding, to: none, "
+              "when: falsified}, {stages: all, to: evidence, when: falsified}, {stages: lm_head, to: always}]'" +
+                  fault)
+              .code == 1);
+  CHECK_FALSE(fs::exists(folder / "out/none"));
+  CHECK(fs::exists(folder / "out/evidence/manifest.json"));
+  // Nothing of what failed is selected at all.
   REQUIRE(run_evidence(folder, "--overwrite --set sinks.evidence.dir=nothing --set capture.0.stages=embedding" + fault)
               .code == 1);
   CHECK_FALSE(fs::exists(folder / "out/nothing"));

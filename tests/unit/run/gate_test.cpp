@@ -75,8 +75,8 @@ TEST_CASE("what fails in one contract does not keep the next from being run, and
   CHECK_THAT(run.out, Contains("FALSIFIED: b") && Contains("1 FAILED, 1 FALSIFIED; exit code 4"));
   CHECK_FALSE(fs::exists(job.folder / "out/a/verdict.json"));
   CHECK(junit_breaches(job.folder / "junit.xml").empty());
-  CHECK_THAT(read_text(job.folder / "junit.xml"), Contains("errors=\"2\"") && Contains("bad.gguf") &&
-                                                             Contains("name=\"(run)\""));
+  CHECK_THAT(read_text(job.folder / "junit.xml"),
+             Contains("errors=\"2\"") && Contains("bad.gguf") && Contains("name=\"(run)\""));
 }
 
 TEST_CASE("overrides and faults are for every contract, and must fit every one") {
