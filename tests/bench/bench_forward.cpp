@@ -38,6 +38,18 @@ void forward(benchmark::State& state, const std::string& numerics, bool watched)
   state.SetItemsProcessed(state.iterations() * state.range(0));
 }
 BENCHMARK_CAPTURE(forward, f32, "f32", false)->Arg(1)->Arg(32)->Arg(128)->UseRealTime()->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(forward, bf16, "bf16", false)
+    ->Arg(1)
+    ->Arg(32)
+    ->Arg(128)
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(forward, q8_k, "q8_k", false)
+    ->Arg(1)
+    ->Arg(32)
+    ->Arg(128)
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(forward, f32_watched, "f32", true)->Arg(32)->UseRealTime()->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(forward, f64, "f64", false)->Arg(1)->Arg(32)->UseRealTime()->Unit(benchmark::kMillisecond);
 
