@@ -2,7 +2,6 @@
 // One thread: rows of a weight decoded and multiplied, per numerics, type and number of vectors, and plain reading of
 // the same bytes.
 #include <benchmark/benchmark.h>
-#include <hwy/aligned_allocator.h>
 
 #include <cstring>
 #include <numeric>
@@ -23,10 +22,11 @@ void products(benchmark::State& state, Numerics numerics) {
   const std::size_t row_bytes = static_cast<std::size_t>(cols / block.elements * block.bytes);
   const std::vector<std::byte> weight(row_bytes * rows, std::byte{0x11});
   std::vector<float> x(static_cast<std::size_t>(count * cols), 0.5F), y(static_cast<std::size_t>(count * rows));
-  const auto stride = static_cast<std::size_t>(is_quantised(reading) ? quantised_bytes(reading, cols) : cols * 4);
+  const std::size_t stride = is_quantised(reading) ? quantised_bytes(reading, cols) : 0;
   std::vector<std::byte> operands(static_cast<std::size_t>(count) * stride);
-  const auto decoded = hwy::AllocateAligned<float>(rows_at_once * cols);
-  auto* const unpacked = reinterpret_cast<std::byte*>(decoded.get());
+  std::vector<RowsQ4_K> room(cols / 32);  // aligned; the rows of any type, unpacked or decoded, fit in
+  auto* const unpacked = reinterpret_cast<std::byte*>(room.data());
+  auto* const decoded = reinterpret_cast<float*>(room.data());
   std::vector<const float*> px;
   std::vector<const std::byte*> pq;
   std::vector<float*> py;
@@ -49,9 +49,9 @@ void products(benchmark::State& state, Numerics numerics) {
         continue;
       }
       for (std::int64_t i = 0; i < rows_at_once; ++i)
-        k.decode_row(block.type, first + static_cast<std::size_t>(i) * row_bytes, cols, decoded.get() + i * cols);
-      if (reading == Reading::bf16) o.round(reading, decoded.get(), rows_at_once * cols, decoded.get());
-      k.products(decoded.get(), rows_at_once, px.data(), py.data(), count, cols, r);
+        k.decode_row(block.type, first + static_cast<std::size_t>(i) * row_bytes, cols, decoded + i * cols);
+      if (reading == Reading::bf16) o.round(reading, decoded, rows_at_once * cols, decoded);
+      k.products(decoded, rows_at_once, px.data(), py.data(), count, cols, r);
     }
   }
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(weight.size()));

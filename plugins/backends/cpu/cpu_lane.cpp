@@ -22,7 +22,6 @@ std::int64_t widest_input(const ModelConfig& config) {
 }
 
 // Values of one thread's weight rows: decoded, or unpacked, which takes less.
-template <class T>
 std::size_t scratch_values(const ModelConfig& config) {
   static_assert(sizeof(RowsQ4_K) <= 256 * rows_at_once * sizeof(float));
   static_assert(sizeof(RowsQ8_0) <= 32 * rows_at_once * sizeof(float));
@@ -57,7 +56,7 @@ CpuLane<T>::CpuLane(const ModelView& model, const LaneOptions& options)
       norm_weight_(static_cast<std::size_t>(padded(std::max(config_.hidden, config_.head_dim)))),
       groups_(static_cast<std::size_t>(config_.experts)),
       scratch_(static_cast<std::size_t>(options.threads)) {
-  for (auto& s : scratch_) s = hwy::AllocateAligned<T>(scratch_values<T>(config_));
+  for (auto& s : scratch_) s = hwy::AllocateAligned<T>(scratch_values(config_));
   const std::int64_t tallest = std::max({config_.vocab, config_.q_width(), config_.hidden});
   const std::int64_t per_expert = (std::max(config_.expert_width, config_.hidden) + tile_rows - 1) / tile_rows;
   tiles_.reserve(static_cast<std::size_t>(std::max(tallest / tile_rows + 1, config_.experts * per_expert)));
@@ -70,7 +69,7 @@ std::uint64_t CpuLane<T>::bytes_for(const ModelConfig& config, const Request& re
     values += static_cast<std::uint64_t>(config.shape_of(stage.stage, request.rows, request.total).count());
   values += std::uint64_t{2} * static_cast<std::uint64_t>(config.layers) * static_cast<std::uint64_t>(request.total) *
             static_cast<std::uint64_t>(config.kv_width());
-  values += static_cast<std::uint64_t>(options.threads) * scratch_values<T>(config);
+  values += static_cast<std::uint64_t>(options.threads) * scratch_values(config);
   values += operand_values(config, options.numerics, request.rows);
   return values * sizeof(T);
 }
@@ -206,8 +205,8 @@ auto CpuLane<T>::operands(const T* x, std::int64_t count, std::int64_t width, Bl
   if constexpr (std::is_same_v<T, float>) {
     if (reading != Reading::as_they_are) {
       auto* out = reinterpret_cast<std::byte*>(operands_.data());
-      const std::size_t stride = is_quantised(reading) ? static_cast<std::size_t>(quantised_bytes(reading, width))
-                                                       : static_cast<std::size_t>(width) * sizeof(float);
+      const std::size_t stride =
+          is_quantised(reading) ? quantised_bytes(reading, width) : static_cast<std::size_t>(width) * sizeof(float);
       parallel(count, std::max<std::int64_t>(1, 4096 / width), [&](std::int64_t i, std::int64_t end) {
         for (; i < end; ++i) {
           std::byte* at = out + static_cast<std::size_t>(i) * stride;

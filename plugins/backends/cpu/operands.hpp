@@ -89,10 +89,10 @@ struct alignas(64) RowsQ4_K {
 };
 
 // Bytes of `cols` activations, quantised.
-constexpr std::int64_t quantised_bytes(Reading reading, std::int64_t cols) {
+constexpr std::size_t quantised_bytes(Reading reading, std::int64_t cols) {
   if (reading == Reading::q8_0)
-    return cols / ActivationsQ8_0::elements * static_cast<std::int64_t>(sizeof(ActivationsQ8_0));
-  return cols / ActivationsQ8_K::elements * static_cast<std::int64_t>(sizeof(ActivationsQ8_K));
+    return static_cast<std::size_t>(cols / ActivationsQ8_0::elements) * sizeof(ActivationsQ8_0);
+  return static_cast<std::size_t>(cols / ActivationsQ8_K::elements) * sizeof(ActivationsQ8_K);
 }
 
 // The arithmetic of bf16 and q8_k, one table of functions per instruction set. The bytes do not depend on which.

@@ -3,8 +3,6 @@
 // bit, and against golden data of numpy and the gguf package (tests/golden/operands).
 #include "plugins/backends/cpu/operands.hpp"
 
-#include <hwy/aligned_allocator.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -71,7 +69,7 @@ Blocks read_blocks(const std::vector<std::byte>& bytes) {
 
 std::vector<std::byte> quantised(const InstructionSet& set, Reading reading, const std::vector<float>& x) {
   const auto n = static_cast<std::int64_t>(x.size());
-  std::vector<std::byte> bytes(static_cast<std::size_t>(quantised_bytes(reading, n)));
+  std::vector<std::byte> bytes(quantised_bytes(reading, n));
   set.operands->quantise(reading, x.data(), n, bytes.data());
   return bytes;
 }
@@ -135,19 +133,16 @@ std::vector<std::byte> random_weight(BlockType type, std::int64_t rows, std::int
   return weight;
 }
 
-std::size_t unpacked_bytes(BlockType type, std::int64_t cols) {
-  const std::size_t block = type == BlockType::q8_0   ? sizeof(RowsQ8_0)
-                            : type == BlockType::q4_k ? sizeof(RowsQ4_K)
-                                                      : sizeof(RowsQ6_K);
-  return static_cast<std::size_t>(cols / info(type).elements) * block;
-}
+// Room for the unpacked rows of any type, aligned as they have to be.
+std::vector<RowsQ4_K> room_for(std::int64_t cols) { return std::vector<RowsQ4_K>(static_cast<std::size_t>(cols / 32)); }
+std::byte* bytes_of(std::vector<RowsQ4_K>& room) { return reinterpret_cast<std::byte*>(room.data()); }
 
 void check_products(const InstructionSet& set, BlockType type, int rows, int count, std::int64_t cols) {
   INFO(set.name << ", " << name_of(type) << ": " << rows << " rows, " << count << " vectors, " << cols << " columns");
   const std::vector<std::byte> weight = random_weight(type, rows, cols);
   const std::size_t row_bytes = weight.size() / static_cast<std::size_t>(rows);
-  const auto unpacked = hwy::AllocateAligned<std::byte>(unpacked_bytes(type, cols));
-  set.operands->unpack(type, weight.data(), row_bytes, rows, unpacked.get());
+  std::vector<RowsQ4_K> unpacked = room_for(cols);
+  set.operands->unpack(type, weight.data(), row_bytes, rows, bytes_of(unpacked));
 
   const Reading reading = reading_of(Numerics::q8_k, type);
   std::vector<std::vector<std::byte>> x;
@@ -163,7 +158,7 @@ void check_products(const InstructionSet& set, BlockType type, int rows, int cou
     py.push_back(out.data());
   }
   for (const auto& bytes : x) px.push_back(bytes.data());
-  set.operands->products(type, unpacked.get(), rows, px.data(), py.data(), count, cols, 1);
+  set.operands->products(type, bytes_of(unpacked), rows, px.data(), py.data(), count, cols, 1);
   for (std::size_t c = 0; c < y.size(); ++c) {
     CHECK(y[c].front() == 77);
     CHECK(y[c].back() == 77);
@@ -209,13 +204,13 @@ class Golden {
 std::vector<float> product(const InstructionSet& set, BlockType type, const std::vector<std::byte>& weight, int rows,
                            const std::vector<float>& x) {
   const auto cols = static_cast<std::int64_t>(x.size());
-  const auto unpacked = hwy::AllocateAligned<std::byte>(unpacked_bytes(type, cols));
-  set.operands->unpack(type, weight.data(), weight.size() / static_cast<std::size_t>(rows), rows, unpacked.get());
+  std::vector<RowsQ4_K> unpacked = room_for(cols);
+  set.operands->unpack(type, weight.data(), weight.size() / static_cast<std::size_t>(rows), rows, bytes_of(unpacked));
   const std::vector<std::byte> q = quantised(set, reading_of(Numerics::q8_k, type), x);
   std::vector<float> y(static_cast<std::size_t>(rows));
   const std::byte* px = q.data();
   float* py = y.data();
-  set.operands->products(type, unpacked.get(), rows, &px, &py, 1, cols, 0);
+  set.operands->products(type, bytes_of(unpacked), rows, &px, &py, 1, cols, 0);
   return y;
 }
 
