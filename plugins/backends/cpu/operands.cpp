@@ -33,7 +33,7 @@ HWY_INLINE float largest_of(const float* x, int n) {
   for (int k = 0; k < n; k += 16) {
     const Pack<float> v = load(x + k);
     largest = larger(larger(v, fill(0.0F) - v), largest);
-    zeros = zeros + (v - v);
+    zeros = zeros + v * fill(0.0F);
   }
   float all[16];
   store(largest, all);
