@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "core/compare/expected.hpp"
 
-#include <algorithm>
+#include <array>
 #include <cmath>
+#include <utility>
 
 namespace moe_diag {
 namespace {
@@ -11,41 +12,41 @@ namespace {
 double square(double x) { return x * x; }
 
 // Square of the error of rounding to `bits` bits of significand: uniform within half a unit in the last place, for
-// significands spread as those of products are.
-double rounding(int bits) { return square(0.2 * std::ldexp(1.0, 1 - bits)); }
+// values whose logarithms are spread evenly: a mean square of 3 / (8 ln 2) / 12 units.
+double rounding(int bits) { return square(0.2124 * std::ldexp(1.0, 1 - bits)); }
 
 constexpr int bits_f64 = 53, bits_f32 = 24, bits_f16 = 11, bits_bf16 = 8;
 
-// Typical size of the scores and router logits that carry the probability.
+// Typical size of the scores and of the router logits that carry the probability: the error of their rounding is that
+// of the exponential's exponent.
 constexpr double logit_size = 4;
 
 constexpr int partial_sums = 16;  // of the cpu lanes' rule; other rules differ by less than the bound allows
 
 // What numerics do with the activations that a product with a weight reads.
-enum class Reading { as_they_are, bf16, q8 };
+enum class Reading { as_they_are, bf16, q8_k, q8_1 };
 
 // Roundings of a sum of n terms of either sign, in 16 partial sums and a tree of four levels.
 double walk(std::int64_t n) { return static_cast<double>(n) / partial_sums / 2 + 4; }
 
 // The same of n terms of one sign, of which the errors of the partial sums average out.
-double positive_walk(std::int64_t n) { return static_cast<double>(n) / square(partial_sums) / 3 + 4.0 / partial_sums; }
+double positive_walk(std::int64_t n) { return static_cast<double>(n) / square(partial_sums) / 3 + 15.0 / 8; }
 
-// Blocks of n activations in 255 steps of the largest; the largest of n bell-shaped values is sqrt(2 ln n) of their
-// rms.
+// Blocks of n activations in steps of 1/127 of the largest, which of n bell-shaped values is sqrt(2 ln n) of their rms.
 double quantising(int n) { return 2 * std::log(n) / (12 * square(127)); }
 
+// q8_k pairs types as llama.cpp's CPU backend does, q8_1 keeps blocks of 32 and leaves weights without whole numbers
+// to f32.
 double activation_error(Reading reading, BlockType type) {
   if (reading == Reading::bf16) return rounding(bits_bf16);
-  if (reading == Reading::as_they_are) return 0;
+  if (reading == Reading::as_they_are || type == BlockType::f32) return 0;
+  const bool q8_k = reading == Reading::q8_k;
   switch (type) {
-    case BlockType::f32: return 0;
-    case BlockType::f16: return rounding(bits_f16);
-    case BlockType::bf16: return rounding(bits_bf16);
-    case BlockType::q8_0: return quantising(32) + rounding(bits_f16);
-    case BlockType::q4_k:
-    case BlockType::q6_k: return quantising(256);
+    case BlockType::f16: return q8_k ? rounding(bits_f16) : 0;
+    case BlockType::bf16: return q8_k ? rounding(bits_bf16) : 0;
+    case BlockType::q8_0: return quantising(32) + (q8_k ? rounding(bits_f16) : 0);
+    default: return quantising(q8_k ? 256 : 32);
   }
-  return 0;
 }
 
 double weight_error(Reading reading, BlockType type, double unit) {
@@ -57,31 +58,30 @@ double weight_error(Reading reading, BlockType type, double unit) {
 double product(const Step& step, Reading reading, double unit) {
   double sum = 0, rows = 0;
   for (const Weight* w : step.weights) {
-    const double input = unit, all = walk(w->cols) * unit;
-    sum += static_cast<double>(w->rows) *
-           (input + activation_error(reading, w->type) + weight_error(reading, w->type, unit) + all);
+    const double operands = unit + activation_error(reading, w->type) + weight_error(reading, w->type, unit);
+    sum += static_cast<double>(w->rows) * (operands + walk(w->cols) * unit);
     rows += static_cast<double>(w->rows);
   }
   return sum / rows;
 }
 
-// In roundings of a stage value; `n` is what the step sums over.
+// Square of the error of all other steps, in roundings of a stage value: of what is read, of each operation, of sums.
 double roundings(const Step& step, const ModelConfig& config, int keys) {
-  const double n = keys;
+  const double used = config.used;
   switch (step.op) {
     case Op::embed: return 1;
     case Op::rms_norm: return 3 + 2 + (2 + positive_walk(step.params.width)) / 4;
-    case Op::rope: return 1 + 1 + 1 + 1;
-    case Op::scores: return 2 + walk(config.head_dim) + 2;
+    case Op::rope: return 4;
+    case Op::scores: return 4 + walk(config.head_dim);
     case Op::softmax: return (step.params.causal ? keys : config.experts) > 1 ? square(logit_size) + 3 : 1;
-    case Op::mix: return 2 + n / 2;
+    case Op::mix: return 2 + keys / 2.0;
     case Op::add: return 2;
-    case Op::topk: return config.used > 1 ? 2 + (config.used - 1) / 2.0 : 1;
+    case Op::topk: return used > 1 ? 2 + (used - 1) / 2 : 1;
     case Op::swiglu: return 6;
     case Op::weigh: return 3;
-    case Op::combine: return 1 + (config.used > 1 ? (config.used + 1) / 2.0 : 0);
+    case Op::combine: return used > 1 ? 1 + (used + 1) / 2 : 1;
     case Op::linear:
-    case Op::expert_linear: break;
+    case Op::expert_linear: break;  // product()
   }
   return 1;
 }
@@ -89,16 +89,18 @@ double roundings(const Step& step, const ModelConfig& config, int keys) {
 }  // namespace
 
 std::optional<double> expected_error(std::string_view numerics, const Step& step, const ModelConfig& config, int keys) {
-  Reading reading = Reading::as_they_are;
-  if (numerics == "bf16")
-    reading = Reading::bf16;
-  else if (numerics == "q8_k" || numerics == "q8_1")
-    reading = Reading::q8;
-  else if (numerics != "f64" && numerics != "f32")
-    return std::nullopt;
+  constexpr std::array<std::pair<std::string_view, Reading>, 5> known{{{"f64", Reading::as_they_are},
+                                                                       {"f32", Reading::as_they_are},
+                                                                       {"bf16", Reading::bf16},
+                                                                       {"q8_k", Reading::q8_k},
+                                                                       {"q8_1", Reading::q8_1}}};
   const double unit = rounding(numerics == "f64" ? bits_f64 : bits_f32);
-  if (step.op == Op::linear || step.op == Op::expert_linear) return std::sqrt(product(step, reading, unit));
-  return std::sqrt(roundings(step, config, keys) * unit);
+  for (const auto& [name, reading] : known) {
+    if (name != numerics) continue;
+    if (step.op == Op::linear || step.op == Op::expert_linear) return std::sqrt(product(step, reading, unit));
+    return std::sqrt(roundings(step, config, keys) * unit);
+  }
+  return std::nullopt;
 }
 
 }  // namespace moe_diag

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <tbb/global_control.h>
 
+#include <array>
 #include <string>
 #include <thread>
 
@@ -12,36 +13,67 @@ namespace {
 
 constexpr int most_threads = 256;
 
-// Lanes on the host. Options of a lane: `numerics` f64 | f32; `threads`; `instruction_set`.
+struct NumericsName {
+  std::string_view name;
+  Numerics numerics;
+};
+constexpr std::array<NumericsName, 4> numerics_table{
+    {{"f64", Numerics::f64}, {"f32", Numerics::f32}, {"bf16", Numerics::bf16}, {"q8_k", Numerics::q8_k}}};
+
+std::string_view name_of(Numerics numerics) { return numerics_table[static_cast<std::size_t>(numerics)].name; }
+
+std::string kernel_of(Numerics numerics, BlockType weight) {
+  if (numerics == Numerics::f64) return "f64 dot";
+  if (numerics == Numerics::bf16) return "f32 dot of BF16 values";
+  const Reading reading = reading_of(numerics, weight);
+  if (reading == Reading::as_they_are) return "f32 dot";
+  return std::string(is_quantised(reading) ? "integer dot with " : "f32 dot with ").append(name_of(reading));
+}
+
+// "Q4_K: integer dot with Q8_K, F32: f32 dot", for the types of the model's matrices in the order of block_table.
+std::string kernels_of(const ModelView& model, Numerics numerics) {
+  std::string all;
+  for (const BlockInfo& block : block_table)
+    for (const Weight& weight : model.weights)
+      if (weight.type == block.type && weight.rows > 1) {
+        all.append(all.empty() ? "" : ", ").append(block.name).append(": ").append(kernel_of(numerics, block.type));
+        break;
+      }
+  return all;
+}
+
+// Lanes on the host. Options of a lane: `numerics` f64 | f32 | bf16 | q8_k; `threads`; `instruction_set`.
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(const Options&) {}
 
   Description describe(const ModelView& model, const Options& options, const Request& request) override {
     const LaneOptions lane = lane_options(options);
-    const bool exact = numerics(options) == "f64";
+    const bool exact = lane.numerics == Numerics::f64;
     Description d;
-    d.numerics = numerics(options);
+    d.numerics = name_of(lane.numerics);
     d.device = "cpu, " + std::to_string(lane.threads) + (lane.threads == 1 ? " thread" : " threads");
     d.instruction_set = lane.instruction_set->name;
     d.values = exact ? DType::f64 : DType::f32;
-    d.lane_bytes = exact ? CpuLane<double>::bytes_for(*model.config, request, lane.threads)
-                         : CpuLane<float>::bytes_for(*model.config, request, lane.threads);
+    d.kernels = kernels_of(model, lane.numerics);
+    d.lane_bytes = exact ? CpuLane<double>::bytes_for(*model.config, request, lane)
+                         : CpuLane<float>::bytes_for(*model.config, request, lane);
     return d;
   }
 
   std::unique_ptr<Lane> open(const ModelView& model, const Options& options) override {
     const LaneOptions lane = lane_options(options);
-    if (numerics(options) == "f64") return std::make_unique<CpuLane<double>>(model, lane);
+    if (lane.numerics == Numerics::f64) return std::make_unique<CpuLane<double>>(model, lane);
     return std::make_unique<CpuLane<float>>(model, lane);
   }
 
  private:
-  static std::string_view numerics(const Options& options) { return options.choice("numerics", "f32", {"f64", "f32"}); }
-
   static LaneOptions lane_options(const Options& options) {
     const auto here = static_cast<std::int64_t>(std::thread::hardware_concurrency());
     LaneOptions lane;
+    const std::string_view numerics = options.choice("numerics", "f32", {"f64", "f32", "bf16", "q8_k"});
+    for (const NumericsName& n : numerics_table)
+      if (n.name == numerics) lane.numerics = n.numerics;
     lane.threads = static_cast<int>(options.integer("threads", here > 0 ? here : 1, 1, most_threads));
     const std::string_view wanted = options.text("instruction_set", "best");
     std::string usable = "best";
@@ -61,4 +93,4 @@ class CpuBackend final : public Backend {
 }  // namespace
 }  // namespace moe_diag::cpu
 
-MOE_DIAG_BACKEND(moe_diag::cpu::CpuBackend, "cpu", "lanes on the host: numerics f64 (the oracle), f32")
+MOE_DIAG_BACKEND(moe_diag::cpu::CpuBackend, "cpu", "lanes on the host: numerics f64 (the oracle), f32, bf16, q8_k")

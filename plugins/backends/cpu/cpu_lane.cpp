@@ -7,15 +7,35 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <type_traits>
 
 namespace moe_diag::cpu {
 namespace {
 
-constexpr std::int64_t tile_rows = 32;     // weight rows one task computes
-constexpr std::int64_t decoded_rows = 16;  // weight rows decoded at a time: they and a block of vectors stay in L2
-constexpr int vector_block = 32;
+constexpr std::int64_t tile_rows = 32;  // weight rows one task computes
+constexpr int vector_block = 32;        // vectors multiplied by 16 rows at a time: both stay in L2
 
 [[noreturn]] void fail(const std::string& message) { throw Error(ErrorKind::environment, message); }
+
+std::int64_t widest_input(const ModelConfig& config) {
+  return std::max({config.hidden, config.q_width(), config.expert_width});
+}
+
+// Values of one thread's weight rows: decoded, or unpacked, which takes less.
+std::size_t scratch_values(const ModelConfig& config) {
+  static_assert(sizeof(RowsQ4_K) <= 256 * rows_at_once * sizeof(float));
+  static_assert(sizeof(RowsQ8_0) <= 32 * rows_at_once * sizeof(float));
+  return static_cast<std::size_t>(rows_at_once * padded(widest_input(config)));
+}
+
+// Values of the operands of a pass of `rows` rows; quantised ones take less than rounded ones.
+std::size_t operand_values(const ModelConfig& config, Numerics numerics, int rows) {
+  static_assert(sizeof(ActivationsQ8_0) <= 32 * sizeof(float) && sizeof(ActivationsQ8_K) <= 256 * sizeof(float));
+  if (numerics == Numerics::f64 || numerics == Numerics::f32) return 0;
+  const std::int64_t row =
+      std::max<std::int64_t>({config.hidden, config.q_width(), std::int64_t{config.used} * config.expert_width});
+  return static_cast<std::size_t>(rows) * static_cast<std::size_t>(row);
+}
 
 template <class From, class To>
 void convert(const Tensor& from, To* to) {
@@ -27,29 +47,30 @@ void convert(const Tensor& from, To* to) {
 template <class T>
 CpuLane<T>::CpuLane(const ModelView& model, const LaneOptions& options)
     : config_(*model.config),
+      numerics_(options.numerics),
       kernels_(kernels<T>(*options.instruction_set)),
+      operand_kernels_(*options.instruction_set->operands),
       arena_(options.threads),
       keys_(static_cast<std::size_t>(config_.layers)),
       values_cache_(static_cast<std::size_t>(config_.layers)),
       norm_weight_(static_cast<std::size_t>(padded(std::max(config_.hidden, config_.head_dim)))),
       groups_(static_cast<std::size_t>(config_.experts)),
       scratch_(static_cast<std::size_t>(options.threads)) {
-  const std::int64_t widest = std::max({config_.hidden, config_.q_width(), config_.expert_width});
-  for (std::vector<T>& s : scratch_) s.resize(static_cast<std::size_t>(decoded_rows * padded(widest)));
+  for (auto& s : scratch_) s = hwy::AllocateAligned<T>(scratch_values(config_));
   const std::int64_t tallest = std::max({config_.vocab, config_.q_width(), config_.hidden});
   const std::int64_t per_expert = (std::max(config_.expert_width, config_.hidden) + tile_rows - 1) / tile_rows;
   tiles_.reserve(static_cast<std::size_t>(std::max(tallest / tile_rows + 1, config_.experts * per_expert)));
 }
 
 template <class T>
-std::uint64_t CpuLane<T>::bytes_for(const ModelConfig& config, const Request& request, int threads) {
+std::uint64_t CpuLane<T>::bytes_for(const ModelConfig& config, const Request& request, const LaneOptions& options) {
   std::uint64_t values = 0;
   for (const StageInfo& stage : stage_table)
     values += static_cast<std::uint64_t>(config.shape_of(stage.stage, request.rows, request.total).count());
   values += std::uint64_t{2} * static_cast<std::uint64_t>(config.layers) * static_cast<std::uint64_t>(request.total) *
             static_cast<std::uint64_t>(config.kv_width());
-  const std::int64_t widest = std::max({config.hidden, config.q_width(), config.expert_width});
-  values += static_cast<std::uint64_t>(threads) * static_cast<std::uint64_t>(decoded_rows * padded(widest));
+  values += static_cast<std::uint64_t>(options.threads) * scratch_values(config);
+  values += operand_values(config, options.numerics, request.rows);
   return values * sizeof(T);
 }
 
@@ -74,6 +95,7 @@ void CpuLane<T>::begin(const Pass& pass) {
   const std::size_t vectors = static_cast<std::size_t>(rows_) * static_cast<std::size_t>(config_.used);
   x_.resize(std::max(vectors, static_cast<std::size_t>(rows_)));
   y_.resize(x_.size());
+  operands_.resize(operand_values(config_, numerics_, rows_));
   const auto angles = static_cast<std::size_t>(pass_total_) * static_cast<std::size_t>(config_.head_dim / 2);
   if (cosines_.size() != angles) {
     cosines_.resize(angles);
@@ -154,10 +176,10 @@ void CpuLane<T>::parallel(std::int64_t count, std::int64_t grain, const Body& bo
 template <class T>
 void CpuLane<T>::embed(const Step& step) {
   const Weight& table = *step.weights[0];
-  std::vector<T>& decoded = scratch_[0];
+  T* decoded = scratch_[0].get();
   for (int r = 0; r < rows_; ++r) {
-    kernels_.decode_row(table.type, table.row(0, tokens_[static_cast<std::size_t>(r)]), table.cols, decoded.data());
-    std::copy_n(decoded.data(), table.cols, row(step.out[0], r));
+    kernels_.decode_row(table.type, table.row(0, tokens_[static_cast<std::size_t>(r)]), table.cols, decoded);
+    std::copy_n(decoded, table.cols, row(step.out[0], r));
   }
 }
 
@@ -178,24 +200,70 @@ void CpuLane<T>::rms_norm(const Step& step) {
 }
 
 template <class T>
+auto CpuLane<T>::operands(const T* x, std::int64_t count, std::int64_t width, BlockType weight) -> Operands {
+  const Reading reading = reading_of(numerics_, weight);
+  if constexpr (std::is_same_v<T, float>) {
+    if (reading != Reading::as_they_are) {
+      auto* out = reinterpret_cast<std::byte*>(operands_.data());
+      const std::size_t stride =
+          is_quantised(reading) ? quantised_bytes(reading, width) : static_cast<std::size_t>(width) * sizeof(float);
+      parallel(count, std::max<std::int64_t>(1, 4096 / width), [&](std::int64_t i, std::int64_t end) {
+        for (; i < end; ++i) {
+          std::byte* at = out + static_cast<std::size_t>(i) * stride;
+          if (is_quantised(reading))
+            operand_kernels_.quantise(reading, x + i * width, width, at);
+          else
+            operand_kernels_.round(reading, x + i * width, width, reinterpret_cast<float*>(at));
+        }
+      });
+      return {out, stride};
+    }
+  }
+  return {reinterpret_cast<const std::byte*>(x), static_cast<std::size_t>(width) * sizeof(T)};
+}
+
+template <class T>
+void CpuLane<T>::load_rows(const Weight& weight, std::int64_t expert, std::int64_t first, int rows, T* out) {
+  const std::int64_t stride = padded(weight.cols);
+  const Reading reading = reading_of(numerics_, weight.type);
+  if (is_quantised(reading))
+    return operand_kernels_.unpack(weight.type, weight.row(expert, first), weight.row_bytes(), rows,
+                                   reinterpret_cast<std::byte*>(out));
+  for (int i = 0; i < rows; ++i)
+    kernels_.decode_row(weight.type, weight.row(expert, first + i), weight.cols, out + i * stride);
+  if constexpr (std::is_same_v<T, float>)
+    if (reading == Reading::bf16) operand_kernels_.round(reading, out, rows * stride, out);
+}
+
+template <class T>
+void CpuLane<T>::multiply(const Weight& weight, const T* w, int rows, int first, int count, std::int64_t at) {
+  if constexpr (std::is_same_v<T, float>)
+    if (is_quantised(reading_of(numerics_, weight.type)))
+      return operand_kernels_.products(weight.type, reinterpret_cast<const std::byte*>(w), rows, x_.data() + first,
+                                       y_.data() + first, count, weight.cols, at);
+  std::array<const T*, vector_block> x;
+  for (int i = 0; i < count; ++i)
+    x[static_cast<std::size_t>(i)] = reinterpret_cast<const T*>(x_[static_cast<std::size_t>(first + i)]);
+  kernels_.products(w, rows, x.data(), y_.data() + first, count, weight.cols, at);
+}
+
+template <class T>
 void CpuLane<T>::products(const Weight& weight, std::int64_t y_offset) {
   tiles_.clear();
   for (int e = 0; e < weight.experts; ++e)
     if (groups_[static_cast<std::size_t>(e)].count > 0)
       for (std::int64_t r = 0; r < weight.rows; r += tile_rows) tiles_.push_back({e, r});
   parallel(static_cast<std::int64_t>(tiles_.size()), 1, [&](std::int64_t at, std::int64_t end) {
-    T* w = scratch_[static_cast<std::size_t>(tbb::this_task_arena::current_thread_index())].data();
+    T* w = scratch_[static_cast<std::size_t>(tbb::this_task_arena::current_thread_index())].get();
     for (; at < end; ++at) {
       const Tile& tile = tiles_[static_cast<std::size_t>(at)];
       const Group& group = groups_[static_cast<std::size_t>(tile.expert)];
       const std::int64_t last = std::min(tile.row + tile_rows, weight.rows);
-      for (std::int64_t r = tile.row; r < last; r += decoded_rows) {
-        const int count = static_cast<int>(std::min(decoded_rows, last - r));
-        for (int i = 0; i < count; ++i)
-          kernels_.decode_row(weight.type, weight.row(tile.expert, r + i), weight.cols, w + i * padded(weight.cols));
+      for (std::int64_t r = tile.row; r < last; r += rows_at_once) {
+        const int rows = static_cast<int>(std::min<std::int64_t>(rows_at_once, last - r));
+        load_rows(weight, tile.expert, r, rows, w);
         for (int v = group.first; v < group.first + group.count; v += vector_block)
-          kernels_.products(w, count, x_.data() + v, y_.data() + v,
-                            std::min(vector_block, group.first + group.count - v), weight.cols, y_offset + r);
+          multiply(weight, w, rows, v, std::min(vector_block, group.first + group.count - v), y_offset + r);
       }
     }
   });
@@ -205,12 +273,13 @@ template <class T>
 void CpuLane<T>::linear(const Step& step) {
   const int first = first_row(step.out[0]);
   groups_[0] = {0, rows_ - first};
-  for (int r = first; r < rows_; ++r) {
-    x_[static_cast<std::size_t>(r - first)] = row(step.in[0], r);
-    y_[static_cast<std::size_t>(r - first)] = row(step.out[0], r);
-  }
   std::int64_t offset = 0;
   for (const Weight* weight : step.weights) {
+    const Operands in = operands(row(step.in[0], first), rows_ - first, weight->cols, weight->type);
+    for (int r = first; r < rows_; ++r) {
+      x_[static_cast<std::size_t>(r - first)] = in.at(r - first);
+      y_[static_cast<std::size_t>(r - first)] = row(step.out[0], r);
+    }
     products(*weight, offset);
     offset += weight->rows;
   }
@@ -335,14 +404,15 @@ void CpuLane<T>::group_by_expert(const Step& step) {
     first += group.count;
     group.count = 0;
   }
-  const bool own_input = info(step.in[0]).row[0] == Dim::used;
-  const std::int64_t in = own_input ? row_size(step.in[0]) / used : row_size(step.in[0]);
+  const int slots = info(step.in[0]).row[0] == Dim::used ? used : 1;  // with vectors of their own, or one for all
+  const Weight& weight = *step.weights[0];
+  const Operands in =
+      operands(slot(step.in[0]).data(), static_cast<std::int64_t>(rows_) * slots, weight.cols, weight.type);
   const std::int64_t out = row_size(step.out[0]) / used;
   for (std::size_t i = 0; i < count; ++i) {
     Group& group = groups_[expert_of(i)];
     const auto at = static_cast<std::size_t>(group.first + group.count++);
-    x_[at] =
-        slot(step.in[0]).data() + static_cast<std::int64_t>(own_input ? i : i / static_cast<std::size_t>(used)) * in;
+    x_[at] = in.at(static_cast<std::int64_t>(i) * slots / used);
     y_[at] = slot(step.out[0]).data() + static_cast<std::int64_t>(i) * out;
   }
 }

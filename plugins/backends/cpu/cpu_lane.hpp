@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <hwy/aligned_allocator.h>
 #include <tbb/task_arena.h>
 
 #include <array>
@@ -13,11 +14,13 @@
 namespace moe_diag::cpu {
 
 struct LaneOptions {
+  Numerics numerics = Numerics::f32;
   int threads = 1;
   const InstructionSet* instruction_set = nullptr;
 };
 
-// One execution on the host. T, float or double, is the type of the stage values and of all arithmetic on them.
+// One execution on the host. T, float or double, is the type of the stage values and of all arithmetic on them, but for
+// what the numerics bf16 and q8_k make of the operands of products with weights.
 // Threads split output rows and positions, never a sum.
 template <class T>
 class CpuLane final : public Lane {
@@ -30,7 +33,7 @@ class CpuLane final : public Lane {
   void write(Stage stage, Rows rows, const Tensor& values) override;
 
   // Bytes of the buffers and of the cache for passes of `rows` rows in sequences of `total` positions.
-  static std::uint64_t bytes_for(const ModelConfig& config, const Request& request, int threads);
+  static std::uint64_t bytes_for(const ModelConfig& config, const Request& request, const LaneOptions& options);
 
  private:
   // Rows of a weight by one vector each: the unit all products are cut into.
@@ -58,8 +61,21 @@ class CpuLane final : public Lane {
   void weigh(const Step& step);
   void combine(const Step& step);
 
+  // Vectors as products with a weight read them: the stage's values, or what `operands_` holds, rounded or quantised.
+  struct Operands {
+    const std::byte* data;
+    std::size_t stride;
+    const std::byte* at(std::int64_t i) const { return data + static_cast<std::size_t>(i) * stride; }
+  };
+  // `count` vectors of `width` values, one behind the other.
+  Operands operands(const T* x, std::int64_t count, std::int64_t width, BlockType weight);
+
   // y[i] = W x[i] for the vectors of each group; `groups_`, `x_` and `y_` are set by the caller.
   void products(const Weight& weight, std::int64_t y_offset);
+  // Rows of a weight as multiply() reads them: decoded, or unpacked to whole numbers.
+  void load_rows(const Weight& weight, std::int64_t expert, std::int64_t first, int rows, T* out);
+  // y[i][at...] = w x[i] for `count` vectors from `first` on.
+  void multiply(const Weight& weight, const T* w, int rows, int first, int count, std::int64_t at);
   void group_by_expert(const Step& step);
 
   template <class Body>
@@ -74,7 +90,9 @@ class CpuLane final : public Lane {
   void check_rows(Stage stage, Rows rows) const;
 
   const ModelConfig config_;
+  const Numerics numerics_;
   const Kernels<T>& kernels_;
+  const OperandKernels& operand_kernels_;
   tbb::task_arena arena_;
 
   int rows_ = 0, pass_first_ = 0, pass_total_ = 0, head_first_ = 0;
@@ -87,11 +105,12 @@ class CpuLane final : public Lane {
   double rope_theta_ = 0;                            // what the tables hold
 
   std::vector<T> norm_weight_;
-  std::vector<const T*> x_;
+  std::vector<T> operands_;          // of one product, where they are not read as they are
+  std::vector<const std::byte*> x_;  // operands of all groups
   std::vector<T*> y_;
   std::vector<Group> groups_;  // per expert
   std::vector<Tile> tiles_;
-  std::vector<std::vector<T>> scratch_;  // per thread: decoded weight rows
+  std::vector<hwy::AlignedFreeUniquePtr<T[]>> scratch_;  // per thread: weight rows, decoded or unpacked
 };
 
 extern template class CpuLane<float>;

@@ -15,23 +15,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace moe_diag::cpu::HWY_NAMESPACE {
 
-// Calls body(k, n) for each 16 elements of a row of n_all; the last may be short.
-template <class Body>
-HWY_INLINE void for_each_pack(std::int64_t n_all, Body body) {
-  std::int64_t k = 0;
-  for (; k + 16 <= n_all; k += 16) body(k, std::int64_t{16});
-  if (k < n_all) body(k, n_all - k);
-}
-
-template <class T>
-HWY_INLINE Pack<T> load_some(const T* p, std::int64_t n) {
-  return n == 16 ? load(p) : load_first(p, n);
-}
-template <class T>
-HWY_INLINE void store_some(const Pack<T>& a, T* p, std::int64_t n) {
-  n == 16 ? store(a, p) : store_first(a, p, n);
-}
-
 // ---- decoding ------------------------------------------------------------------------------------------------------
 
 #if MOE_DIAG_PACK_VECTORS
@@ -320,6 +303,7 @@ template <class T>
 constexpr Kernels<T> table = {decode_row<T>, products<T>, dot<T>, rms_norm<T>, softmax<T>,
                               rope<T>,       swiglu<T>,   add<T>, scale<T>,    mix<T>};
 
+extern const OperandKernels operand_table;  // operands.cpp
 extern const Kernels<float> f32_table = table<float>;
 extern const Kernels<double> f64_table = table<double>;
 
@@ -334,17 +318,18 @@ std::span<const InstructionSet> instruction_sets() {
     std::vector<InstructionSet> list;
     [[maybe_unused]] const std::int64_t supported = hwy::SupportedTargets();
 #if HWY_TARGETS & HWY_AVX3
-    if (supported & HWY_AVX3) list.push_back({"avx512", &N_AVX3::f32_table, &N_AVX3::f64_table});
+    if (supported & HWY_AVX3)
+      list.push_back({"avx512", &N_AVX3::f32_table, &N_AVX3::f64_table, &N_AVX3::operand_table});
 #endif
 #if HWY_TARGETS & HWY_AVX2
-    if (supported & HWY_AVX2) list.push_back({"avx2", &N_AVX2::f32_table, &N_AVX2::f64_table});
+    if (supported & HWY_AVX2) list.push_back({"avx2", &N_AVX2::f32_table, &N_AVX2::f64_table, &N_AVX2::operand_table});
 #endif
 #if HWY_TARGETS & HWY_NEON
-    if (supported & HWY_NEON) list.push_back({"neon", &N_NEON::f32_table, &N_NEON::f64_table});
+    if (supported & HWY_NEON) list.push_back({"neon", &N_NEON::f32_table, &N_NEON::f64_table, &N_NEON::operand_table});
 #endif
     // What the compiler may assume of every processor it builds for; without such flags, plain code.
-    list.push_back(
-        {MOE_DIAG_PACK_VECTORS ? "baseline" : "scalar", &HWY_NAMESPACE::f32_table, &HWY_NAMESPACE::f64_table});
+    list.push_back({MOE_DIAG_PACK_VECTORS ? "baseline" : "scalar", &HWY_NAMESPACE::f32_table, &HWY_NAMESPACE::f64_table,
+                    &HWY_NAMESPACE::operand_table});
     return list;
   }();
   return usable;

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "core/api/blocks.hpp"
+#include "plugins/backends/cpu/operands.hpp"
 
 // The arithmetic of the cpu lanes, one table of functions per instruction set. T is float or double.
 //
@@ -54,6 +55,7 @@ struct InstructionSet {
   std::string_view name;  // "scalar", "avx2", "avx512"
   const Kernels<float>* f32;
   const Kernels<double>* f64;
+  const OperandKernels* operands;
 };
 
 // The tables this processor can run, best first; the last is the plain one.

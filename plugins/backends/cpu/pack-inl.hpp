@@ -91,6 +91,26 @@ HWY_INLINE Pack<float> nearest(const Pack<float>& a) {
   MOE_DIAG_EACH(i) r.v[i] = hn::Round(a.v[i]);
   return r;
 }
+HWY_INLINE Pack<float> towards_zero(const Pack<float>& a) {
+  using T = float;
+  Pack<T> r;
+  MOE_DIAG_EACH(i) r.v[i] = hn::Trunc(a.v[i]);
+  return r;
+}
+// The bf16 nearest to each value, ties to even; NaN stays NaN.
+HWY_INLINE Pack<float> nearest_bf16(const Pack<float>& a) {
+  using T = float;
+  const hn::RebindToUnsigned<Pack<T>::D> du;
+  Pack<T> r;
+  MOE_DIAG_EACH(i) {
+    const auto bits = hn::BitCast(du, a.v[i]);
+    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
+    const auto up = hn::Add(hn::Add(bits, hn::Set(du, 0x7FFF)), odd);
+    const auto rounded = hn::BitCast(Pack<T>::D(), hn::And(up, hn::Set(du, 0xFFFF0000)));
+    r.v[i] = hn::IfThenElse(hn::Eq(a.v[i], a.v[i]), rounded, a.v[i]);
+  }
+  return r;
+}
 // 2^n for whole n in [-126, 127].
 HWY_INLINE Pack<float> power_of_two(const Pack<float>& n) {
   using T = float;
@@ -163,6 +183,19 @@ HWY_INLINE Pack<T> select_less(const Pack<T>& a, const Pack<T>& b, const Pack<T>
 HWY_INLINE Pack<float> nearest(const Pack<float>& a) {
   return each<float>([&](int i) { return std::nearbyintf(a.v[i]); });
 }
+HWY_INLINE Pack<float> towards_zero(const Pack<float>& a) {
+  return each<float>([&](int i) { return std::truncf(a.v[i]); });
+}
+HWY_INLINE Pack<float> nearest_bf16(const Pack<float>& a) {
+  return each<float>([&](int i) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &a.v[i], sizeof bits);
+    const std::uint32_t up = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000;
+    float rounded;
+    std::memcpy(&rounded, &up, sizeof rounded);
+    return std::isnan(a.v[i]) ? a.v[i] : rounded;
+  });
+}
 HWY_INLINE Pack<float> power_of_two(const Pack<float>& n) {
   return each<float>([&](int i) {
     // Out of range only for lanes whose result select_less() throws away.
@@ -190,6 +223,23 @@ HWY_INLINE void store_first(const Pack<T>& a, T* p, std::int64_t n) {
   T all[16];
   store(a, all);
   std::memcpy(p, all, static_cast<std::size_t>(n) * sizeof(T));
+}
+
+// Calls body(k, n) for each 16 elements of a row of n_all; the last may be short.
+template <class Body>
+HWY_INLINE void for_each_pack(std::int64_t n_all, Body body) {
+  std::int64_t k = 0;
+  for (; k + 16 <= n_all; k += 16) body(k, std::int64_t{16});
+  if (k < n_all) body(k, n_all - k);
+}
+
+template <class T>
+HWY_INLINE Pack<T> load_some(const T* p, std::int64_t n) {
+  return n == 16 ? load(p) : load_first(p, n);
+}
+template <class T>
+HWY_INLINE void store_some(const Pack<T>& a, T* p, std::int64_t n) {
+  n == 16 ? store(a, p) : store_first(a, p, n);
 }
 
 // The one reduction tree: halves added, 8, 4, 2, 1.

@@ -6,6 +6,8 @@
 namespace moe_diag::test {
 namespace {
 
+const std::vector<std::string> all_numerics = {"f64", "f32", "bf16", "q8_k"};
+
 std::vector<std::int32_t> tokens_of(int count) {
   std::vector<std::int32_t> tokens;
   for (int i = 0; i < count; ++i) tokens.push_back(i * 97 % 509);
@@ -36,7 +38,7 @@ void check_same(Recorder& a, Recorder& b, const std::string& what) {
 }  // namespace
 
 TEST_CASE("threads change no byte") {
-  for (const std::string numerics : {"f64", "f32"}) {
+  for (const std::string& numerics : all_numerics) {
     Recorder one = record("q4_k_m", {{"numerics", numerics}, {"threads", "1"}}, tokens_of(33));
     for (const std::string threads : {"2", "7"}) {
       Recorder many = record("q4_k_m", {{"numerics", numerics}, {"threads", threads}}, tokens_of(33));
@@ -45,25 +47,37 @@ TEST_CASE("threads change no byte") {
   }
 }
 
-TEST_CASE("the instruction set changes no byte of an f32 lane") {
-  for (const std::string quant : {"f32", "f16", "bf16", "q8_0", "q4_k_m"}) {
-    Recorder best = record(quant, {{"numerics", "f32"}}, tokens_of(9));
-    for (const std::string set : {"avx512", "avx2", "neon", "scalar"}) {
-      try {
-        Recorder other = record(quant, {{"numerics", "f32"}, {"instruction_set", set}}, tokens_of(9));
-        check_same(best, other, quant + ", " + set);
-      } catch (const Error& e) {
-        // Not every processor has every set; all have the plain one.
-        INFO(e.what());
-        CHECK(set != "scalar");
-        CHECK(e.kind() == ErrorKind::usage);
+TEST_CASE("the instruction set changes no byte of a lane in f32, bf16 or q8_k") {
+  for (const std::string numerics : {"f32", "bf16", "q8_k"})
+    for (const std::string quant : {"f32", "f16", "bf16", "q8_0", "q4_k_m"}) {
+      Recorder best = record(quant, {{"numerics", numerics}}, tokens_of(9));
+      for (const std::string set : {"avx512", "avx2", "neon", "scalar"}) {
+        try {
+          Recorder other = record(quant, {{"numerics", numerics}, {"instruction_set", set}}, tokens_of(9));
+          check_same(best, other, numerics + ", " + quant + ", " + set);
+        } catch (const Error& e) {
+          // Not every processor has every set; all have the plain one.
+          INFO(e.what());
+          CHECK(set != "scalar");
+          CHECK(e.kind() == ErrorKind::usage);
+        }
       }
     }
+}
+
+TEST_CASE("every numerics computes differently, and says what it is") {
+  std::vector<Recorder> lanes;
+  for (const std::string& numerics : all_numerics) {
+    Lockstep lockstep(tiny(), {lane_spec("lane", {{"numerics", numerics}})}, 3);
+    CHECK(lockstep.lanes()[0].description.numerics == numerics);
+    lanes.push_back(lockstep.record({1, 2, 3}));
+    for (std::size_t i = 0; i + 1 < lanes.size(); ++i)
+      CHECK_FALSE(lanes[i].at(0, {Stage::lm_head, -1}) == lanes.back().at(0, {Stage::lm_head, -1}));
   }
 }
 
 TEST_CASE("a token alone, in a batch of 33 and in chunks gives the same bytes") {
-  for (const std::string numerics : {"f64", "f32"}) {
+  for (const std::string& numerics : all_numerics) {
     Recorder batch = record("q4_k_m", {{"numerics", numerics}}, tokens_of(33));
     Recorder alone = record("q4_k_m", {{"numerics", numerics}}, tokens_of(33), 1);
     check_same(batch, alone, numerics + ", token by token");
@@ -73,7 +87,7 @@ TEST_CASE("a token alone, in a batch of 33 and in chunks gives the same bytes") 
 }
 
 TEST_CASE("looking changes no byte") {
-  for (const std::string numerics : {"f64", "f32"}) {
+  for (const std::string& numerics : all_numerics) {
     Lockstep lockstep(tiny(), {lane_spec("lane", {{"numerics", numerics}})}, 33);
     Recorder everything(1), head_only(1, false);
     lockstep.run(tokens_of(33), {&everything});

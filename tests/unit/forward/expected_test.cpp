@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT
+// The errors that core/compare/expected.hpp states, beside those that lanes fed the oracle's inputs make.
+#include "core/compare/expected.hpp"
+
+#include <cmath>
+#include <string>
+
+#include "core/compare/measure.hpp"
+#include "core/compare/samples.hpp"
+#include "core/forward/program.hpp"
+#include "tests/support/catch.hpp"
+#include "tests/support/lockstep.hpp"
+
+namespace moe_diag::test {
+namespace {
+
+constexpr double bound = 3;  // ten is what docs/numerics.md claims
+
+// Of one stage, over all layers and positions.
+struct Squares {
+  double measured = 0, expected = 0, count = 0, worst = 0;
+};
+
+void add_samples(Squares& squares, Recorder& seen, const std::string& numerics, const Step& step, Stage stage,
+                 const ModelConfig& config) {
+  const Site site{stage, step.layer}, routing{Stage::moe_router_indices, step.layer};
+  Pair pair{site, seen.at(1, site).tensor(), seen.at(0, site).tensor(), {}, {}, 0};
+  if (is_per_expert(stage)) {
+    pair.routing_a = seen.at(1, routing).tensor();
+    pair.routing_b = seen.at(0, routing).tensor();
+  }
+  for (int row = 0; row < static_cast<int>(pair.a.shape[0]); ++row) {
+    const auto expected = expected_error(numerics, step, config, row + 1);
+    REQUIRE(expected);
+    for (const SampleSegments& sample : samples_of_row(pair, row).samples) {
+      Measure m;
+      for (const Segment& s : sample.segments) m.add(pair.a, s.a, pair.b, s.b, s.n);
+      REQUIRE(m.finite());
+      squares.measured += m.rel_l2() * m.rel_l2();
+      squares.expected += *expected * *expected;
+      squares.count += 1;
+      squares.worst = std::max(squares.worst, m.rel_l2() / *expected);
+    }
+  }
+}
+
+std::vector<Squares> squares_of(const SyntheticSpec& spec, const std::string& numerics, int count) {
+  std::vector<std::int32_t> tokens;
+  for (int i = 0; i < count; ++i) tokens.push_back(i * 97 % 509);
+  Lockstep lockstep(
+      Model::synthetic(spec),
+      {lane_spec("truth", {{"numerics", "f64"}}), lane_spec("step", {{"numerics", numerics}, {"inputs", "truth"}})},
+      count);
+  Recorder seen = lockstep.record(tokens);
+  std::vector<Squares> stages(stage_count);
+  for (const Step& step : build_program(lockstep.model()))
+    for (Stage stage : step.out)
+      if (info(stage).payload == Payload::values)
+        add_samples(stages[static_cast<std::size_t>(stage)], seen, numerics, step, stage, lockstep.model().config());
+  return stages;
+}
+
+void check_stated(const SyntheticSpec& spec, const std::string& numerics, int count) {
+  const std::vector<Squares> stages = squares_of(spec, numerics, count);
+  for (const StageInfo& stage : stage_table) {
+    const Squares& s = stages[static_cast<std::size_t>(stage.stage)];
+    if (stage.payload == Payload::indices) continue;
+    REQUIRE(s.count > 0);
+    const double measured = std::sqrt(s.measured / s.count), expected = std::sqrt(s.expected / s.count);
+    INFO(to_string(spec) << ", " << numerics << ", " << stage.name << ": measured " << measured << ", expected "
+                         << expected << ", worst row " << s.worst);
+    CHECK(measured < bound * expected);
+    if (measured == 0 && stage.stage == Stage::embedding) continue;  // exact in its type: one rounding is stated
+    CHECK(expected < bound * measured);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("stated errors lie near the measured ones: tiny, every quantisation") {
+  for (const std::string quant : {"q4_k_m", "q8_0", "f32", "f16", "bf16"})
+    for (const std::string numerics : {"f32", "bf16", "q8_k"}) {
+      SyntheticSpec spec;
+      spec.seed = 7;
+      spec.quant = quant;
+      check_stated(spec, numerics, 33);
+    }
+}
+
+TEST_CASE("every numerics known has a stated error for every step, none other has") {
+  const Model model = Model::synthetic({});
+  const auto stated = [&](const std::string& numerics, const Step& step) {
+    return expected_error(numerics, step, model.config(), 5);
+  };
+  for (const Step& step : build_program(model)) {
+    for (const std::string numerics : {"f64", "f32", "bf16", "q8_k", "q8_1"}) {
+      REQUIRE(stated(numerics, step));
+      CHECK(*stated(numerics, step) > 0);
+      CHECK(*stated(numerics, step) < 0.02);
+    }
+    CHECK(*stated("f64", step) < 1e-14);
+    const bool multiplies = step.op == Op::linear || step.op == Op::expert_linear;
+    CHECK((*stated("bf16", step) > 1e-3) == multiplies);
+    CHECK((*stated("q8_k", step) > 1e-3) == (multiplies && step.weights[0]->type != BlockType::f32));
+    CHECK((*stated("q8_1", step) > 1e-3) == (multiplies && step.weights[0]->type != BlockType::f32));
+    for (const std::string numerics : {"", "f16", "F32", "q8"}) CHECK_FALSE(stated(numerics, step));
+  }
+}
+
+TEST_CASE("stated errors lie near the measured ones: a layer of full width") {
+  for (const std::string numerics : {"f32", "bf16", "q8_k"}) {
+    SyntheticSpec spec;
+    spec.preset = "qwen3-30b-a3b";
+    spec.layers = 1;
+    spec.seed = 1;
+    check_stated(spec, numerics, 8);
+  }
+}
+
+}  // namespace moe_diag::test
