@@ -77,6 +77,7 @@ bool Runner::open_model() {
       spec.preset = source.synthetic;
       spec.layers = source.layers;
       spec.seed = source.seed;
+      spec.router_scale = source.router_scale;
       if (!source.quant.empty()) spec.quant = source.quant;
       model_.emplace(Model::synthetic(spec));
     }
@@ -86,6 +87,7 @@ bool Runner::open_model() {
     return false;
   }
   verdict_.model = report_of(*model_);
+  if (!source.stands_in_for.empty()) verdict_.model.source += fmt::format(" ({} is not set)", source.stands_in_for);
   return true;
 }
 

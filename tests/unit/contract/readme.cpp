@@ -7,6 +7,7 @@
 #include "core/contract/contract.hpp"
 #include "core/contract/metric.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/known_keys.hpp"
 
 namespace moe_diag {
 namespace {
@@ -63,28 +64,11 @@ TEST_CASE("the guide says of every metric which threshold and stages it takes") 
   }
 }
 
-// Reads a contract that has an unknown key `x` at `path`, and returns the keys that the message lists.
-std::vector<std::string> keys_at(const std::string& path) {
-  std::ifstream in(MOE_DIAG_SOURCE_DIR "/contracts/quickstart.yaml");
-  std::ostringstream text;
-  text << in.rdbuf();
-  std::vector<std::string> keys;
-  try {
-    parse_contract(text.str(), "c.yaml", {{path.empty() ? "xxxxxxxx" : path + ".xxxxxxxx", "1"}});
-  } catch (const Error& e) {
-    const std::string what = e.what(), mark = "Known: ";
-    if (what.find(mark) == std::string::npos) return keys;
-    std::istringstream list(what.substr(what.find(mark) + mark.size()));
-    for (std::string key; std::getline(list, key, ',');) keys.push_back(key.substr(key.find_first_not_of(' ')));
-  }
-  return keys;
-}
-
 TEST_CASE("the guide explains every key that is taken") {
   const std::string text = readme();
   for (const std::string path : {"", "metadata", "model", "prompts.short", "capture.0", "falsifiers.STEP-ERROR",
                                  "falsifiers.STEP-ERROR.controls.0"}) {
-    const auto keys = keys_at(path);
+    const auto keys = known_keys(path);
     INFO("at '" << path << "'");
     CHECK(keys.size() >= 2);
     for (const std::string& key : keys) {
