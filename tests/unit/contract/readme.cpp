@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -12,12 +14,14 @@
 namespace moe_diag {
 namespace {
 
-std::string readme() {
-  std::ifstream in(MOE_DIAG_SOURCE_DIR "/contracts/README.md", std::ios::binary);
+std::string text_of(const std::filesystem::path& page) {
+  std::ifstream in(page, std::ios::binary);
   std::ostringstream out;
   out << in.rdbuf();
   return out.str();
 }
+
+std::string guide() { return text_of(MOE_DIAG_SOURCE_DIR "/contracts/README.md"); }
 
 // The text of every fenced block of the language `yaml`.
 std::vector<std::string> yaml_blocks(const std::string& text) {
@@ -38,17 +42,30 @@ std::string row_of(const std::string& text, std::string_view name) {
   return at == std::string::npos ? "" : text.substr(at + 1, text.find('\n', at + 1) - at - 1);
 }
 
-TEST_CASE("every contract in the guide is right") {
-  const auto blocks = yaml_blocks(readme());
-  CHECK(blocks.size() == 3);
-  for (std::size_t i = 0; i < blocks.size(); ++i) {
-    INFO("block " << i << "\n" << blocks[i]);
-    CHECK_NOTHROW(parse_contract(blocks[i], "contracts/README.md"));
-  }
+// The pages that people read, from the top of the tree.
+std::vector<std::filesystem::path> pages() {
+  const std::filesystem::path top = MOE_DIAG_SOURCE_DIR;
+  std::vector<std::filesystem::path> list{top / "README.md", top / "CONTRIBUTING.md", top / "contracts/README.md"};
+  for (const auto& entry : std::filesystem::directory_iterator(top / "docs"))
+    if (entry.path().extension() == ".md") list.push_back(entry.path());
+  std::sort(list.begin(), list.end());
+  return list;
+}
+
+TEST_CASE("every contract in the pages is right") {
+  std::size_t contracts = 0;
+  for (const auto& page : pages())
+    for (const std::string& block : yaml_blocks(text_of(page))) {
+      if (block.rfind("metadata:", 0) != 0) continue;  // a workflow, or a part
+      ++contracts;
+      INFO(page << "\n" << block);
+      CHECK_NOTHROW(parse_contract(block, (page.parent_path() / "block.yaml").string()));
+    }
+  CHECK(contracts >= 3);
 }
 
 TEST_CASE("the guide says of every metric which threshold and stages it takes") {
-  const std::string text = readme();
+  const std::string text = guide();
   for (const MetricInfo& m : metric_table) {
     INFO(m.name);
     const std::string row = row_of(text, m.name);
@@ -65,7 +82,7 @@ TEST_CASE("the guide says of every metric which threshold and stages it takes") 
 }
 
 TEST_CASE("the guide explains every key that is taken") {
-  const std::string text = readme();
+  const std::string text = guide();
   for (const std::string path : {"", "metadata", "model", "prompts.short", "capture.0", "falsifiers.STEP-ERROR",
                                  "falsifiers.STEP-ERROR.controls.0"}) {
     const auto keys = known_keys(path);
