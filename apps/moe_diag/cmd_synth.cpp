@@ -76,6 +76,10 @@ void add_synth(CLI::App& app, Context&) {
   command->add_option("--seed", spec.seed, "Another seed, other weights")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);  // without it -1 is read as the largest number
+  command
+      ->add_option("--router-scale", spec.router_scale,
+                   "Factor of the router's weights: large for logits far apart, 0 for equal ones")
+      ->capture_default_str();
   command->add_option("--threads", arguments->writing.threads, "One a core unless given; changes no byte")
       ->check(CLI::Range(1, 256));
   command->add_flag("--force", arguments->writing.force, "Replace OUT when it exists");

@@ -64,6 +64,13 @@ std::string expand(const Value& value, const std::string& text, std::string& uns
 
 std::vector<std::string> names(const std::vector<std::string_view>& views) { return {views.begin(), views.end()}; }
 
+double read_router_scale(const Value& value) {
+  const double scale = value.number().value_or(1);
+  if (scale >= 0 && scale <= largest_router_scale) return scale;
+  value.refuse(fmt::format("expected a number from 0 to {}, found {}", largest_router_scale, found(value.node())));
+  return 1;
+}
+
 void read_gguf(const Value& value, Contract& contract) {
   const auto text = value.text();
   if (!text) return;
@@ -74,6 +81,32 @@ void read_gguf(const Value& value, Contract& contract) {
     model.gguf = (std::filesystem::path(contract.folder) / path).string();
 }
 
+// The keys of a synthetic model; where there is none (null), each is one too many.
+void read_synthetic(Map& map, const std::optional<Value>& synthetic, ModelSource& model) {
+  if (synthetic) model.synthetic = synthetic->choice("preset", names(synthetic_presets())).value_or("");
+  for (const std::string_view key : {"seed", "layers", "quant", "router_scale"}) {
+    const auto v = map.find(key);
+    if (!v) continue;
+    if (!synthetic) v->refuse("is for synthetic models: remove it");
+    if (key == "seed") model.seed = v->whole_unsigned().value_or(0);
+    if (key == "layers") model.layers = static_cast<int>(v->whole(1, most_layers).value_or(0));
+    if (key == "quant") model.quant = v->choice("quant", names(synthetic_quants())).value_or("");
+    if (key == "router_scale") model.router_scale = read_router_scale(*v);
+  }
+}
+
+// The synthetic model that is computed where the variable of `gguf` is not set.
+void read_when_unset(const Value& value, ModelSource& model) {
+  Map map(value);
+  ModelSource other;
+  other.where = model.where;
+  read_synthetic(map, map.require("synthetic"), other);
+  map.finish();
+  if (model.unset_variable.empty()) return;
+  other.stands_in_for = model.unset_variable;
+  model = other;
+}
+
 void read_model(const Value& value, Contract& contract) {
   Map map(value);
   ModelSource& model = contract.model;
@@ -81,16 +114,14 @@ void read_model(const Value& value, Contract& contract) {
   const auto gguf = map.find("gguf");
   const auto synthetic = map.find("synthetic");
   if (gguf) read_gguf(*gguf, contract);
-  if (synthetic) model.synthetic = synthetic->choice("preset", names(synthetic_presets())).value_or("");
   if (map.is_map() && gguf.has_value() == synthetic.has_value())
     value.refuse(gguf ? "keep one of 'gguf' and 'synthetic'" : "one of 'gguf' and 'synthetic' is missing");
-  for (const std::string_view key : {"seed", "layers", "quant"}) {
-    const auto v = map.find(key);
-    if (!v) continue;
-    if (!synthetic) v->refuse("is for synthetic models: remove it");
-    if (key == "seed") model.seed = v->whole_unsigned().value_or(0);
-    if (key == "layers") model.layers = static_cast<int>(v->whole(1, most_layers).value_or(0));
-    if (key == "quant") model.quant = v->choice("quant", names(synthetic_quants())).value_or("");
+  read_synthetic(map, synthetic, model);
+  if (const auto when_unset = map.find("when_unset")) {
+    if (gguf && gguf->node().text.find("${") != std::string::npos)
+      read_when_unset(*when_unset, model);
+    else
+      when_unset->refuse("is for a 'gguf' with a variable in it: remove it");
   }
   map.finish();
 }

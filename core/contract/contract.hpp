@@ -26,10 +26,12 @@ struct Metadata {
 struct ModelSource {
   std::string gguf;            // path, relative to the contract's folder resolved; variables expanded
   std::string unset_variable;  // name of a variable in `gguf` that is not set: the model is absent
+  std::string stands_in_for;   // name of the unset variable in whose place the contract has this synthetic model
   std::string synthetic;       // preset
   std::string quant;           // of a synthetic model; empty: its default
   int layers = 0;              // of a synthetic model; 0: its default
   std::uint64_t seed = 0;
+  double router_scale = 1;  // of a synthetic model
   Where where;
 };
 

@@ -118,10 +118,14 @@ class Plan {
       : preset_(find_named(presets(), "model", spec.preset)),
         quant_(find_named(quants, "type", spec.quant)),
         config_(preset_.config),
-        seed_(spec.seed) {
+        seed_(spec.seed),
+        router_scale_(spec.router_scale) {
     if (spec.layers < 0 || spec.layers > most_layers)
       throw Error(ErrorKind::usage,
                   fmt::format("a synthetic model has 1 to {} layers, found {}", most_layers, spec.layers));
+    if (!(spec.router_scale >= 0 && spec.router_scale <= largest_router_scale))
+      throw Error(ErrorKind::usage, fmt::format("router_scale is a number from 0 to {}, found {}", largest_router_scale,
+                                                spec.router_scale));
     if (spec.layers > 0) config_.layers = spec.layers;
     add(first_tensors(config_));
     for (int l = 0; l < config_.layers; ++l) add(layer_tensors(config_, l));
@@ -154,7 +158,10 @@ class Plan {
   };
 
   void add(const std::vector<TensorSpec>& specs) {
-    for (const TensorSpec& spec : specs) tensors_.push_back({{spec, type_of(quant_, spec, config_.layers)}, 0});
+    for (const TensorSpec& spec : specs) {
+      const float scale = spec.role == Role::ffn_gate_inp ? static_cast<float>(router_scale_) : 1.0f;
+      tensors_.push_back({{spec, type_of(quant_, spec, config_.layers), scale}, 0});
+    }
   }
 
   // What of a tensor falls into the bytes from `first` on. Rows that lie across an end are made beside and cut.
@@ -204,6 +211,7 @@ class Plan {
     header.add("qwen3moe.vocab_size", u32(config_.vocab));
     header.add("tokenizer.ggml.model", "none");
     header.add("moe_diag.synthetic.seed", seed_);
+    if (router_scale_ != 1) header.add("moe_diag.synthetic.router_scale", static_cast<float>(router_scale_));
     for (Placed& placed : tensors_) {
       placed.offset = header.data_bytes();
       header.add_tensor(placed.tensor.spec.name, placed.tensor.type, placed.tensor.spec.dims());
@@ -217,6 +225,7 @@ class Plan {
   const Quant& quant_;
   ModelConfig config_;
   std::uint64_t seed_;
+  double router_scale_;
   std::vector<Placed> tensors_;  // by offset
   std::vector<std::byte> header_;
   std::uint64_t bytes_ = 0;
@@ -249,8 +258,9 @@ std::vector<std::string_view> synthetic_quants() {
 }
 
 std::string to_string(const SyntheticSpec& spec) {
-  return fmt::format("synthetic: {}, {} layers, {}, seed {}", spec.preset, Plan(spec).config().layers, spec.quant,
-                     spec.seed);
+  return fmt::format("synthetic: {}, {} layers, {}, seed {}{}", spec.preset, Plan(spec).config().layers, spec.quant,
+                     spec.seed,
+                     spec.router_scale == 1 ? "" : fmt::format(", router weights times {}", spec.router_scale));
 }
 
 std::uint64_t synthetic_bytes(const SyntheticSpec& spec) { return Plan(spec).bytes(); }

@@ -12,12 +12,15 @@
 
 namespace moe_diag {
 
+inline constexpr double largest_router_scale = 1e6;
+
 // A random but well-behaved model, the same bytes for the same spec on every machine and thread count.
 struct SyntheticSpec {
   std::string preset = "tiny";   // tiny | qwen3-30b-a3b
   int layers = 0;                // 0: the preset's own
   std::string quant = "q4_k_m";  // f32 | f16 | bf16 | q8_0 | q4_k | q6_k | q4_k_m
   std::uint64_t seed = 0;
+  double router_scale = 1;  // factor of the router's weights: large for logits far apart, 0 for equal ones
 };
 
 std::vector<std::string_view> synthetic_presets();

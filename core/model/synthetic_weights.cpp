@@ -214,7 +214,7 @@ void make_rows(const SyntheticTensor& tensor, std::uint64_t seed, std::int64_t f
   if (is_norm(tensor.spec.role)) return make_norm(tensor.spec, words, out);
   for (std::int64_t row = first; row < last; ++row, out += tensor.row_bytes())
     make_row(tensor.type, out, tensor.spec.cols, words, static_cast<std::uint64_t>(row),
-             deviation_of(tensor.spec, seed, row));
+             tensor.scale * deviation_of(tensor.spec, seed, row));
 }
 
 }  // namespace moe_diag

@@ -13,6 +13,7 @@ namespace moe_diag {
 struct SyntheticTensor {
   TensorSpec spec;
   BlockType type = BlockType::f32;
+  float scale = 1;  // factor of the standard deviation its role has
 
   std::size_t row_bytes() const;
   std::int64_t all_rows() const { return spec.rows * spec.experts; }

@@ -79,6 +79,7 @@ std::shared_ptr<const Model> Runner::opened_model() const {
   spec.preset = source.synthetic;
   spec.layers = source.layers;
   spec.seed = source.seed;
+  spec.router_scale = source.router_scale;
   if (!source.quant.empty()) spec.quant = source.quant;
   const bool is_file = source.synthetic.empty();
   const std::string name = is_file ? source.gguf : to_string(spec);
@@ -98,6 +99,7 @@ bool Runner::open_model() {
     return false;
   }
   verdict_.model = report_of(*model_);
+  if (!source.stands_in_for.empty()) verdict_.model.source += fmt::format(" ({} is not set)", source.stands_in_for);
   return true;
 }
 

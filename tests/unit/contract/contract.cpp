@@ -119,6 +119,25 @@ TEST_CASE("variables in model.gguf come from the environment") {
     CHECK_THROWS_WITH(with("model", "{gguf: '" + bad + "'}"), Contains("write it ${NAME}"));
 }
 
+TEST_CASE("a synthetic model stands in where the variable is not set, and nowhere else") {
+  const std::string value =
+      "{gguf: \"${MOE_DIAG_TEST_MODEL}\", when_unset: {synthetic: tiny, layers: 2, router_scale: 0}}";
+  ::unsetenv("MOE_DIAG_TEST_MODEL");
+  const ModelSource other = with("model", value).model;
+  CHECK(other.stands_in_for == "MOE_DIAG_TEST_MODEL");
+  CHECK(other.synthetic == "tiny");
+  CHECK(other.layers == 2);
+  CHECK(other.router_scale == 0);
+  CHECK(other.gguf.empty());
+  CHECK(other.unset_variable.empty());
+  ::setenv("MOE_DIAG_TEST_MODEL", "/no/such/model.gguf", 1);
+  const ModelSource named = with("model", value).model;
+  CHECK(named.gguf == "/no/such/model.gguf");
+  CHECK(named.synthetic.empty());
+  CHECK(named.stands_in_for.empty());
+  ::unsetenv("MOE_DIAG_TEST_MODEL");
+}
+
 TEST_CASE("the forms of a number") {
   const auto value = [](const std::string& text) {
     return with("falsifiers.AGREE.at_least", text).falsifiers[0].bound.value;

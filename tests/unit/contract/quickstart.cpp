@@ -65,7 +65,7 @@ TEST_CASE("a metric that looks at one lane is compared with none") {
 
 TEST_CASE("places are those of the file") {
   const Contract c = read_contract(path);
-  CHECK(c.at(c.model.where) == path + ":15:8");
+  CHECK(c.at(c.model.where) == path + ":16:8");
 }
 
 }  // namespace

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -7,18 +9,19 @@
 #include "core/contract/contract.hpp"
 #include "core/contract/metric.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/known_keys.hpp"
 
 namespace moe_diag {
 namespace {
 
-std::string page(const std::string& path) {
-  std::ifstream in(MOE_DIAG_SOURCE_DIR "/" + path, std::ios::binary);
+std::string text_of(const std::filesystem::path& page) {
+  std::ifstream in(page, std::ios::binary);
   std::ostringstream out;
   out << in.rdbuf();
   return out.str();
 }
 
-std::string readme() { return page("contracts/README.md"); }
+std::string guide() { return text_of(MOE_DIAG_SOURCE_DIR "/contracts/README.md"); }
 
 // The text of every fenced block of the language `yaml`.
 std::vector<std::string> yaml_blocks(const std::string& text) {
@@ -39,23 +42,30 @@ std::string row_of(const std::string& text, std::string_view name) {
   return at == std::string::npos ? "" : text.substr(at + 1, text.find('\n', at + 1) - at - 1);
 }
 
-TEST_CASE("every contract in the guide is right") {
-  const auto blocks = yaml_blocks(readme());
-  CHECK(blocks.size() == 4);
-  for (std::size_t i = 0; i < blocks.size(); ++i) {
-    INFO("block " << i << "\n" << blocks[i]);
-    CHECK_NOTHROW(parse_contract(blocks[i], "contracts/README.md"));
-  }
+// The pages that people read, from the top of the tree.
+std::vector<std::filesystem::path> pages() {
+  const std::filesystem::path top = MOE_DIAG_SOURCE_DIR;
+  std::vector<std::filesystem::path> list{top / "README.md", top / "CONTRIBUTING.md", top / "contracts/README.md"};
+  for (const auto& entry : std::filesystem::directory_iterator(top / "docs"))
+    if (entry.path().extension() == ".md") list.push_back(entry.path());
+  std::sort(list.begin(), list.end());
+  return list;
 }
 
-TEST_CASE("every contract on the page for CI is right") {
-  const auto blocks = yaml_blocks(page("docs/ci.md"));
-  CHECK(blocks.size() == 1);
-  for (const std::string& block : blocks) CHECK_NOTHROW(parse_contract(block, "docs/ci.md"));
+TEST_CASE("every contract in the pages is right") {
+  std::size_t contracts = 0;
+  for (const auto& page : pages())
+    for (const std::string& block : yaml_blocks(text_of(page))) {
+      if (block.rfind("metadata:", 0) != 0) continue;  // a workflow, or a part
+      ++contracts;
+      INFO(page << "\n" << block);
+      CHECK_NOTHROW(parse_contract(block, (page.parent_path() / "block.yaml").string()));
+    }
+  CHECK(contracts >= 3);
 }
 
 TEST_CASE("the guide says of every metric which threshold and stages it takes") {
-  const std::string text = readme();
+  const std::string text = guide();
   for (const MetricInfo& m : metric_table) {
     INFO(m.name);
     const std::string row = row_of(text, m.name);
@@ -71,28 +81,11 @@ TEST_CASE("the guide says of every metric which threshold and stages it takes") 
   }
 }
 
-// Reads a contract that has an unknown key `x` at `path`, and returns the keys that the message lists.
-std::vector<std::string> keys_at(const std::string& path) {
-  std::ifstream in(MOE_DIAG_SOURCE_DIR "/contracts/quickstart.yaml");
-  std::ostringstream text;
-  text << in.rdbuf();
-  std::vector<std::string> keys;
-  try {
-    parse_contract(text.str(), "c.yaml", {{path.empty() ? "xxxxxxxx" : path + ".xxxxxxxx", "1"}});
-  } catch (const Error& e) {
-    const std::string what = e.what(), mark = "Known: ";
-    if (what.find(mark) == std::string::npos) return keys;
-    std::istringstream list(what.substr(what.find(mark) + mark.size()));
-    for (std::string key; std::getline(list, key, ',');) keys.push_back(key.substr(key.find_first_not_of(' ')));
-  }
-  return keys;
-}
-
 TEST_CASE("the guide explains every key that is taken") {
-  const std::string text = readme();
+  const std::string text = guide();
   for (const std::string path : {"", "metadata", "model", "prompts.short", "capture.0", "falsifiers.STEP-ERROR",
                                  "falsifiers.STEP-ERROR.controls.0"}) {
-    const auto keys = keys_at(path);
+    const auto keys = known_keys(path);
     INFO("at '" << path << "'");
     CHECK(keys.size() >= 2);
     for (const std::string& key : keys) {

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -127,6 +128,24 @@ TEST_CASE("a spec that names no model is refused with what there is") {
   CHECK(refused({"tiny", 0, "q5_k", 0}) ==
         "there is no synthetic type 'q5_k'; there are: f32, f16, bf16, q8_0, q4_k, q6_k, q4_k_m");
   CHECK(refused({"tiny", -1, "f32", 0}) == "a synthetic model has 1 to 1000 layers, found -1");
+  CHECK(refused({"tiny", 0, "f32", 0, -1}) == "router_scale is a number from 0 to 1000000, found -1");
+  CHECK(refused({"tiny", 0, "f32", 0, std::nan("")}) == "router_scale is a number from 0 to 1000000, found nan");
+}
+
+TEST_CASE("the router's weights are scaled, and nothing else is") {
+  const Model plain = Model::synthetic({"tiny", 1, "f32", 7});
+  const Model steep = Model::synthetic({"tiny", 1, "f32", 7, 1000}), flat = Model::synthetic({"tiny", 1, "f32", 7, 0});
+  const auto value = [](const Weight& w, std::int64_t row) {
+    float v;
+    std::memcpy(&v, w.row(0, row), sizeof v);
+    return v;
+  };
+  for (std::int64_t row = 0; row < plain.config().experts; ++row) {
+    const float expected = value(*plain.layers()[0].ffn_gate_inp, row);
+    CHECK(std::abs(value(*steep.layers()[0].ffn_gate_inp, row) - 1000 * expected) <= 1e-3f * std::abs(expected));
+    CHECK(value(*flat.layers()[0].ffn_gate_inp, row) == 0);
+    CHECK(value(*steep.layers()[0].attn_q, row) == value(*plain.layers()[0].attn_q, row));
+  }
 }
 
 TEST_CASE("writing leaves a whole file or none, and nothing beside it") {
