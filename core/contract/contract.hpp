@@ -33,8 +33,13 @@ struct ModelSource {
 
 struct PromptSpec {
   std::string id;
-  std::vector<std::int32_t> tokens;
+  std::string entry;                 // id of the contract's entry: a file of tokens may hold several prompts
+  std::vector<std::int32_t> tokens;  // at least one
+  int generate = 0;                  // how many tokens follow, each the one that the oracle finds most likely
+  int chunk = 0;                     // tokens of the prompt in one pass; 0: all
   Where where;
+
+  int length() const { return static_cast<int>(tokens.size()) + generate; }  // of the whole sequence
 };
 
 struct LaneSpec {

@@ -103,19 +103,13 @@ void read_controls(const Value& value, FalsifierSpec& spec, const Contract& cont
   }
 }
 
-std::vector<std::string> prompt_ids(const Contract& contract) {
-  std::vector<std::string> ids;
-  for (const PromptSpec& p : contract.prompts) ids.push_back(p.id);
-  return ids;
-}
-
 void read_selections(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, const Contract& contract) {
   if (const auto stage = map.require("stage")) read_stages(*stage, spec, metric);
   if (const auto layers = map.find("layers")) {
     spec.layers = read_layers(*layers).value_or(IndexSelection::all());
     check_layers(*layers, spec.stages.stages);
   }
-  if (const auto prompts = map.find("prompts")) spec.prompts = read_names(*prompts, "prompt", prompt_ids(contract));
+  if (const auto prompts = map.find("prompts")) spec.prompts = read_prompt_ids(*prompts, contract);
   if (const auto positions = map.find("positions"))
     spec.positions = read_positions(*positions, contract, spec.prompts).value_or(IndexSelection::all());
 }

@@ -13,6 +13,7 @@ namespace moe_diag {
 
 // The parts of a contract file. Each reads its part into `contract`, which holds the parts named before it in
 // parse_contract(), and leaves its mistakes with the value.
+void read_prompts(const Value& value, Contract& contract);
 void read_lanes(const Value& value, Contract& contract);
 void read_oracle(const Value& value, Contract& contract);
 void read_sinks(const Value& value, Contract& contract);
@@ -29,6 +30,8 @@ std::vector<std::string> lane_names(const Contract& contract);
 const LaneSpec* find_lane(const Contract& contract, std::string_view name);
 // A lane of the contract by name; a mistake and empty otherwise.
 std::string read_lane_name(const Value& value, const Contract& contract);
+// The ids of the prompts that a falsifier names, by their own id or by that of the entry they come from.
+std::vector<std::string> read_prompt_ids(const Value& value, const Contract& contract);
 // Names out of `known`, each at most once; `all` stands for all of them.
 std::vector<std::string> read_names(const Value& value, std::string_view what, const std::vector<std::string>& known);
 

@@ -28,6 +28,7 @@ class Planner {
     for (const CaptureSpec& spec : contract_.capture) plan.captures.push_back(capture(spec));
     if (!mistakes_.empty()) throw Error(ErrorKind::usage, mistakes_);
     find_head_rows(plan);
+    plan.chooser = chooser();
     return plan;
   }
 
@@ -43,9 +44,11 @@ class Planner {
         if (prompt.tokens[i] < 0 || prompt.tokens[i] >= config_.vocab)
           mistake(prompt.where, fmt::format("prompt '{}': token {} at position {} is outside the vocabulary 0..{}",
                                             prompt.id, prompt.tokens[i], i, config_.vocab));
-      if (config_.context > 0 && prompt.tokens.size() > static_cast<std::size_t>(config_.context))
-        mistake(prompt.where, fmt::format("prompt '{}' has {} tokens, the model's context is {}", prompt.id,
-                                          prompt.tokens.size(), config_.context));
+      if (config_.context > 0 && prompt.length() > config_.context)
+        mistake(
+            prompt.where,
+            fmt::format("prompt '{}' has {} tokens{}, the model's context is {}", prompt.id, prompt.tokens.size(),
+                        prompt.generate > 0 ? fmt::format(" and generates {}", prompt.generate) : "", config_.context));
     }
   }
 
@@ -79,7 +82,7 @@ class Planner {
       all.emplace_back();
       if (!prompts.empty() && std::find(prompts.begin(), prompts.end(), prompt.id) == prompts.end()) continue;
       try {
-        all.back() = selection.resolve(static_cast<int>(prompt.tokens.size()));
+        all.back() = selection.resolve(prompt.length());
       } catch (const std::exception& e) {
         mistake(where, fmt::format("positions: prompt '{}': {}", prompt.id, e.what()));
       }
@@ -102,10 +105,17 @@ class Planner {
     if (!what.empty()) mistake(fault.where, what);
   }
 
+  int chooser() const {
+    const bool generates = std::any_of(contract_.prompts.begin(), contract_.prompts.end(),
+                                       [](const PromptSpec& prompt) { return prompt.generate > 0; });
+    return generates ? lane(contract_.oracle) : -1;
+  }
+
   // final_norm and lm_head are computed from the first position on that anybody looks at, and always at the last.
   void find_head_rows(Plan& plan) const {
     for (std::size_t p = 0; p < contract_.prompts.size(); ++p) {
-      const int length = static_cast<int>(contract_.prompts[p].tokens.size());
+      const PromptSpec& prompt = contract_.prompts[p];
+      const int length = prompt.length(), longest = stretches_of(prompt).front().count;
       int first = length - 1;
       const auto look = [&](const SiteSet& set, const Positions& at) {
         if ((set.contains({Stage::final_norm, -1}) || set.contains({Stage::lm_head, -1})) && !at[p].empty())
@@ -114,7 +124,7 @@ class Planner {
       for (const WatchedFalsifier& f : plan.falsifiers) look(f.sites, f.positions);
       for (const WatchedCapture& c : plan.captures) look(c.sites, c.positions);
       plan.head_first.push_back(first);
-      plan.request.rows = std::max(plan.request.rows, length);
+      plan.request.rows = std::max(plan.request.rows, longest);
       plan.request.total = std::max(plan.request.total, length);
     }
   }
@@ -150,6 +160,10 @@ std::vector<Site> SiteSet::in_forward_order() const {
   return list;
 }
 
+std::vector<Stretch> stretches_of(const PromptSpec& prompt) {
+  return stretches_of(static_cast<int>(prompt.tokens.size()), prompt.length(), prompt.chunk);
+}
+
 Plan make_plan(const Contract& contract, const ModelConfig& config, bool controls) {
   return Planner(contract, config, controls).make();
 }
@@ -163,7 +177,7 @@ std::string mistake_of(const FaultSpec& fault, const Contract& contract, const M
     return fmt::format("fault '{}': there is no other expert, the model uses {} of {}", fault.text, config.used,
                        config.experts);
   for (const PromptSpec& prompt : contract.prompts) {
-    const std::int64_t row = config.shape_of(fault.stage, 1, static_cast<int>(prompt.tokens.size())).count();
+    const std::int64_t row = config.shape_of(fault.stage, 1, prompt.length()).count();
     if (fault.index >= row)
       return fmt::format("fault '{}': element {} is not there, a row of {} has {} values with prompt '{}'", fault.text,
                          fault.index, name_of(fault.stage), row, prompt.id);
@@ -172,7 +186,7 @@ std::string mistake_of(const FaultSpec& fault, const Contract& contract, const M
 }
 
 std::vector<bool> needed_lanes(const Plan& plan, const Lanes& lanes) {
-  std::vector<int> looked_at;
+  std::vector<int> looked_at = {plan.chooser};
   for (const WatchedFalsifier& f : plan.falsifiers) looked_at.insert(looked_at.end(), {f.lane, f.against});
   for (const WatchedCapture& c : plan.captures) looked_at.insert(looked_at.end(), c.lanes.begin(), c.lanes.end());
   return with_feeders(looked_at, lanes);

@@ -7,6 +7,7 @@
 
 #include "core/api/stage.hpp"
 #include "core/contract/contract.hpp"
+#include "core/forward/sequence.hpp"
 #include "core/lane/lanes.hpp"
 #include "core/model/model.hpp"
 
@@ -51,9 +52,13 @@ struct WatchedCapture {
 struct Plan {
   std::vector<WatchedFalsifier> falsifiers;
   std::vector<WatchedCapture> captures;
-  std::vector<int> head_first;  // per prompt: first row of final_norm and lm_head that somebody looks at
+  std::vector<int> head_first;  // per prompt: first position whose final_norm or lm_head somebody looks at
+  int chooser = -1;             // lane of the oracle when it chooses tokens for a prompt; else -1
   Request request;              // longest pass and sequence
 };
+
+// The passes of a prompt and what follows it, as the contract cuts them.
+std::vector<Stretch> stretches_of(const PromptSpec& prompt);
 
 // Throws Error(usage), every mistake at file:line:column: a layer or position that is not there (naming what is), a
 // token outside the vocabulary, a prompt longer than the model's context, a selection that reaches nothing; with
@@ -63,7 +68,7 @@ Plan make_plan(const Contract& contract, const ModelConfig& config, bool control
 // Why the fault cannot be planted in this model with these prompts; empty: it can.
 std::string mistake_of(const FaultSpec& fault, const Contract& contract, const ModelConfig& config);
 
-// The lanes that falsifiers and captures look at, and their feeders.
+// The lanes that falsifiers and captures look at, the one that chooses tokens, and their feeders.
 std::vector<bool> needed_lanes(const Plan& plan, const Lanes& lanes);
 // The lanes that one falsifier looks at, and their feeders.
 std::vector<bool> lanes_needed_by(const WatchedFalsifier& falsifier, const Lanes& lanes);

@@ -52,11 +52,20 @@ class Console {
   }
 
   std::string place(const Sample& s) const {
+    const PromptReport& prompt = verdict_.prompts[static_cast<std::size_t>(s.prompt)];
+    const auto at = static_cast<std::size_t>(s.position);
+    const std::string token = at < prompt.texts.size() ? fmt::format(" (token {})", token_text(prompt, at)) : "";
     std::string where =
-        fmt::format("prompt {}, position {}, {}", contract_.prompts[static_cast<std::size_t>(s.prompt)].id, s.position,
-                    text_of(s.site));
+        fmt::format("prompt {}, position {}{}, {}", contract_.prompts[static_cast<std::size_t>(s.prompt)].id,
+                    s.position, token, text_of(s.site));
     if (s.expert >= 0) where += fmt::format(", expert {}", s.expert);
     return where;
+  }
+
+  // "308 ' the'", or the number alone.
+  static std::string token_text(const PromptReport& prompt, std::size_t at) {
+    const bool has_text = at < prompt.texts.size() && !prompt.texts[at].empty();
+    return fmt::format("{}{}{}", prompt.tokens[at], has_text ? " " : "", has_text ? prompt.texts[at] : "");
   }
 
   static std::string bound_text(const FalsifierSpec& spec) {
@@ -134,6 +143,18 @@ class Console {
         line("{:10} control {}: {}: {}", "", c.fault, c.tripped ? "tripped" : "NOT TRIPPED", c.message);
   }
 
+  void generated(const PromptSpec& spec, const PromptReport& report) {
+    if (spec.generate == 0) return;
+    const auto first = report.tokens.size() - static_cast<std::size_t>(report.generated);
+    std::vector<std::string> tokens;
+    for (std::size_t i = first; i < report.tokens.size() && tokens.size() < most_shown; ++i)
+      tokens.push_back(token_text(report, i));
+    line("generated  prompt {}: {} of {} tokens{}{}{}", spec.id, report.generated, spec.generate,
+         tokens.empty() ? "" : ": ", fmt::join(tokens, ", "),
+         static_cast<std::size_t>(report.generated) > tokens.size() ? ", ..." : "");
+    if (!report.stopped.empty()) line("{:10} {}", "", report.stopped);
+  }
+
   void what_ran() {
     const ModelReport& m = verdict_.model;
     if (!m.absent.empty()) {
@@ -142,6 +163,7 @@ class Console {
       line("\nmodel      {}: {:.1f} MiB, {} of {} experts a token, digest {}", m.source,
            static_cast<double>(m.bytes) / 1048576.0, m.used, m.experts, m.digest);
     }
+    for (std::size_t p = 0; p < verdict_.prompts.size(); ++p) generated(contract_.prompts[p], verdict_.prompts[p]);
     for (const LaneReport& l : verdict_.lanes) {
       std::string fed;
       if (!l.inputs.empty()) fed = ", inputs from " + l.inputs;
@@ -167,6 +189,8 @@ class Console {
     line("time       {:.2f} s: open {:.2f}, forward and judging {:.2f}, controls {:.2f}", t.total, t.open, t.forward,
          t.controls);
   }
+
+  static constexpr std::size_t most_shown = 16;  // generated tokens of a prompt
 
   const Verdict& verdict_;
   const Contract& contract_;

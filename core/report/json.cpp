@@ -17,6 +17,8 @@ Json number(double v) {
   return v;
 }
 
+Json text_or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
+
 Json site_json(Site site) {
   Json j;
   j["stage"] = name_of(site.stage);
@@ -24,10 +26,14 @@ Json site_json(Site site) {
   return j;
 }
 
-Json sample_json(const Contract& contract, const Sample& s) {
+Json sample_json(const Verdict& verdict, const Sample& s) {
   Json j = site_json(s.site);
-  j["prompt"] = contract.prompts[static_cast<std::size_t>(s.prompt)].id;
+  j["prompt"] = verdict.contract->prompts[static_cast<std::size_t>(s.prompt)].id;
   j["position"] = s.position;
+  const PromptReport& prompt = verdict.prompts[static_cast<std::size_t>(s.prompt)];
+  const auto at = static_cast<std::size_t>(s.position);
+  j["token"] = at < prompt.tokens.size() ? Json(prompt.tokens[at]) : Json(nullptr);
+  j["token_text"] = at < prompt.texts.size() ? text_or_null(prompt.texts[at]) : Json(nullptr);
   j["expert"] = s.expert < 0 ? Json(nullptr) : Json(s.expert);
   j["value"] = number(s.value);
   if (s.measure.count > 0) {
@@ -43,7 +49,19 @@ Json sample_json(const Contract& contract, const Sample& s) {
   return j;
 }
 
-Json judgement_json(const Contract& contract, const Judgement& judgement) {
+Json prompt_json(const PromptSpec& spec, const PromptReport& report) {
+  Json j;
+  j["id"] = spec.id;
+  j["tokens"] = spec.tokens;
+  const auto generated = report.tokens.end() - report.generated;
+  j["generated"] = std::vector<std::int32_t>(generated, report.tokens.end());
+  j["texts"] = report.texts.empty() ? Json(nullptr) : Json::array();
+  for (const std::string& text : report.texts) j["texts"].push_back(text_or_null(text));
+  j["stopped"] = text_or_null(report.stopped);
+  return j;
+}
+
+Json judgement_json(const Verdict& verdict, const Judgement& judgement) {
   const FalsifierSpec& spec = *judgement.spec;
   Json j;
   j["id"] = spec.id;
@@ -59,13 +77,13 @@ Json judgement_json(const Contract& contract, const Judgement& judgement) {
   j["failing"] = judgement.failing;
   j["skipped_experts"] = judgement.skipped_experts;
   const SiteResult* worst = judgement.worst();
-  j["worst"] = worst ? sample_json(contract, worst->worst) : Json(nullptr);
+  j["worst"] = worst ? sample_json(verdict, worst->worst) : Json(nullptr);
   const SiteResult* first = judgement.first_failing();
-  j["first_failing"] = first ? sample_json(contract, first->first_failing) : Json(nullptr);
+  j["first_failing"] = first ? sample_json(verdict, first->first_failing) : Json(nullptr);
   j["sites"] = Json::array();
   for (const SiteResult& s : judgement.sites) {
     if (s.samples == 0) continue;
-    Json site = sample_json(contract, s.worst);
+    Json site = sample_json(verdict, s.worst);
     site["samples"] = s.samples;
     site["failing"] = s.failing;
     j["sites"].push_back(std::move(site));
@@ -84,7 +102,6 @@ std::string json_report(const Verdict& verdict, std::string_view tool_version) {
   j["schema_version"] = schema_version;
   j["tool"] = {{"name", "moe-diag"}, {"version", tool_version}};
   j["contract"] = {{"path", contract.path}, {"id", contract.metadata.id}, {"version", contract.metadata.version}};
-  const auto text_or_null = [](const std::string& s) { return s.empty() ? Json(nullptr) : Json(s); };
   const ModelReport& m = verdict.model;
   j["model"] = {{"source", text_or_null(m.source)},
                 {"bytes", m.bytes},
@@ -105,7 +122,8 @@ std::string json_report(const Verdict& verdict, std::string_view tool_version) {
                           {"routing", text_or_null(l.routing)},
                           {"absent", text_or_null(l.absent)}});
   j["prompts"] = Json::array();
-  for (const PromptSpec& p : contract.prompts) j["prompts"].push_back({{"id", p.id}, {"tokens", p.tokens}});
+  for (std::size_t p = 0; p < contract.prompts.size(); ++p)
+    j["prompts"].push_back(prompt_json(contract.prompts[p], verdict.prompts[p]));
   j["planted"] = verdict.planted;
   j["captured_nothing"] = verdict.captured_nothing;
   j["failure"] = text_or_null(verdict.failure);
@@ -115,12 +133,12 @@ std::string json_report(const Verdict& verdict, std::string_view tool_version) {
   const Judgement* first = verdict.first_divergence();
   j["first_divergence"] = nullptr;
   if (first) {
-    j["first_divergence"] = sample_json(contract, first->first_failing()->first_failing);
+    j["first_divergence"] = sample_json(verdict, first->first_failing()->first_failing);
     j["first_divergence"]["falsifier"] = first->spec->id;
     j["first_divergence"]["tensors"] = verdict.tensors;
   }
   j["falsifiers"] = Json::array();
-  for (const Judgement& judgement : verdict.judgements) j["falsifiers"].push_back(judgement_json(contract, judgement));
+  for (const Judgement& judgement : verdict.judgements) j["falsifiers"].push_back(judgement_json(verdict, judgement));
   j["sinks_completed"] = verdict.outputs;
   const Timing& t = verdict.timing;
   j["seconds"] = {{"open", t.open}, {"forward", t.forward}, {"controls", t.controls}, {"total", t.total}};

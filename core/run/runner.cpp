@@ -111,6 +111,7 @@ void Runner::open_lanes() {
   check_injected();
   for (std::size_t i = 0; i < lanes_->size(); ++i) verdict_.lanes[i].absent = (*lanes_)[i].absent;
   judge_ = std::make_unique<Judge>(plan_, *lanes_);
+  sequences_ = std::make_unique<Sequences>(contract_, plan_.chooser);
   note_captures();
 }
 
@@ -158,7 +159,8 @@ void Runner::claim_output() {
 void Runner::open_sinks() {
   if (contract_.sinks.empty()) return;
   if (options_.out.empty()) throw Error(ErrorKind::usage, "the contract has sinks: an output folder is needed");
-  for (const PromptSpec& p : contract_.prompts) prompt_infos_.push_back({p.id, p.tokens});
+  for (const PromptSpec& p : contract_.prompts)
+    prompt_infos_.push_back({p.id, sequences_->tokens(static_cast<int>(prompt_infos_.size())), p.generate});
   for (const LaneReport& l : verdict_.lanes) {
     const DType values = (*lanes_)[lane_infos_.size()].description.values;
     const bool runs = (*lanes_)[lane_infos_.size()].runs();
@@ -182,8 +184,14 @@ void Runner::forward() {
   verdict_.timing.open = seconds();
   std::vector<PlantedFault> faults;
   for (const FaultSpec& fault : options_.inject) faults.push_back({lanes_->index_of(fault.lane), fault});
-  const std::vector<std::int64_t> changed =
-      walk({judge_.get(), capture_.get()}, std::move(faults), std::vector<bool>(lanes_->size(), true), "");
+  const auto count = static_cast<int>(contract_.prompts.size());
+  if (const int chooser = plan_.chooser; chooser >= 0)
+    if (const RunningLane& oracle = (*lanes_)[static_cast<std::size_t>(chooser)]; !oracle.runs())
+      for (int p = 0; p < count; ++p)
+        sequences_->stop(p, fmt::format("the oracle '{}' is absent: {}", oracle.name, oracle.absent));
+  const std::vector<std::int64_t> changed = walk({judge_.get(), capture_.get(), sequences_.get()}, std::move(faults),
+                                                 std::vector<bool>(lanes_->size(), true), "");
+  note_ends();
   for (std::size_t f = 0; f < changed.size(); ++f)
     if (changed[f] == 0) planted_in_vain_.push_back(verdict_.planted[f]);
   verdict_.judgements = judge_->judgements();
@@ -197,15 +205,33 @@ std::vector<std::int64_t> Runner::walk(const std::vector<Hook*>& hooks, std::vec
   Forward forward(*model_, *lanes_, bus, std::move(faults), active);
   const int layers = model_->config().layers;
   const auto count = static_cast<int>(contract_.prompts.size());
+  std::int64_t done = 0, total = 0;  // passes
+  for (const PromptSpec& prompt : contract_.prompts) total += static_cast<std::int64_t>(stretches_of(prompt).size());
   for (int p = 0; p < count; ++p) {
     const PromptSpec& prompt = contract_.prompts[static_cast<std::size_t>(p)];
-    const Pass pass{prompt.tokens, 0, static_cast<int>(prompt.tokens.size()),
-                    plan_.head_first[static_cast<std::size_t>(p)]};
     const std::string now = what.empty() ? fmt::format("prompt {}", prompt.id) : what;
-    const auto at_layer = [&](int layer) { options_.progress({now, p * layers + layer, count * layers}); };
-    forward.pass(pass, p, options_.progress ? std::function<void(int)>(at_layer) : nullptr);
+    for (const Stretch& stretch : stretches_of(prompt)) {
+      const auto at_layer = [&](int layer) { options_.progress({now, done * layers + layer, total * layers}); };
+      if (stretch.end() <= sequences_->known(p))
+        forward.pass(pass_over(sequences_->tokens(p), stretch, plan_.head_first[static_cast<std::size_t>(p)]), p,
+                     options_.progress ? std::function<void(int)>(at_layer) : nullptr);
+      ++done;
+    }
   }
   return forward.changed();
+}
+
+// What lies behind the end of a sequence that could not go on was neither judged nor captured.
+void Runner::note_ends() {
+  for (int p = 0; p < static_cast<int>(contract_.prompts.size()); ++p) {
+    const std::string& why = sequences_->stopped(p);
+    if (why.empty()) continue;
+    judge_->note_end(p, sequences_->known(p), why);
+    for (const WatchedCapture& capture : plan_.captures)
+      if (const auto& positions = capture.positions[static_cast<std::size_t>(p)];
+          !positions.empty() && positions.back() >= sequences_->known(p))
+        verdict_.captured_nothing.push_back(fmt::format("{}: {}", contract_.at(capture.spec->where), why));
+  }
 }
 
 void Runner::close_sinks() {
@@ -264,8 +290,26 @@ Verdict Runner::verdict() {
         const Step* step = find_step(program, first->first_failing()->site))
       for (const Weight* weight : step->weights)
         verdict_.tensors.push_back(fmt::format("{} ({})", weight->name, name_of(weight->type)));
+  report_prompts();
   verdict_.timing.total = seconds();
   return std::move(verdict_);
+}
+
+void Runner::report_prompts() {
+  const Vocabulary vocabulary = model_ ? model_->vocabulary() : Vocabulary();
+  for (const PromptSpec& prompt : contract_.prompts) {
+    const auto p = static_cast<int>(verdict_.prompts.size());
+    PromptReport& report = verdict_.prompts.emplace_back();
+    report.tokens = prompt.tokens;
+    if (sequences_) {
+      const auto known = sequences_->tokens(p).first(static_cast<std::size_t>(sequences_->known(p)));
+      report.tokens.assign(known.begin(), known.end());
+      report.stopped = sequences_->stopped(p);
+    }
+    report.generated = static_cast<int>(report.tokens.size() - prompt.tokens.size());
+    if (vocabulary.empty()) continue;
+    for (std::int32_t token : report.tokens) report.texts.push_back(vocabulary.quoted_text(token));
+  }
 }
 
 Verdict Runner::untested() {

@@ -12,6 +12,7 @@
 #include "core/plan/plan.hpp"
 #include "core/run/capture.hpp"
 #include "core/run/run.hpp"
+#include "core/run/sequences.hpp"
 #include "core/verdict/judge.hpp"
 
 namespace moe_diag {
@@ -44,7 +45,9 @@ class Runner {
   void check_injected() const;
   void check_memory(const std::vector<bool>& needed) const;
   void note_captures();
+  void note_ends();
   ControlResult run_control(std::size_t falsifier, const FaultSpec& fault);
+  void report_prompts();
   double seconds() const;
 
   const Contract& contract_;
@@ -60,6 +63,7 @@ class Runner {
   std::vector<std::string_view> planted_infos_;
   std::unique_ptr<Capture> capture_;
   std::unique_ptr<Judge> judge_;
+  std::unique_ptr<Sequences> sequences_;
   Verdict verdict_;
   std::vector<std::string> planted_in_vain_;
 };

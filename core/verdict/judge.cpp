@@ -39,6 +39,15 @@ double value_alone(Metric metric, const Tensor& a, int row) {
   return static_cast<double>(count_nonfinite(a, at, size));
 }
 
+// Of the site in that prompt, made when it is not there. Later passes of a prompt come back to the sites of the first.
+SiteResult& result_at(Judgement& judgement, int prompt, Site site) {
+  const auto at = std::lower_bound(
+      judgement.sites.begin(), judgement.sites.end(), site,
+      [&](const SiteResult& r, Site s) { return r.prompt != prompt ? r.prompt < prompt : r.site < s; });
+  if (at != judgement.sites.end() && at->prompt == prompt && at->site == site) return *at;
+  return *judgement.sites.insert(at, SiteResult{prompt, site, 0, 0, {}, {}});
+}
+
 }  // namespace
 
 // What one sighting shows of pairs of lanes, measured once however many falsifiers ask.
@@ -130,13 +139,21 @@ void Judge::show(Sighting& sighting) {
   Comparisons comparisons(sighting);
   for (std::size_t f = 0; f < judged_.size(); ++f) {
     const WatchedFalsifier& watched = plan_.falsifiers[f];
-    if (!judged_[f] || !watches(watched, sighting.prompt, sighting.site) || !has_tensors(f, sighting, comparisons))
-      continue;
-    judgements_[f].sites.push_back({sighting.prompt, sighting.site, 0, 0, {}, {}});
-    for (int position : watched.positions[static_cast<std::size_t>(sighting.prompt)]) {
-      const int row = position - sighting.position(0);
-      if (row >= 0 && row < sighting.rows().count) judge(f, sighting, comparisons, row);
-    }
+    if (!judged_[f] || !watches(watched, sighting.prompt, sighting.site)) continue;
+    const std::vector<int>& positions = watched.positions[static_cast<std::size_t>(sighting.prompt)];
+    const auto first = std::lower_bound(positions.begin(), positions.end(), sighting.position(0));
+    const auto end = std::lower_bound(first, positions.end(), sighting.position(sighting.rows().count));
+    if (first == end || !has_tensors(f, sighting, comparisons)) continue;
+    result_at(judgements_[f], sighting.prompt, sighting.site);
+    for (auto position = first; position != end; ++position)
+      judge(f, sighting, comparisons, *position - sighting.position(0));
+  }
+}
+
+void Judge::note_end(int prompt, int end, const std::string& why) {
+  for (std::size_t f = 0; f < judged_.size(); ++f) {
+    const std::vector<int>& positions = plan_.falsifiers[f].positions[static_cast<std::size_t>(prompt)];
+    if (judged_[f] && !positions.empty() && positions.back() >= end) missing_[f] = why;
   }
 }
 
@@ -192,7 +209,7 @@ void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, i
 
 void Judge::record(std::size_t f, const Sample& sample) {
   Judgement& j = judgements_[f];
-  SiteResult& site = j.sites.back();
+  SiteResult& site = result_at(j, sample.prompt, sample.site);
   const Bound& bound = j.spec->bound;
   const bool fails = !bound.holds(sample.value);
   if (site.samples == 0 || is_worse(bound, sample.value, site.worst.value)) site.worst = sample;

@@ -19,6 +19,9 @@ class Judge final : public Hook {
   bool wants(int prompt, int lane, Site site) const override;
   void show(Sighting& sighting) override;
 
+  // The sequence of the prompt ends before position `end`: whoever watches what lies behind cannot be shown to hold.
+  void note_end(int prompt, int end, const std::string& why);
+
   // One per falsifier of the plan, in the contract's order.
   std::vector<Judgement> judgements() const;
 
@@ -32,7 +35,7 @@ class Judge final : public Hook {
 
   const Plan& plan_;
   std::vector<bool> judged_;          // per falsifier
-  std::vector<std::string> missing_;  // per falsifier: a stage that a lane lacks
+  std::vector<std::string> missing_;  // per falsifier: what could not be looked at, a stage that a lane lacks
   std::vector<Judgement> judgements_;
 };
 

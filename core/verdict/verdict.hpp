@@ -48,7 +48,7 @@ struct Judgement {
   std::string reason;  // why it is untested or vacuous
   std::int64_t samples = 0, failing = 0;
   std::int64_t skipped_experts = 0;  // slots of experts that only one of the two lanes chose
-  std::vector<SiteResult> sites;     // as they were seen: prompt after prompt, in forward order
+  std::vector<SiteResult> sites;     // prompt after prompt, in forward order
   std::vector<ControlResult> controls;
 
   const SiteResult* first_failing() const;  // null: none
@@ -59,6 +59,14 @@ struct Judgement {
 struct LaneReport {
   std::string name, backend, numerics, device, instruction_set, inputs, routing;
   std::string absent;
+};
+
+struct PromptReport {
+  std::vector<std::int32_t> tokens;  // of the prompt, then those that were generated
+  int generated = 0;
+  std::vector<std::string>
+      texts;            // of the tokens, in quotes, empty for one without; none when the model has no vocabulary
+  std::string stopped;  // why fewer tokens were generated than asked for; empty: all were
 };
 
 struct ModelReport {
@@ -77,6 +85,7 @@ struct Timing {
 struct Verdict {
   const Contract* contract = nullptr;
   ModelReport model;
+  std::vector<PromptReport> prompts;  // as many as the contract has
   std::vector<LaneReport> lanes;
   std::vector<Judgement> judgements;
   std::vector<std::string> planted;           // faults of `run --inject`, and what each has changed

@@ -17,7 +17,7 @@ THIRD_PARTY = [
     (r"yaml-cpp/", ["core/contract/"]),
     (r"boost/", ["core/plugin/"]),
     (r"CLI/", ["apps/"]),
-    (r"nlohmann/", ["core/report/", "apps/", "plugins/sinks/", "tests/"]),
+    (r"nlohmann/", ["core/contract/", "core/report/", "apps/", "plugins/sinks/", "tests/"]),
     (r"xxhash\.h$", ["core/model/", "plugins/sinks/", "tests/"]),
     (r"(tbb|oneapi)/", ["core/model/", "plugins/backends/"]),
     (r"hwy/", ["plugins/backends/"]),
