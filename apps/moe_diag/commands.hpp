@@ -16,6 +16,7 @@ struct Context {
 
 // One function a subcommand, in its own file cmd_<subcommand>.cpp: declares its options and sets its callback.
 void add_run(CLI::App& app, Context& context);
+void add_digest(CLI::App& app, Context& context);
 void add_check(CLI::App& app, Context& context);
 void add_stages(CLI::App& app, Context& context);
 void add_plugins(CLI::App& app, Context& context);

@@ -87,7 +87,15 @@ enum class Metric {
   argmax_agree,
   router_sum_error,
   routing_flips,
+  identical,
+  seconds,
+  tokens_per_second,
+  capture_overhead,
+  device_memory_fraction,
 };
+
+// What `identical` compares a lane with: a pass of the lane alone, or digests in a file.
+enum class Twin { untraced, rerun, threads, chunks, digest };
 
 // The threshold of a falsifier.
 struct Bound {
@@ -115,6 +123,9 @@ struct FalsifierSpec {
   Metric metric = Metric::cosine_similarity;
   Bound bound;
   double rtol = 0, atol = 0;  // mismatch_fraction
+  Twin to = Twin::untraced;   // identical
+  std::string digest;         // path of the file `to: {digest: FILE}` names
+  int repeat = 5;             // seconds, tokens_per_second, capture_overhead
   std::vector<FaultSpec> controls;
   Where where;
 };
@@ -150,8 +161,13 @@ FaultSpec parse_fault(const std::string& text, const Contract& contract);
 std::string_view name_of(Metric metric);
 std::string_view name_of(FaultSpec::Kind kind);
 std::string_view name_of(Bound::Kind kind);
+std::string_view name_of(Twin to);
 // True when the metric cannot do without another lane. `nonfinite` uses one if there is one; `router_sum_error` never.
 bool needs_against(Metric metric);
+// True when the metric is of passes that the lane computes alone, after the lockstep run.
+bool is_solo(Metric metric);
+// True when the metric belongs to stages; false for what is measured of a whole pass.
+bool has_stage(Metric metric);
 // True when the metric can be computed at the stage.
 bool fits(Metric metric, Stage stage);
 // True when the fault can be planted at the stage.

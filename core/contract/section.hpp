@@ -20,6 +20,15 @@ void read_sinks(const Value& value, Contract& contract);
 void read_capture(const Value& value, Contract& contract);
 void read_falsifiers(const Value& value, Contract& contract);
 
+// The keys `to` and `repeat`, and whether the lane can be alone. False when it is not known what `identical` compares
+// with.
+bool read_solo(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, const Contract& contract);
+// Refuses the keys that a metric of whole passes does not take.
+void refuse_stage_keys(Map& map, Metric metric);
+// Whether the falsifier's metric can be computed at the stage: `identical` looks at what it compares, too.
+bool fits(const FalsifierSpec& spec, Metric metric, Stage stage);
+std::string fitting_stages(const FalsifierSpec& spec, Metric metric);
+
 // A fault, in the lane of the falsifier it controls; without one (null), in the lane its own key `lane` names. None
 // after a mistake.
 std::optional<FaultSpec> read_fault(const Value& value, const Contract& contract, const FalsifierSpec* falsifier);

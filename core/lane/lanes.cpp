@@ -33,6 +33,10 @@ void RunningLane::write(Stage stage, Rows rows, const Tensor& values) {
   guard(label_, "write", [&] { lane_->write(stage, rows, values); });
 }
 
+DeviceMemory RunningLane::device_memory() const {
+  return guard(label_, "device_memory", [&] { return lane_->device_memory(); });
+}
+
 Lanes::Lanes(const Contract& contract, const Model& model, PluginHost& host, const Request& request)
     : contract_(contract), model_(model) {
   for (const LaneSpec& spec : contract.lanes) {

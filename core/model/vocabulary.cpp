@@ -5,7 +5,8 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdint>
+
+#include "core/gguf/gguf_file.hpp"
 
 namespace moe_diag {
 namespace {

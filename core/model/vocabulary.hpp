@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "core/gguf/gguf_file.hpp"
-
 namespace moe_diag {
+
+class GgufFile;
 
 // The texts of a model's tokens (`tokenizer.ggml.tokens`), read from the file's bytes, which must outlive it. Nothing
 // in them is trusted: whatever they hold, what comes out is a line of UTF-8.

@@ -113,9 +113,12 @@ class Planner {
 
   // final_norm and lm_head are computed from the first position on that anybody looks at, and always at the last.
   void find_head_rows(Plan& plan) const {
+    const bool recut = std::any_of(plan.falsifiers.begin(), plan.falsifiers.end(), [](const WatchedFalsifier& f) {
+      return f.spec->metric == Metric::identical && f.spec->to == Twin::chunks;
+    });
     for (std::size_t p = 0; p < contract_.prompts.size(); ++p) {
       const PromptSpec& prompt = contract_.prompts[p];
-      const int length = prompt.length(), longest = stretches_of(prompt).front().count;
+      const int length = prompt.length(), longest = recut ? length : stretches_of(prompt).front().count;
       int first = length - 1;
       const auto look = [&](const SiteSet& set, const Positions& at) {
         if ((set.contains({Stage::final_norm, -1}) || set.contains({Stage::lm_head, -1})) && !at[p].empty())
@@ -183,6 +186,19 @@ std::string mistake_of(const FaultSpec& fault, const Contract& contract, const M
                          fault.index, name_of(fault.stage), row, prompt.id);
   }
   return "";
+}
+
+bool in_lockstep(const FalsifierSpec& falsifier) {
+  if (!is_solo(falsifier.metric)) return true;
+  return falsifier.metric == Metric::identical && (falsifier.to == Twin::untraced || falsifier.to == Twin::digest);
+}
+
+std::vector<bool> lockstep_lanes(const Plan& plan, const Lanes& lanes) {
+  std::vector<int> looked_at = {plan.chooser};
+  for (const WatchedFalsifier& f : plan.falsifiers)
+    if (in_lockstep(*f.spec)) looked_at.insert(looked_at.end(), {f.lane, f.against});
+  for (const WatchedCapture& c : plan.captures) looked_at.insert(looked_at.end(), c.lanes.begin(), c.lanes.end());
+  return with_feeders(looked_at, lanes);
 }
 
 std::vector<bool> needed_lanes(const Plan& plan, const Lanes& lanes) {

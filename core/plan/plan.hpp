@@ -68,6 +68,11 @@ Plan make_plan(const Contract& contract, const ModelConfig& config, bool control
 // Why the fault cannot be planted in this model with these prompts; empty: it can.
 std::string mistake_of(const FaultSpec& fault, const Contract& contract, const ModelConfig& config);
 
+// True when the falsifier looks at the lockstep run, and not only at passes of its lane alone.
+bool in_lockstep(const FalsifierSpec& falsifier);
+
+// The lanes of the lockstep run: those that are looked at in it, the one that chooses tokens, and their feeders.
+std::vector<bool> lockstep_lanes(const Plan& plan, const Lanes& lanes);
 // The lanes that falsifiers and captures look at, the one that chooses tokens, and their feeders.
 std::vector<bool> needed_lanes(const Plan& plan, const Lanes& lanes);
 // The lanes that one falsifier looks at, and their feeders.

@@ -52,6 +52,8 @@ class Console {
   }
 
   std::string place(const Sample& s) const {
+    if (s.position == whole_pass)
+      return fmt::format("prompt {}", contract_.prompts[static_cast<std::size_t>(s.prompt)].id);
     const PromptReport& prompt = verdict_.prompts[static_cast<std::size_t>(s.prompt)];
     const auto at = static_cast<std::size_t>(s.position);
     const std::string token = at < prompt.texts.size() ? fmt::format(" (token {})", token_text(prompt, at)) : "";
@@ -68,6 +70,11 @@ class Console {
     return fmt::format("{}{}{}", prompt.tokens[at], has_text ? " " : "", has_text ? prompt.texts[at] : "");
   }
 
+  static std::string metric_text(const FalsifierSpec& spec) {
+    const std::string name(name_of(spec.metric));
+    return spec.metric == Metric::identical ? fmt::format("{} to {}", name, name_of(spec.to)) : name;
+  }
+
   static std::string bound_text(const FalsifierSpec& spec) {
     return fmt::format("{} {:g}", name_of(spec.bound.kind), spec.bound.value);
   }
@@ -81,7 +88,7 @@ class Console {
     line("\nFirst divergence");
     line("  where      {}", place(s));
     line("  lane       {}{}", spec.lane, spec.against.empty() ? "" : " against " + spec.against);
-    line("  number     {} = {:.6g}, claimed {}", name_of(spec.metric), s.value, bound_text(spec));
+    line("  number     {} = {:.6g}, claimed {}", metric_text(spec), s.value, bound_text(spec));
     line("  site       {} of {} samples fail there, worst {:.6g} at position {}", site.failing, site.samples,
          site.worst.value, site.worst.position);
     line("  falsifies  {}: {}", spec.id, spec.claim);
@@ -132,7 +139,11 @@ class Console {
          worst ? fmt::format("{:.6g}", worst->worst.value) : "-", bound_text(*j.spec),
          worst ? place(worst->worst) : "-");
     if (!j.reason.empty()) line("{:10} {}", "", j.reason);
-    if (j.outcome == Outcome::falsified)
+    for (const std::string& remark : j.remarks) line("{:10} {}", "", remark);
+    for (const Spread& s : j.spreads)
+      line("{:10} prompt {}: median of {} {:.6g}, from {:.6g} to {:.6g}", "",
+           contract_.prompts[static_cast<std::size_t>(s.prompt)].id, s.repeats, s.median, s.lowest, s.highest);
+    if (j.outcome == Outcome::falsified && has_stage(j.spec->metric))
       line("{:10} {} of {} samples at {} of {} sites", "", j.failing, j.samples,
            std::count_if(j.sites.begin(), j.sites.end(), [](const SiteResult& s) { return s.failing > 0; }),
            j.sites.size());
@@ -153,6 +164,15 @@ class Console {
          tokens.empty() ? "" : ": ", fmt::join(tokens, ", "),
          static_cast<std::size_t>(report.generated) > tokens.size() ? ", ..." : "");
     if (!report.stopped.empty()) line("{:10} {}", "", report.stopped);
+  }
+
+  // What `--controls` leaves out: a fault changes values, not how long they take.
+  void without_controls() {
+    std::vector<std::string> ids;
+    for (const Judgement& j : verdict_.judgements)
+      if (!has_stage(j.spec->metric)) ids.push_back(j.spec->id);
+    if (verdict_.controls && !ids.empty())
+      line("controls   none for {}: no fault changes what is measured of a whole pass", fmt::join(ids, ", "));
   }
 
   void what_ran() {
@@ -185,9 +205,10 @@ class Console {
         tripped += c.tripped;
       }
     if (controls > 0) line("controls   {} of {} tripped", tripped, controls);
+    without_controls();
     const Timing& t = verdict_.timing;
-    line("time       {:.2f} s: open {:.2f}, forward and judging {:.2f}, controls {:.2f}", t.total, t.open, t.forward,
-         t.controls);
+    line("time       {:.2f} s: open {:.2f}, forward and judging {:.2f}, lanes alone {:.2f}, controls {:.2f}", t.total,
+         t.open, t.forward, t.solo, t.controls);
   }
 
   static constexpr std::size_t most_shown = 16;  // generated tokens of a prompt

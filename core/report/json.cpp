@@ -27,9 +27,10 @@ Json site_json(Site site) {
 }
 
 Json sample_json(const Verdict& verdict, const Sample& s) {
-  Json j = site_json(s.site);
+  const bool has_site = s.position != whole_pass;
+  Json j = has_site ? site_json(s.site) : Json{{"stage", nullptr}, {"layer", nullptr}};
   j["prompt"] = verdict.contract->prompts[static_cast<std::size_t>(s.prompt)].id;
-  j["position"] = s.position;
+  j["position"] = has_site ? Json(s.position) : Json(nullptr);
   const PromptReport& prompt = verdict.prompts[static_cast<std::size_t>(s.prompt)];
   const auto at = static_cast<std::size_t>(s.position);
   j["token"] = at < prompt.tokens.size() ? Json(prompt.tokens[at]) : Json(nullptr);
@@ -72,6 +73,8 @@ Json judgement_json(const Verdict& verdict, const Judgement& judgement) {
   j["lane"] = spec.lane;
   j["against"] = spec.against.empty() ? Json(nullptr) : Json(spec.against);
   j["metric"] = name_of(spec.metric);
+  j["to"] = spec.metric == Metric::identical ? Json(name_of(spec.to)) : Json(nullptr);
+  j["digest"] = text_or_null(spec.digest);
   j["bound"] = {{"kind", name_of(spec.bound.kind)}, {"value", number(spec.bound.value)}};
   j["samples"] = judgement.samples;
   j["failing"] = judgement.failing;
@@ -88,6 +91,15 @@ Json judgement_json(const Verdict& verdict, const Judgement& judgement) {
     site["failing"] = s.failing;
     j["sites"].push_back(std::move(site));
   }
+  j["remarks"] = judgement.remarks;
+  j["spreads"] = Json::array();
+  for (const Spread& s : judgement.spreads)
+    j["spreads"].push_back({{"prompt", verdict.contract->prompts[static_cast<std::size_t>(s.prompt)].id},
+                            {"median", number(s.median)},
+                            {"lowest", number(s.lowest)},
+                            {"highest", number(s.highest)},
+                            {"repeats", s.repeats}});
+  j["controls_apply"] = has_stage(spec.metric);
   j["controls"] = Json::array();
   for (const ControlResult& c : judgement.controls)
     j["controls"].push_back({{"fault", c.fault}, {"tripped", c.tripped}, {"message", c.message}});
@@ -141,7 +153,8 @@ std::string json_report(const Verdict& verdict, std::string_view tool_version) {
   for (const Judgement& judgement : verdict.judgements) j["falsifiers"].push_back(judgement_json(verdict, judgement));
   j["sinks_completed"] = verdict.outputs;
   const Timing& t = verdict.timing;
-  j["seconds"] = {{"open", t.open}, {"forward", t.forward}, {"controls", t.controls}, {"total", t.total}};
+  j["seconds"] = {
+      {"open", t.open}, {"forward", t.forward}, {"solo", t.solo}, {"controls", t.controls}, {"total", t.total}};
   return j.dump(2, ' ', false, Json::error_handler_t::replace) + '\n';
 }
 

@@ -8,6 +8,7 @@
 
 #include "core/contract/contract.hpp"
 #include "core/plugin/host.hpp"
+#include "core/report/digests.hpp"
 #include "core/verdict/verdict.hpp"
 
 namespace moe_diag {
@@ -31,6 +32,11 @@ struct RunOptions {
 // The whole flow: contract, model, lanes, all prompts in lockstep, verdict. Throws Error only when nothing was judged;
 // a failure later on is in Verdict::failure beside what was judged until then.
 Verdict run_contract(const Contract& contract, PluginHost& host, const RunOptions& options);
+
+// Digests of all rows that the contract's falsifiers compare with digests, of these lanes or of all when none is named.
+// Throws Error: usage when there is none, absent when the model or a lane is not there.
+Digests digest_contract(const Contract& contract, const std::vector<std::string>& lanes, PluginHost& host,
+                        const RunOptions& options);
 
 // Everything but computing: the contract against its model (when it is there) and the options of its plugins.
 // Throws Error(usage) with all mistakes found. Returns what is absent, a line each.

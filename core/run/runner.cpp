@@ -11,6 +11,7 @@
 #include <limits>
 #include <system_error>
 
+#include "core/run/timing.hpp"
 #include "core/verdict/controls.hpp"
 
 namespace moe_diag {
@@ -96,6 +97,19 @@ void Runner::plan() {
       throw Error(ErrorKind::usage, "--inject: " + what);
 }
 
+void Runner::read_digests() {
+  for (const FalsifierSpec& spec : contract_.falsifiers) {
+    if (spec.digest.empty() || digest_files_.count(spec.digest) > 0) continue;
+    DigestFile& file = digest_files_[spec.digest];
+    try {
+      file.digests = moe_diag::read_digests(spec.digest);
+    } catch (const Error& e) {
+      if (e.kind() != ErrorKind::absent) throw;
+      file.absent = e.what();
+    }
+  }
+}
+
 void Runner::describe_lanes() {
   lanes_ = std::make_unique<Lanes>(contract_, *model_, host_, plan_.request);
   for (std::size_t i = 0; i < lanes_->size(); ++i)
@@ -108,6 +122,7 @@ void Runner::open_lanes() {
   const std::vector<bool> needed = needed_lanes(plan_, *lanes_);
   check_memory(needed);
   lanes_->open(needed);
+  lockstep_ = lockstep_lanes(plan_, *lanes_);
   check_injected();
   for (std::size_t i = 0; i < lanes_->size(); ++i) verdict_.lanes[i].absent = (*lanes_)[i].absent;
   judge_ = std::make_unique<Judge>(plan_, *lanes_);
@@ -119,9 +134,10 @@ void Runner::open_lanes() {
 void Runner::check_injected() const {
   for (const FaultSpec& fault : options_.inject) {
     const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(lanes_->index_of(fault.lane))];
-    if (lane.runs() || !lane.absent.empty()) continue;
-    throw Error(ErrorKind::usage, fmt::format("--inject: fault '{}': nothing looks at lane '{}', so it does not run",
-                                              fault.text, lane.name));
+    if (lockstep_[static_cast<std::size_t>(lanes_->index_of(fault.lane))] || !lane.absent.empty()) continue;
+    throw Error(ErrorKind::usage,
+                fmt::format("--inject: fault '{}': nothing looks at lane '{}' in the lockstep run, so it does not run",
+                            fault.text, lane.name));
   }
 }
 
@@ -184,18 +200,73 @@ void Runner::forward() {
   verdict_.timing.open = seconds();
   std::vector<PlantedFault> faults;
   for (const FaultSpec& fault : options_.inject) faults.push_back({lanes_->index_of(fault.lane), fault});
-  const auto count = static_cast<int>(contract_.prompts.size());
-  if (const int chooser = plan_.chooser; chooser >= 0)
-    if (const RunningLane& oracle = (*lanes_)[static_cast<std::size_t>(chooser)]; !oracle.runs())
-      for (int p = 0; p < count; ++p)
-        sequences_->stop(p, fmt::format("the oracle '{}' is absent: {}", oracle.name, oracle.absent));
-  const std::vector<std::int64_t> changed = walk({judge_.get(), capture_.get(), sequences_.get()}, std::move(faults),
-                                                 std::vector<bool>(lanes_->size(), true), "");
+  stop_without_oracle();
+  std::vector<Hook*> hooks = call_witnesses();
+  hooks.insert(hooks.end(), {judge_.get(), capture_.get(), sequences_.get()});
+  const std::vector<std::int64_t> changed = walk(hooks, std::move(faults), lockstep_, "");
   note_ends();
   for (std::size_t f = 0; f < changed.size(); ++f)
     if (changed[f] == 0) planted_in_vain_.push_back(verdict_.planted[f]);
   verdict_.judgements = judge_->judgements();
   verdict_.timing.forward = seconds() - verdict_.timing.open;
+}
+
+// A prompt that the oracle is to continue ends where the oracle is absent.
+void Runner::stop_without_oracle() {
+  if (plan_.chooser < 0) return;
+  const RunningLane& oracle = (*lanes_)[static_cast<std::size_t>(plan_.chooser)];
+  for (int p = 0; p < static_cast<int>(contract_.prompts.size()); ++p)
+    if (!oracle.runs()) sequences_->stop(p, fmt::format("the oracle '{}' is absent: {}", oracle.name, oracle.absent));
+}
+
+SoloParts Runner::solo_parts() { return {contract_, plan_, *model_, host_, *lanes_, *sequences_, digest_files_}; }
+
+// Those who keep what the lockstep run computes, to be compared later.
+std::vector<Hook*> Runner::call_witnesses() {
+  const SoloParts parts = solo_parts();
+  std::vector<Hook*> hooks;
+  for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f) {
+    const WatchedFalsifier& watched = plan_.falsifiers[f];
+    const bool runs = (*lanes_)[static_cast<std::size_t>(watched.lane)].runs();
+    witnesses_.push_back(runs && watched.spec->metric == Metric::identical ? Identity(parts, f).witness() : nullptr);
+    if (witnesses_.back()) hooks.push_back(witnesses_.back().get());
+  }
+  return hooks;
+}
+
+void Runner::judge_alone() {
+  const double before = seconds();
+  const SoloParts parts = solo_parts();
+  const auto is_mine = [&](const WatchedFalsifier& f) {
+    return is_solo(f.spec->metric) && (*lanes_)[static_cast<std::size_t>(f.lane)].runs();
+  };
+  for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f)
+    if (is_mine(plan_.falsifiers[f])) verdict_.judgements[f].reason = "the run ended before it was judged";
+  for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f) {
+    if (!is_mine(plan_.falsifiers[f])) continue;
+    verdict_.judgements[f] = plan_.falsifiers[f].spec->metric == Metric::identical
+                                 ? Identity(parts, f).judge(witnesses_[f].get()).judgement
+                                 : judge_timing(parts, f);
+  }
+  verdict_.timing.solo = seconds() - before;
+}
+
+Digests Runner::digests() {
+  for (std::size_t i = 0; i < lanes_->size(); ++i)
+    if (lockstep_[i] && !(*lanes_)[i].runs())
+      throw Error(ErrorKind::absent, fmt::format("lane '{}' is absent: {}", (*lanes_)[i].name, (*lanes_)[i].absent));
+  std::vector<Hook*> hooks = call_witnesses();
+  hooks.push_back(sequences_.get());
+  walk(hooks, {}, lockstep_, "");
+  for (int p = 0; p < static_cast<int>(contract_.prompts.size()); ++p)
+    if (!sequences_->stopped(p).empty()) throw Error(ErrorKind::environment, sequences_->stopped(p));
+  Digests digests;
+  digests.tool_version = options_.tool_version;
+  digests.model_source = model_->source();
+  digests.model_digest = model_->digest();
+  for (std::size_t f = 0; f < witnesses_.size(); ++f)
+    if (witnesses_[f]) add_digests(solo_parts(), f, *witnesses_[f], digests);
+  return digests;
 }
 
 std::vector<std::int64_t> Runner::walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults,
@@ -243,6 +314,7 @@ void Runner::close_sinks() {
 
 void Runner::run_controls() {
   const double before = seconds();
+  verdict_.controls = true;
   for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f) {
     Judgement& judgement = verdict_.judgements[f];
     if (judgement.outcome != Outcome::held) continue;
@@ -259,12 +331,31 @@ void Runner::run_controls() {
 
 ControlResult Runner::run_control(std::size_t falsifier, const FaultSpec& fault) {
   const WatchedFalsifier& watched = plan_.falsifiers[falsifier];
+  const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(watched.lane)];
+  const std::optional<Site> expected = expected_site(watched, fault, lane, build_program(*model_));
+  if (is_solo(watched.spec->metric)) {
+    const SoloJudgement judged = judge_solo_control(falsifier, fault);
+    return judge_control(judged.judgement, fault, expected, judged.changed);
+  }
   Judge judge(plan_, *lanes_, static_cast<int>(falsifier));
   const std::vector<std::int64_t> changed = walk({&judge}, {{watched.lane, fault}}, lanes_needed_by(watched, *lanes_),
                                                  fmt::format("control of {}", watched.spec->id));
-  const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(watched.lane)];
-  return judge_control(judge.judgements()[falsifier], fault,
-                       expected_site(watched, fault, lane, build_program(*model_)), changed.front());
+  return judge_control(judge.judgements()[falsifier], fault, expected, changed.front());
+}
+
+// The fault is in the lockstep run where that is compared, else in every pass of the lane alone but the first.
+SoloJudgement Runner::judge_solo_control(std::size_t falsifier, const FaultSpec& fault) {
+  const SoloParts parts = solo_parts();
+  const Identity identity(parts, falsifier);
+  const std::unique_ptr<RowRecord> witness = identity.witness();
+  if (!witness) return identity.judge(nullptr, &fault);
+  const WatchedFalsifier& watched = plan_.falsifiers[falsifier];
+  const std::vector<std::int64_t> changed =
+      walk({witness.get()}, {{watched.lane, fault}}, lanes_needed_by(watched, *lanes_),
+           fmt::format("control of {}", watched.spec->id));
+  SoloJudgement judged = identity.judge(witness.get());
+  judged.changed = changed.front();
+  return judged;
 }
 
 // What was judged stands where it is already decided: a falsified claim stays falsified whatever would have followed.
@@ -328,6 +419,8 @@ std::vector<std::string> Runner::absences() const {
   if (!verdict_.model.absent.empty()) list.push_back("model: " + verdict_.model.absent);
   for (const LaneReport& lane : verdict_.lanes)
     if (!lane.absent.empty()) list.push_back(fmt::format("lane '{}': {}", lane.name, lane.absent));
+  for (const auto& [path, file] : digest_files_)
+    if (!file.absent.empty()) list.push_back("digests: " + file.absent);
   return list;
 }
 

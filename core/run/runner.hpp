@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -13,6 +14,7 @@
 #include "core/run/capture.hpp"
 #include "core/run/run.hpp"
 #include "core/run/sequences.hpp"
+#include "core/run/solo.hpp"
 #include "core/verdict/judge.hpp"
 
 namespace moe_diag {
@@ -24,13 +26,16 @@ class Runner {
 
   bool open_model();  // false: it is absent, and everything is untested
   void plan();
+  void read_digests();  // the files that falsifiers name
   void describe_lanes();
   void open_lanes();
   void claim_output();  // before anything is computed: a folder that can be written
   void open_sinks();
   void forward();
   void close_sinks();
+  void judge_alone();  // what speaks of passes that a lane computes alone
   void run_controls();
+  Digests digests();  // instead of judging: of all that is compared with digests
   void fail(const Error& error);
 
   Verdict verdict();
@@ -46,6 +51,10 @@ class Runner {
   void check_memory(const std::vector<bool>& needed) const;
   void note_captures();
   void note_ends();
+  void stop_without_oracle();
+  SoloParts solo_parts();
+  std::vector<Hook*> call_witnesses();
+  SoloJudgement judge_solo_control(std::size_t falsifier, const FaultSpec& fault);
   ControlResult run_control(std::size_t falsifier, const FaultSpec& fault);
   void report_prompts();
   double seconds() const;
@@ -64,6 +73,9 @@ class Runner {
   std::unique_ptr<Capture> capture_;
   std::unique_ptr<Judge> judge_;
   std::unique_ptr<Sequences> sequences_;
+  std::map<std::string, DigestFile> digest_files_;     // by path
+  std::vector<std::unique_ptr<RowRecord>> witnesses_;  // per falsifier; null: it needs none
+  std::vector<bool> lockstep_;                         // lanes that take part in the lockstep run
   Verdict verdict_;
   std::vector<std::string> planted_in_vain_;
 };

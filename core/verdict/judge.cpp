@@ -117,7 +117,8 @@ Judge::Judge(const Plan& plan, const Lanes& lanes, int only) : plan_(plan) {
       if (lane >= 0 && !lanes[static_cast<std::size_t>(lane)].runs())
         j.reason = fmt::format("lane '{}' is absent: {}", lanes[static_cast<std::size_t>(lane)].name,
                                lanes[static_cast<std::size_t>(lane)].absent);
-    judged_.push_back(j.reason.empty() && (only < 0 || static_cast<std::size_t>(only) == f));
+    judged_.push_back(!is_solo(watched.spec->metric) && j.reason.empty() &&
+                      (only < 0 || static_cast<std::size_t>(only) == f));
     judgements_.push_back(std::move(j));
   }
   missing_.resize(judgements_.size());
@@ -181,7 +182,7 @@ void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, i
 
   const auto record_value = [&](double value) {
     sample.value = value;
-    record(f, sample);
+    add_sample(judgements_[f], sample);
   };
   if (watched.against < 0) return record_value(value_alone(watched.spec->metric, sighting.tensor(watched.lane), row));
   const Pair& pair = comparisons.pair(watched.lane, watched.against);
@@ -207,8 +208,7 @@ void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, i
   }
 }
 
-void Judge::record(std::size_t f, const Sample& sample) {
-  Judgement& j = judgements_[f];
+void add_sample(Judgement& j, const Sample& sample) {
   SiteResult& site = result_at(j, sample.prompt, sample.site);
   const Bound& bound = j.spec->bound;
   const bool fails = !bound.holds(sample.value);
@@ -222,17 +222,18 @@ void Judge::record(std::size_t f, const Sample& sample) {
 
 std::vector<Judgement> Judge::judgements() const {
   std::vector<Judgement> list = judgements_;
-  for (Judgement& j : list) {
-    const std::string& missing = missing_[static_cast<std::size_t>(&j - list.data())];
-    if (j.failing > 0) {
-      j.outcome = Outcome::falsified;
-    } else if (j.samples > 0 && missing.empty()) {
-      j.outcome = Outcome::held;
-    } else if (j.reason.empty()) {
-      j.reason = missing.empty() ? "nothing was judged: no sample reached it" : missing;
-    }
-  }
+  for (std::size_t f = 0; f < list.size(); ++f) settle(list[f], missing_[f]);
   return list;
+}
+
+void settle(Judgement& j, const std::string& missing) {
+  if (j.failing > 0) {
+    j.outcome = Outcome::falsified;
+  } else if (j.samples > 0 && missing.empty()) {
+    j.outcome = Outcome::held;
+  } else if (j.reason.empty()) {
+    j.reason = missing.empty() ? "nothing was judged: no sample reached it" : missing;
+  }
 }
 
 bool is_worse(const Bound& bound, double a, double b) {

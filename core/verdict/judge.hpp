@@ -31,13 +31,18 @@ class Judge final : public Hook {
   bool watches(const WatchedFalsifier& falsifier, int prompt, Site site) const;
   bool has_tensors(std::size_t f, Sighting& sighting, Comparisons& comparisons);
   void judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, int row);
-  void record(std::size_t f, const Sample& sample);
 
   const Plan& plan_;
   std::vector<bool> judged_;          // per falsifier
   std::vector<std::string> missing_;  // per falsifier: what could not be looked at, a stage that a lane lacks
   std::vector<Judgement> judgements_;
 };
+
+// Adds a sample to those of its site, whose results stand prompt after prompt in forward order.
+void add_sample(Judgement& judgement, const Sample& sample);
+
+// Decides the outcome once all samples are there. `missing` says what could not be looked at; empty: nothing.
+void settle(Judgement& judgement, const std::string& missing);
 
 // True when `a` is a worse value than `b` for the bound; NaN is the worst of all.
 bool is_worse(const Bound& bound, double a, double b);

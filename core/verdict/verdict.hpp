@@ -19,6 +19,9 @@ enum class Outcome {
 };
 std::string_view name_of(Outcome outcome);
 
+// The position of a sample that is of a whole pass and of no stage.
+inline constexpr int whole_pass = -1;
+
 // One judged number, and where it stands.
 struct Sample {
   int prompt = 0, position = 0;
@@ -36,6 +39,13 @@ struct SiteResult {
   Sample worst, first_failing;  // the second only when something fails
 };
 
+// What was measured several times of one prompt.
+struct Spread {
+  int prompt = 0;
+  double median = 0, lowest = 0, highest = 0;
+  int repeats = 0;
+};
+
 struct ControlResult {
   std::string fault;     // as the contract states it
   bool tripped = false;  // the falsifier was falsified, first at the site it had to be
@@ -50,6 +60,8 @@ struct Judgement {
   std::int64_t skipped_experts = 0;  // slots of experts that only one of the two lanes chose
   std::vector<SiteResult> sites;     // prompt after prompt, in forward order
   std::vector<ControlResult> controls;
+  std::vector<std::string> remarks;  // what a person wants to know beside the numbers
+  std::vector<Spread> spreads;       // of what was measured several times
 
   const SiteResult* first_failing() const;  // null: none
   const SiteResult* worst() const;          // null: no sample
@@ -78,7 +90,7 @@ struct ModelReport {
 
 // How long the parts of a run took, in seconds.
 struct Timing {
-  double open = 0, forward = 0, controls = 0, total = 0;
+  double open = 0, forward = 0, solo = 0, controls = 0, total = 0;
 };
 
 // All outcomes of a run.
@@ -94,6 +106,7 @@ struct Verdict {
   std::vector<std::string> outputs;           // what sinks completed, relative to the output folder
   std::string failure;                        // why the run ended early; empty: it did not
   bool failure_is_usage = false;              // it is the contract's or the command line's fault
+  bool controls = false;                      // every control was run, too
   Timing timing;
 
   std::int64_t count(Outcome outcome) const;
