@@ -32,8 +32,10 @@ constexpr int deepest = 16;  // nesting of what a line may hold beside the token
 std::string read_bounded(const std::string& path) {
   std::error_code error;
   if (std::filesystem::is_directory(path, error)) refuse("it is a folder");
+  if (!std::filesystem::exists(path, error)) refuse("there is no such file");
+  if (!std::filesystem::is_regular_file(path, error)) refuse("it is no regular file");  // a pipe could block for ever
   std::ifstream in(path, std::ios::binary);
-  if (!in) refuse(std::filesystem::exists(path, error) ? "no permission" : "there is no such file");
+  if (!in) refuse("no permission");
   std::string bytes(largest_file + 1, '\0');
   in.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   if (in.bad()) refuse("reading failed");

@@ -162,12 +162,13 @@ Digests read_digests(const std::string& path) {
     throw Error(
         ErrorKind::absent,
         fmt::format("{}: there is no such file: write it with `moe-diag digest CONTRACT --out {}`", path, path));
-  std::ifstream in(path, std::ios::binary);
   const std::uintmax_t size =
       std::filesystem::is_regular_file(path, error) ? std::filesystem::file_size(path, error) : 0;
-  if (!in || size == 0 || error || size > largest_file)
-    throw Error(ErrorKind::environment,
-                fmt::format("{}: cannot be read: expected a file of at most {} MiB", path, largest_file >> 20));
+  if (size == 0 || error || size > largest_file)
+    throw Error(ErrorKind::environment, fmt::format("{}: not a file of digests: expected a file of 1 byte to {} MiB",
+                                                    path, largest_file >> 20));
+  std::ifstream in(path, std::ios::binary);
+  if (!in) throw Error(ErrorKind::environment, fmt::format("{}: cannot be read: no permission", path));
   const auto shallow = [&](int depth, Json::parse_event_t, Json&) {
     if (depth > 8) throw Error(ErrorKind::environment, fmt::format("{}: not a file of digests", path));
     return true;

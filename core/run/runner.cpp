@@ -244,6 +244,9 @@ void Runner::judge_alone() {
     if (is_mine(plan_.falsifiers[f])) verdict_.judgements[f].reason = "the run ended before it was judged";
   for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f) {
     if (!is_mine(plan_.falsifiers[f])) continue;
+    if (options_.progress)
+      options_.progress({fmt::format("{} alone", plan_.falsifiers[f].spec->id), static_cast<std::int64_t>(f),
+                         static_cast<std::int64_t>(plan_.falsifiers.size())});
     verdict_.judgements[f] = plan_.falsifiers[f].spec->metric == Metric::identical
                                  ? Identity(parts, f).judge(witnesses_[f].get()).judgement
                                  : judge_timing(parts, f);

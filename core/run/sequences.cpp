@@ -35,6 +35,11 @@ void Sequences::show(Sighting& sighting) {
   sequence.tokens[static_cast<std::size_t>(sequence.known++)] = static_cast<std::int32_t>(token);
 }
 
+std::vector<Stretch> Sequences::stretches(int prompt) const {
+  const PromptSpec& spec = contract_.prompts[static_cast<std::size_t>(prompt)];
+  return stretches_of(static_cast<int>(spec.tokens.size()), known(prompt), spec.chunk);
+}
+
 void Sequences::stop(int prompt, const std::string& why) {
   Sequence& sequence = sequences_[static_cast<std::size_t>(prompt)];
   if (sequence.goes_on())

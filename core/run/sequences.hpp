@@ -8,6 +8,7 @@
 
 #include "core/bus/bus.hpp"
 #include "core/contract/contract.hpp"
+#include "core/forward/sequence.hpp"
 
 namespace moe_diag {
 
@@ -25,6 +26,8 @@ class Sequences final : public Hook {
   std::span<const std::int32_t> tokens(int prompt) const { return at(prompt).tokens; }
   // How many tokens are known, from the first on.
   int known(int prompt) const { return at(prompt).known; }
+  // The passes of a prompt as the contract cuts them, as far as its tokens are known.
+  std::vector<Stretch> stretches(int prompt) const;
   // The prompt goes no further than what is known of it, and why; the first reason stands.
   void stop(int prompt, const std::string& why);
   const std::string& stopped(int prompt) const { return at(prompt).stopped; }  // empty: it goes on

@@ -117,10 +117,7 @@ std::vector<Identity::Circumstances> Identity::all_circumstances() const {
 
 std::vector<Stretch> Identity::stretches(int prompt, const Circumstances& how) const {
   const int known = parts_.sequences.known(prompt);
-  if (how.chunk > 0) return stretches_of(known, known, how.chunk);
-  std::vector<Stretch> list = stretches_of(parts_.contract.prompts[static_cast<std::size_t>(prompt)]);
-  while (!list.empty() && list.back().end() > known) list.pop_back();
-  return list;
+  return how.chunk > 0 ? stretches_of(known, known, how.chunk) : parts_.sequences.stretches(prompt);
 }
 
 RowRecord Identity::record(const Circumstances& how, const FaultSpec* fault, std::int64_t& changed) const {

@@ -39,7 +39,9 @@ class Stopwatch {
         prompt_(prompt),
         everything_(lane),
         solo_(parts.model, parts.lanes, lane),
-        watched_(parts.model, parts.lanes, watched_bus(), {}, only(lane)) {}
+        watched_(parts.model, parts.lanes, bus_, {}, only(lane)) {
+    bus_.add(everything_);
+  }
 
   Times alone() {
     return time([&](const Pass& pass) { solo_.pass(pass, prompt_); });
@@ -65,7 +67,7 @@ class Stopwatch {
   template <class RunPass>
   Times time(const RunPass& run) {
     Times times;
-    for (const Stretch& stretch : stretches_of(spec_)) {
+    for (const Stretch& stretch : parts_.sequences.stretches(prompt_)) {
       const Pass pass = pass_over(parts_.sequences.tokens(prompt_), stretch,
                                   parts_.plan.head_first[static_cast<std::size_t>(prompt_)]);
       const auto start = std::chrono::steady_clock::now();
@@ -76,10 +78,6 @@ class Stopwatch {
     return times;
   }
 
-  Bus& watched_bus() {
-    bus_.add(everything_);
-    return bus_;
-  }
   std::vector<bool> only(int lane) const {
     std::vector<bool> active(parts_.lanes.size(), false);
     active[static_cast<std::size_t>(lane)] = true;
@@ -165,7 +163,8 @@ Judgement judge_timing(const SoloParts& parts, std::size_t falsifier) {
   for (std::size_t p = 0; p < watched.positions.size(); ++p) {
     const auto prompt = static_cast<int>(p);
     if (watched.positions[p].empty()) continue;
-    if (const std::string& why = parts.sequences.stopped(prompt); !why.empty()) {
+    if (const std::string& why = parts.sequences.stopped(prompt);
+        !why.empty() && watched.spec->metric == Metric::tokens_per_second) {
       missing = why;
       continue;
     }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Prompts out of files: what is taken, and what is refused with its place in the contract and in the file.
+#include <sys/stat.h>
+
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -172,6 +174,8 @@ TEST_CASE("a file of tokens that cannot be read says why") {
   const TemporaryFolder folder;
   CHECK_THROWS_WITH(parse_contract(contract_with("no.npy"), folder / "c.yaml"),
                     Contains("no.npy: there is no such file"));
+  REQUIRE(::mkfifo((folder / "pipe.npy").c_str(), 0600) == 0);
+  CHECK_THROWS_WITH(parse_contract(contract_with("pipe.npy"), folder / "c.yaml"), Contains("it is no regular file"));
   write_text(folder / "f.npy/x", "");
   CHECK_THROWS_WITH(parse_contract(contract_with("f.npy"), folder / "c.yaml"), Contains("f.npy: it is a folder"));
 }

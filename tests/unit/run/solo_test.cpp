@@ -296,7 +296,7 @@ TEST_CASE("a file that holds no digests ends the run before anything is computed
     REQUIRE(at != std::string::npos);
     return text.replace(at, from.size(), to);
   };
-  refused("", "cannot be read");
+  refused("", "not a file of digests");
   refused("{", "not JSON");
   refused("[]", "not a file of digests");
   refused(std::string(100000, '['), "not a file of digests");
