@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -30,12 +32,22 @@ void check_lanes(const Contract& contract, const std::vector<std::string>& lanes
       throw Error(ErrorKind::usage, fmt::format("--lane {}: the contract has no such lane", name));
 }
 
+// Before anything is computed.
+void check_output(const std::string& file, bool overwrite) {
+  const std::filesystem::path path(file);
+  if (std::filesystem::is_directory(path) || path.filename().empty())
+    throw Error(ErrorKind::usage, fmt::format("--out {}: expected the name of a file", file));
+  if (std::filesystem::exists(path) && !overwrite)
+    throw Error(ErrorKind::usage, fmt::format("{}: is there already; replace it with --overwrite", file));
+  const std::string folder = path.parent_path().string();
+  if (::access(folder.empty() ? "." : folder.c_str(), W_OK) != 0) throw output_error(file, "cannot write", errno);
+}
+
 ExitCode digest(const DigestArguments& arguments, const Context& context) {
   PluginHost host(context.plugin_dirs);
   const Contract contract = read(arguments.contract);
   check_lanes(contract, arguments.lanes);
-  if (std::filesystem::exists(arguments.out) && !arguments.overwrite)
-    throw Error(ErrorKind::usage, fmt::format("{}: is there already; replace it with --overwrite", arguments.out));
+  check_output(arguments.out, arguments.overwrite);
   RunOptions options;
   options.tool_version = MOE_DIAG_VERSION;
   ProgressLine line;

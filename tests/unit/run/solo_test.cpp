@@ -203,8 +203,9 @@ class Digested {
                      ", controls: [{inject: wrong_expert, stage: moe_expert_up, layer: 0}]");
   }
   void write(const std::string& text) { write_text(folder_ / "c.yaml", text); }
-  Finished digest(const std::string& more = "") {
-    return run_tool("digest " + quoted(folder_ / "c.yaml") + " --out " + quoted(file()) + more);
+  Finished digest(const std::string& more = "") { return digest_to(file(), more); }
+  Finished digest_to(const std::string& file, const std::string& more = "") {
+    return run_tool("digest " + quoted(folder_ / "c.yaml") + " --out " + quoted(file) + more);
   }
   Finished run(const std::string& more = "") {
     const Finished run =
@@ -250,6 +251,9 @@ TEST_CASE("a run stands by the digests of an earlier one, and a fault does not")
   CHECK_THAT(falsified["remarks"][1].get<std::string>(), Contains("the digests are of cpu f32"));
 
   CHECK(made.digest().code == 2);  // is there already
+  const Finished nowhere = made.digest_to("/no/such/folder/d.json");
+  CHECK(nowhere.code == 4);
+  CHECK_THAT(nowhere.err, Contains("/no/such/folder/d.json"));
   CHECK(made.digest(" --overwrite --lane nobody").code == 2);
   CHECK(made.digest(" --overwrite --set model.seed=8").code == 0);
 }
