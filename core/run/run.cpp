@@ -46,7 +46,7 @@ Digests digest_contract(const Contract& contract, const std::vector<std::string>
                                               "{{digest: FILE}}'",
                                               contract.path, lanes.empty() ? "" : "of these lanes "));
   Runner runner(digested, host, options);
-  if (!runner.open_model()) throw Error(ErrorKind::absent, "the model is absent: " + runner.absences().front());
+  if (!runner.open_model()) throw Error(ErrorKind::absent, runner.absences().front());
   runner.plan();
   runner.open_lanes();
   return runner.digests();
