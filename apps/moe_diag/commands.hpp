@@ -18,6 +18,7 @@ struct Context {
 void add_run(CLI::App& app, Context& context);
 void add_plan(CLI::App& app, Context& context);
 void add_capture(CLI::App& app, Context& context);
+void add_digest(CLI::App& app, Context& context);
 void add_check(CLI::App& app, Context& context);
 void add_stages(CLI::App& app, Context& context);
 void add_plugins(CLI::App& app, Context& context);

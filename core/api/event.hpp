@@ -13,7 +13,10 @@ namespace moe_diag {
 
 struct PromptInfo {
   std::string_view id;
+  // The whole sequence. The last `generated` of them follow the prompt: each is -1 until the oracle has chosen it,
+  // which it has before the first event of its position, and stays so when it could not.
   std::span<const std::int32_t> tokens;
+  int generated = 0;
 };
 
 struct LaneInfo {

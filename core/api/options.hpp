@@ -39,6 +39,13 @@ class Options {
 
   bool has(std::string_view key) const { return find(key) != nullptr; }
 
+  // True when somebody has looked for the key, whether or not it is there: how a plugin shows that it knows it.
+  bool asked(std::string_view key) const {
+    for (const std::string& known : asked_)
+      if (known == key) return true;
+    return false;
+  }
+
   std::string_view text(std::string_view key, std::string_view fallback) const {
     const Entry* e = find(key);
     return e ? std::string_view(e->value) : fallback;
@@ -97,6 +104,7 @@ class Options {
 
  private:
   const Entry* find(std::string_view key) const {
+    if (!asked(key)) asked_.emplace_back(key);
     for (const Entry& e : entries_)
       if (e.key == key) {
         e.read = true;
@@ -112,6 +120,7 @@ class Options {
 
   std::string owner_, where_;
   std::vector<Entry> entries_;
+  mutable std::vector<std::string> asked_;
 };
 
 }  // namespace moe_diag

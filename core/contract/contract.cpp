@@ -7,8 +7,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <limits>
-#include <map>
 #include <system_error>
 #include <utility>
 
@@ -126,34 +124,6 @@ void read_model(const Value& value, Contract& contract) {
   map.finish();
 }
 
-PromptSpec read_prompt(const Value& value) {
-  Map map(value);
-  PromptSpec prompt;
-  prompt.where = value.node().where;
-  if (const auto id = map.require("id"))
-    if (const auto name = id->name()) {
-      prompt.id = *name;
-      map.rename("prompts." + *name);
-    }
-  if (const auto tokens = map.require("tokens"))
-    for (const Value& token : tokens->items())
-      if (const auto t = token.whole(0, std::numeric_limits<std::int32_t>::max()))
-        prompt.tokens.push_back(static_cast<std::int32_t>(*t));
-  map.finish();
-  return prompt;
-}
-
-void read_prompts(const Value& value, Contract& contract) {
-  std::map<std::string, std::string> places;
-  for (const Value& item : value.items()) {
-    PromptSpec prompt = read_prompt(item);
-    const auto [first, is_new] = places.emplace(prompt.id, item.place());
-    if (!is_new && !prompt.id.empty())
-      item.refuse(fmt::format("the id '{}' is taken by the prompt at {}", prompt.id, first->second));
-    contract.prompts.push_back(std::move(prompt));
-  }
-}
-
 // What is there must be of use to somebody; otherwise a misspelling goes unseen.
 void check_use(Map& map, const Contract& contract, bool capture_right, bool falsifiers_right) {
   const auto capture = map.find("capture"), falsifiers = map.find("falsifiers");
@@ -186,6 +156,17 @@ void check_use(Map& map, const Contract& contract, bool capture_right, bool fals
   }
 }
 
+void check_generate(Map& map, const Contract& contract) {
+  if (map.find("oracle")) return;
+  for (const PromptSpec& prompt : contract.prompts)
+    if (prompt.generate > 0)
+      map.value().mistakes().add(
+          prompt.where, "",
+          fmt::format("prompts.{}: 'generate' goes on with the tokens that the oracle finds most likely: add 'oracle: "
+                      "<lane>' to the contract",
+                      shown(prompt.entry)));
+}
+
 void read_all(const YamlNode& root, Contract& contract, Mistakes& mistakes) {
   Map map(Value(root, "", mistakes));
   if (!map.is_map()) return;
@@ -203,6 +184,7 @@ void read_all(const YamlNode& root, Contract& contract, Mistakes& mistakes) {
   part("sinks", false, read_sinks);
   const bool capture_right = part("capture", false, read_capture);
   const bool falsifiers_right = part("falsifiers", false, read_falsifiers);
+  check_generate(map, contract);
   check_use(map, contract, capture_right, falsifiers_right);
   map.finish();
 }

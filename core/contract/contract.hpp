@@ -37,8 +37,13 @@ struct ModelSource {
 
 struct PromptSpec {
   std::string id;
-  std::vector<std::int32_t> tokens;
+  std::string entry;                 // id of the contract's entry: a file of tokens may hold several prompts
+  std::vector<std::int32_t> tokens;  // at least one
+  int generate = 0;                  // how many tokens follow, each the one that the oracle finds most likely
+  int chunk = 0;                     // tokens of the prompt in one pass; 0: all
   Where where;
+
+  int length() const { return static_cast<int>(tokens.size()) + generate; }  // of the whole sequence
 };
 
 struct LaneSpec {
@@ -96,7 +101,15 @@ enum class Metric {
   topk_overlap,
   ulp,
   noise_ratio,
+  identical,
+  seconds,
+  tokens_per_second,
+  capture_overhead,
+  device_memory_fraction,
 };
+
+// What `identical` compares a lane with: a pass of the lane alone, or digests in a file.
+enum class Twin { untraced, rerun, threads, chunks, digest };
 
 // The threshold of a falsifier.
 struct Bound {
@@ -143,6 +156,9 @@ struct FalsifierSpec {
   double rtol = 0, atol = 0;          // mismatch_fraction
   int k = 10;                         // topk_overlap
   std::string floor;                  // noise_ratio: a lane; empty: the error expected of the lane's numerics
+  Twin to = Twin::untraced;           // identical
+  std::string digest;                 // path of the file `to: {digest: FILE}` names
+  int repeat = 5;                     // seconds, tokens_per_second, capture_overhead
   std::vector<FaultSpec> controls;
   std::vector<std::string> tags;  // groups of falsifiers, for `run --only tag:NAME`
   Where where;
@@ -180,8 +196,13 @@ FaultSpec parse_fault(const std::string& text, const Contract& contract);
 std::string_view name_of(Metric metric);
 std::string_view name_of(FaultSpec::Kind kind);
 std::string_view name_of(Bound::Kind kind);
+std::string_view name_of(Twin to);
 // True when the metric cannot do without another lane. `nonfinite` uses one if there is one; `router_sum_error` never.
 bool needs_against(Metric metric);
+// True when the metric is of passes that the lane computes alone, after the lockstep run.
+bool is_solo(Metric metric);
+// True when the metric belongs to stages; false for what is measured of a whole pass.
+bool has_stage(Metric metric);
 // True when the metric can be computed at the stage.
 bool fits(Metric metric, Stage stage);
 // True when the fault can be planted at the stage.

@@ -104,7 +104,7 @@ void read_stages(const Value& value, FalsifierSpec& spec, std::optional<Metric> 
     spec.stages.text += (spec.stages.text.empty() ? "" : ", ") + word.node().text;
     std::size_t fitting = 0;
     for (Stage s : pick->stages) {
-      if (metric && !fits(*metric, s)) continue;
+      if (metric && !fits(spec, *metric, s)) continue;
       ++fitting;
       spec.stages.stages.push_back(s);
     }
@@ -112,7 +112,7 @@ void read_stages(const Value& value, FalsifierSpec& spec, std::optional<Metric> 
       word.refuse(fmt::format("{} does not fit {}: it fits {}", info(*metric).name,
                               pick->named ? fmt::format("the stage {}", name_of(pick->stages.front()))
                                           : fmt::format("any stage of '{}'", shown(word.node().text)),
-                              fitting_stages(*metric)));
+                              fitting_stages(spec, *metric)));
   }
   auto& stages = spec.stages.stages;
   std::sort(stages.begin(), stages.end());
@@ -141,19 +141,18 @@ std::vector<std::string> read_tags(const Value& value) {
   return tags;
 }
 
-std::vector<std::string> prompt_ids(const Contract& contract) {
-  std::vector<std::string> ids;
-  for (const PromptSpec& p : contract.prompts) ids.push_back(p.id);
-  return ids;
-}
-
 void read_selections(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, const Contract& contract) {
+  if (metric && !has_stage(*metric)) {
+    refuse_stage_keys(map, *metric);
+    if (const auto prompts = map.find("prompts")) spec.prompts = read_prompt_ids(*prompts, contract);
+    return;
+  }
   if (const auto stage = map.require("stage")) read_stages(*stage, spec, metric);
   if (const auto layers = map.find("layers")) {
     spec.layers = read_layers(*layers).value_or(IndexSelection::all());
     check_layers(*layers, spec.stages.stages);
   }
-  if (const auto prompts = map.find("prompts")) spec.prompts = read_names(*prompts, "prompt", prompt_ids(contract));
+  if (const auto prompts = map.find("prompts")) spec.prompts = read_prompt_ids(*prompts, contract);
   if (const auto positions = map.find("positions"))
     spec.positions = read_positions(*positions, contract, spec.prompts).value_or(IndexSelection::all());
 }
@@ -170,8 +169,9 @@ FalsifierSpec read_falsifier(Map& map, const Contract& contract) {
   if (const auto claim = map.require("claim")) spec.claim = claim->text().value_or("");
   if (const auto lane = map.require("lane")) spec.lane = read_lane_name(*lane, contract);
   const auto metric_value = map.require("metric");
-  const auto metric = metric_value ? read_metric(*metric_value) : std::nullopt;
+  auto metric = metric_value ? read_metric(*metric_value) : std::nullopt;
   if (metric) spec.metric = *metric;
+  if (!read_solo(map, spec, metric, contract)) metric.reset();
   read_against(map, spec, metric, contract);
   read_selections(map, spec, metric, contract);
   spec.bound = read_bound(map, "a falsifier", metric).value_or(Bound{});

@@ -134,8 +134,8 @@ std::string blind_with_routing(const FalsifierSpec& falsifier, const FaultSpec& 
 
 bool shares_positions(const FalsifierSpec& falsifier, const FaultSpec& fault, const Contract& contract, bool same) {
   for (const PromptSpec* prompt : prompts_of(contract, falsifier.prompts)) {
-    const int count = static_cast<int>(prompt->tokens.size());
-    if (count == 0) return true;
+    const int count = prompt->length();
+    if (prompt->tokens.empty()) return true;
     const auto looked = falsifier.positions.resolve(count), planted = fault.positions.resolve(count);
     if (!same && planted.front() <= looked.back()) return true;
     std::vector<int> both;

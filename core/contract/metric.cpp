@@ -14,6 +14,7 @@ template <class What>
 std::string stages_that_fit(What what) {
   std::vector<std::string> fitting, others;
   for (const StageInfo& s : stage_table) (fits(what, s.stage) ? fitting : others).emplace_back(s.name);
+  if (others.empty()) return "every stage";
   return fitting.size() > others.size() ? "every stage but " + listed(others) : listed(fitting);
 }
 
@@ -39,6 +40,24 @@ std::string_view name_of(Bound::Kind kind) {
   return "unknown";
 }
 
+std::string_view name_of(Twin to) {
+  switch (to) {
+    case Twin::untraced: return "untraced";
+    case Twin::rerun: return "rerun";
+    case Twin::threads: return "threads";
+    case Twin::chunks: return "chunks";
+    case Twin::digest: return "digest";
+  }
+  return "unknown";
+}
+
+bool is_solo(Metric metric) { return metric == Metric::identical || !has_stage(metric); }
+
+bool has_stage(Metric metric) {
+  return metric != Metric::seconds && metric != Metric::tokens_per_second && metric != Metric::capture_overhead &&
+         metric != Metric::device_memory_fraction;
+}
+
 bool needs_against(Metric metric) { return info(metric).sides == Sides::two; }
 
 bool fits(Metric metric, Stage stage) {
@@ -57,6 +76,11 @@ bool fits(Metric metric, Stage stage) {
     case Metric::ulp:
     case Metric::noise_ratio:
     case Metric::nonfinite: return info(stage).payload == Payload::values;
+    case Metric::identical: return true;
+    case Metric::seconds:
+    case Metric::tokens_per_second:
+    case Metric::capture_overhead:
+    case Metric::device_memory_fraction: return false;
   }
   return false;
 }

@@ -41,6 +41,11 @@ inline constexpr std::array metric_table{
     MetricInfo{Metric::topk_overlap, "topk_overlap", Sides::two, true, false, 0, 1},
     MetricInfo{Metric::ulp, "ulp", Sides::two, false, true, 0, unbounded},
     MetricInfo{Metric::noise_ratio, "noise_ratio", Sides::two, false, false, 0, unbounded},
+    MetricInfo{Metric::identical, "identical", Sides::one, true, true, 0, 1},
+    MetricInfo{Metric::seconds, "seconds", Sides::one, false, false, 0, unbounded},
+    MetricInfo{Metric::tokens_per_second, "tokens_per_second", Sides::one, true, false, 0, unbounded},
+    MetricInfo{Metric::capture_overhead, "capture_overhead", Sides::one, false, false, 0, unbounded},
+    MetricInfo{Metric::device_memory_fraction, "device_memory_fraction", Sides::one, false, false, 0, 1},
 };
 
 constexpr const MetricInfo& info(Metric metric) { return metric_table[static_cast<std::size_t>(metric)]; }

@@ -16,7 +16,6 @@
 namespace moe_diag {
 namespace {
 
-constexpr std::size_t longest_folder_name = 100;
 constexpr std::string_view merge_key = "<<";
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
@@ -66,6 +65,14 @@ std::optional<T> from_text(std::string_view text) {
 
 }  // namespace
 
+bool is_name(std::string_view text) {
+  const auto fits = [](char c) {
+    return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '.' || c == '_' || c == '-';
+  };
+  return std::all_of(text.begin(), text.end(), fits) && text != "." && text != ".." && text != "all" &&
+         text.size() <= longest_name;
+}
+
 std::string found(const YamlNode& node) {
   switch (node.kind) {
     case YamlNode::Kind::null: return "nothing";
@@ -89,15 +96,11 @@ std::optional<std::string> Value::text() const {
 std::optional<std::string> Value::name() const {
   auto name = text();
   if (!name) return std::nullopt;
-  const auto fits = [](char c) {
-    return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '.' || c == '_' || c == '-';
-  };
-  if (!std::all_of(name->begin(), name->end(), fits) || *name == "." || *name == ".." || *name == "all" ||
-      name->size() > longest_folder_name) {
+  if (!is_name(*name)) {
     refuse(
         fmt::format("'{}' cannot be a name: names become folders, so use up to {} letters, digits, '.', '_' and '-', "
                     "and not '.', '..' or 'all'",
-                    shown(*name), longest_folder_name));
+                    shown(*name), longest_name));
     return std::nullopt;
   }
   return name;

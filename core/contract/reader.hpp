@@ -28,7 +28,7 @@ class Value {
 
   // A scalar that is not empty, as written.
   std::optional<std::string> text() const;
-  // Text fit for a folder's name: letters, digits, '.', '_' and '-', not "." or "..", not "all".
+  // Text that is_name().
   std::optional<std::string> name() const;
   // One of `allowed`; `what` is what it is called in the message.
   std::optional<std::string> choice(std::string_view what, const std::vector<std::string>& allowed) const;
@@ -83,6 +83,10 @@ class Map {
   Value value_;
   std::vector<std::string> known_;
 };
+
+// Text fit for a folder's name: letters, digits, '.', '_' and '-', not "." or "..", not "all".
+inline constexpr std::size_t longest_name = 100;
+bool is_name(std::string_view text);
 
 // What a node is, for messages: "'abc'", "a list", "nothing".
 std::string found(const YamlNode& node);

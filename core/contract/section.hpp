@@ -13,6 +13,7 @@ namespace moe_diag {
 
 // The parts of a contract file. Each reads its part into `contract`, which holds the parts named before it in
 // parse_contract(), and leaves its mistakes with the value.
+void read_prompts(const Value& value, Contract& contract);
 void read_lanes(const Value& value, Contract& contract);
 void read_oracle(const Value& value, Contract& contract);
 void read_sinks(const Value& value, Contract& contract);
@@ -23,6 +24,14 @@ void read_falsifiers(const Value& value, Contract& contract);
 std::optional<Bound> read_bound(Map& map, std::string_view owner, std::optional<Metric> metric);
 // The thresholds of a falsifier for some of its stages and types of weights. The stages it looks at are known.
 void read_overrides(Map& map, FalsifierSpec& spec, std::optional<Metric> metric);
+// The keys `to` and `repeat`, and whether the lane can be alone. False when it is not known what `identical` compares
+// with.
+bool read_solo(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, const Contract& contract);
+// Refuses the keys that a metric of whole passes does not take.
+void refuse_stage_keys(Map& map, Metric metric);
+// Whether the falsifier's metric can be computed at the stage: `identical` looks at what it compares, too.
+bool fits(const FalsifierSpec& spec, Metric metric, Stage stage);
+std::string fitting_stages(const FalsifierSpec& spec, Metric metric);
 
 // A fault, in the lane of the falsifier it controls; without one (null), in the lane its own key `lane` names. None
 // after a mistake.
@@ -34,6 +43,8 @@ std::vector<std::string> lane_names(const Contract& contract);
 const LaneSpec* find_lane(const Contract& contract, std::string_view name);
 // A lane of the contract by name; a mistake and empty otherwise.
 std::string read_lane_name(const Value& value, const Contract& contract);
+// The ids of the prompts that a falsifier names, by their own id or by that of the entry they come from.
+std::vector<std::string> read_prompt_ids(const Value& value, const Contract& contract);
 // Names out of `known`, each at most once; `all` stands for all of them.
 std::vector<std::string> read_names(const Value& value, std::string_view what, const std::vector<std::string>& known);
 

@@ -53,7 +53,7 @@ std::optional<IndexSelection> read_positions(const Value& value, const Contract&
   for (const PromptSpec* prompt : prompts_of(contract, prompts)) {
     if (prompt->tokens.empty()) continue;  // a mistake told elsewhere
     try {
-      positions->resolve(static_cast<int>(prompt->tokens.size()));
+      positions->resolve(prompt->length());
     } catch (const std::out_of_range& e) {
       value.refuse(fmt::format("prompt '{}': {}", shown(prompt->id), e.what()));
       return std::nullopt;

@@ -365,4 +365,21 @@ std::optional<std::string_view> GgufFile::text(std::string_view key) const {
   return std::string_view(reinterpret_cast<const char*>(entry->value), entry->count);
 }
 
+std::vector<std::string_view> GgufFile::texts(std::string_view key) const {
+  const GgufEntry* entry = find(key);
+  std::vector<std::string_view> list;
+  if (entry == nullptr || entry->type != GgufType::array || entry->element != GgufType::text) return list;
+  list.reserve(entry->count);
+  // The parser has seen these lengths, but the file is another's and may have changed since.
+  const std::byte *at = entry->value, *end = bytes_.data() + bytes_.size();
+  for (std::uint64_t i = 0; i < entry->count && end - at >= 8; ++i) {
+    const auto length = load<std::uint64_t>(at);
+    at += 8;
+    if (length > static_cast<std::uint64_t>(end - at)) break;
+    list.emplace_back(reinterpret_cast<const char*>(at), length);
+    at += length;
+  }
+  return list;
+}
+
 }  // namespace moe_diag

@@ -33,7 +33,7 @@ void RunningLane::write(Stage stage, Rows rows, const Tensor& values) {
   guard(label_, "write", [&] { lane_->write(stage, rows, values); });
 }
 
-DeviceMemory RunningLane::device_memory() {
+DeviceMemory RunningLane::device_memory() const {
   return guard(label_, "device_memory", [&] { return lane_->device_memory(); });
 }
 

@@ -34,7 +34,7 @@ class RunningLane {
   void run(std::span<const Step> steps);
   Tensor read(Stage stage, Rows rows);
   void write(Stage stage, Rows rows, const Tensor& values);
-  DeviceMemory device_memory();
+  DeviceMemory device_memory() const;
 
  private:
   std::string label_;

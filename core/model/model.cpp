@@ -187,6 +187,7 @@ const Weight& Model::output() const { return *impl_->output; }
 const std::string& Model::source() const { return impl_->source; }
 std::uint64_t Model::bytes() const { return impl_->bytes.size(); }
 const std::string& Model::digest() const { return impl_->digest; }
+Vocabulary Model::vocabulary() const { return Vocabulary(GgufFile::parse(impl_->bytes, impl_->source)); }
 std::uint64_t Model::offset_of(const Weight& weight) const {
   return static_cast<std::uint64_t>(weight.data - impl_->bytes.data());
 }

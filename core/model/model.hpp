@@ -9,6 +9,7 @@
 
 #include "core/api/model.hpp"
 #include "core/model/synthetic.hpp"
+#include "core/model/vocabulary.hpp"
 
 namespace moe_diag {
 
@@ -49,6 +50,7 @@ class Model {
   const std::string& source() const;                    // path, or "synthetic: tiny, seed 7, ..."
   std::uint64_t bytes() const;                          // of the whole file or image
   const std::string& digest() const;                    // see ModelInfo::digest
+  Vocabulary vocabulary() const;                        // read anew at each call; empty when the file has none
   std::uint64_t offset_of(const Weight& weight) const;  // of one of its own, from the start of the file
 
  private:

@@ -39,6 +39,7 @@ class Planner {
     if (!mistakes_.empty()) throw Error(ErrorKind::usage, mistakes_);
     find_head_rows(plan);
     plan.program = std::move(program_);
+    plan.chooser = chooser();
     return plan;
   }
 
@@ -54,9 +55,11 @@ class Planner {
         if (prompt.tokens[i] < 0 || prompt.tokens[i] >= config_.vocab)
           mistake(prompt.where, fmt::format("prompt '{}': token {} at position {} is outside the vocabulary 0..{}",
                                             prompt.id, prompt.tokens[i], i, config_.vocab));
-      if (config_.context > 0 && prompt.tokens.size() > static_cast<std::size_t>(config_.context))
-        mistake(prompt.where, fmt::format("prompt '{}' has {} tokens, the model's context is {}", prompt.id,
-                                          prompt.tokens.size(), config_.context));
+      if (config_.context > 0 && prompt.length() > config_.context)
+        mistake(
+            prompt.where,
+            fmt::format("prompt '{}' has {} tokens{}, the model's context is {}", prompt.id, prompt.tokens.size(),
+                        prompt.generate > 0 ? fmt::format(" and generates {}", prompt.generate) : "", config_.context));
     }
   }
 
@@ -90,7 +93,7 @@ class Planner {
       all.emplace_back();
       if (!prompts.empty() && std::find(prompts.begin(), prompts.end(), prompt.id) == prompts.end()) continue;
       try {
-        all.back() = selection.resolve(static_cast<int>(prompt.tokens.size()));
+        all.back() = selection.resolve(prompt.length());
       } catch (const std::exception& e) {
         mistake(where, fmt::format("positions: prompt '{}': {}", prompt.id, e.what()));
       }
@@ -168,10 +171,20 @@ class Planner {
     if (!what.empty()) mistake(fault.where, what);
   }
 
+  int chooser() const {
+    const bool generates = std::any_of(contract_.prompts.begin(), contract_.prompts.end(),
+                                       [](const PromptSpec& prompt) { return prompt.generate > 0; });
+    return generates ? lane(contract_.oracle) : -1;
+  }
+
   // final_norm and lm_head are computed from the first position on that anybody looks at, and always at the last.
   void find_head_rows(Plan& plan) const {
+    const bool recut = std::any_of(plan.falsifiers.begin(), plan.falsifiers.end(), [](const WatchedFalsifier& f) {
+      return f.spec->metric == Metric::identical && f.spec->to == Twin::chunks;
+    });
     for (std::size_t p = 0; p < contract_.prompts.size(); ++p) {
-      const int length = static_cast<int>(contract_.prompts[p].tokens.size());
+      const PromptSpec& prompt = contract_.prompts[p];
+      const int length = prompt.length(), longest = recut ? length : stretches_of(prompt).front().count;
       int first = length - 1;
       const auto look = [&](const SiteSet& set, const Positions& at) {
         if ((set.contains({Stage::final_norm, -1}) || set.contains({Stage::lm_head, -1})) && !at[p].empty())
@@ -181,7 +194,7 @@ class Planner {
       for (const WatchedCapture& c : plan.captures) look(c.sites, c.positions);
       for (const WatchedCapture& c : plan.evidence) look(c.sites, c.positions);
       plan.head_first.push_back(first);
-      plan.request.rows = std::max(plan.request.rows, length);
+      plan.request.rows = std::max(plan.request.rows, longest);
       plan.request.total = std::max(plan.request.total, length);
     }
   }
@@ -218,6 +231,10 @@ std::vector<Site> SiteSet::in_forward_order() const {
   return list;
 }
 
+std::vector<Stretch> stretches_of(const PromptSpec& prompt) {
+  return stretches_of(static_cast<int>(prompt.tokens.size()), prompt.length(), prompt.chunk);
+}
+
 Plan make_plan(const Contract& contract, const Model& model, bool controls) {
   return Planner(contract, model, controls).make();
 }
@@ -231,7 +248,7 @@ std::string mistake_of(const FaultSpec& fault, const Contract& contract, const M
     return fmt::format("fault '{}': there is no other expert, the model uses {} of {}", fault.text, config.used,
                        config.experts);
   for (const PromptSpec& prompt : contract.prompts) {
-    const std::int64_t row = config.shape_of(fault.stage, 1, static_cast<int>(prompt.tokens.size())).count();
+    const std::int64_t row = config.shape_of(fault.stage, 1, prompt.length()).count();
     if (fault.index >= row)
       return fmt::format("fault '{}': element {} is not there, a row of {} has {} values with prompt '{}'", fault.text,
                          fault.index, name_of(fault.stage), row, prompt.id);
@@ -239,8 +256,21 @@ std::string mistake_of(const FaultSpec& fault, const Contract& contract, const M
   return "";
 }
 
+bool in_lockstep(const FalsifierSpec& falsifier) {
+  if (!is_solo(falsifier.metric)) return true;
+  return falsifier.metric == Metric::identical && (falsifier.to == Twin::untraced || falsifier.to == Twin::digest);
+}
+
+std::vector<bool> lockstep_lanes(const Plan& plan, const Lanes& lanes) {
+  std::vector<int> looked_at = {plan.chooser};
+  for (const WatchedFalsifier& f : plan.falsifiers)
+    if (in_lockstep(*f.spec)) looked_at.insert(looked_at.end(), {f.lane, f.against, f.floor});
+  for (const WatchedCapture& c : plan.captures) looked_at.insert(looked_at.end(), c.lanes.begin(), c.lanes.end());
+  return with_feeders(looked_at, lanes);
+}
+
 std::vector<bool> needed_lanes(const Plan& plan, const Lanes& lanes) {
-  std::vector<int> looked_at;
+  std::vector<int> looked_at = {plan.chooser};
   for (const WatchedFalsifier& f : plan.falsifiers) looked_at.insert(looked_at.end(), {f.lane, f.against, f.floor});
   for (const WatchedCapture& c : plan.captures) looked_at.insert(looked_at.end(), c.lanes.begin(), c.lanes.end());
   return with_feeders(looked_at, lanes);

@@ -9,6 +9,7 @@
 #include "core/api/stage.hpp"
 #include "core/contract/contract.hpp"
 #include "core/forward/program.hpp"
+#include "core/forward/sequence.hpp"
 #include "core/lane/lanes.hpp"
 #include "core/model/model.hpp"
 
@@ -64,7 +65,11 @@ struct Plan {
   std::vector<int> head_first;           // per prompt: first row of final_norm and lm_head that somebody looks at
   Request request;                       // longest pass and sequence
   Program program;                       // what the lanes compute, without faults
+  int chooser = -1;                      // lane of the oracle when it chooses tokens for a prompt; else -1
 };
+
+// The passes of a prompt and what follows it, as the contract cuts them.
+std::vector<Stretch> stretches_of(const PromptSpec& prompt);
 
 // Throws Error(usage), every mistake at file:line:column: a layer or position that is not there (naming what is), a
 // token outside the vocabulary, a prompt longer than the model's context, a selection or an override that reaches
@@ -74,7 +79,12 @@ Plan make_plan(const Contract& contract, const Model& model, bool controls);
 // Why the fault cannot be planted in this model with these prompts; empty: it can.
 std::string mistake_of(const FaultSpec& fault, const Contract& contract, const ModelConfig& config);
 
-// The lanes that falsifiers and captures look at, evidence left out, and their feeders.
+// True when the falsifier looks at the lockstep run, and not only at passes of its lane alone.
+bool in_lockstep(const FalsifierSpec& falsifier);
+
+// The lanes of the lockstep run: those that are looked at in it, the one that chooses tokens, and their feeders.
+std::vector<bool> lockstep_lanes(const Plan& plan, const Lanes& lanes);
+// The lanes that falsifiers and captures look at, evidence left out, the one that chooses tokens, and their feeders.
 std::vector<bool> needed_lanes(const Plan& plan, const Lanes& lanes);
 // The lanes that captures look at, and their feeders.
 std::vector<bool> lanes_needed_by(const std::vector<WatchedCapture>& captures, const Lanes& lanes);

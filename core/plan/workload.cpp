@@ -30,9 +30,7 @@ class Counter {
   }
 
  private:
-  int length(int prompt) const {
-    return static_cast<int>(contract_.prompts[static_cast<std::size_t>(prompt)].tokens.size());
-  }
+  int length(int prompt) const { return contract_.prompts[static_cast<std::size_t>(prompt)].length(); }
   bool is_there(int lane) const { return lane >= 0 && lanes_[static_cast<std::size_t>(lane)].absent.empty(); }
   static int looked_at(const Positions& positions, int prompt) {
     return static_cast<int>(positions[static_cast<std::size_t>(prompt)].size());
@@ -40,13 +38,14 @@ class Counter {
 
   // The name of a lane that the falsifier needs and that is absent.
   std::string missing(const WatchedFalsifier& f) const {
-    for (int lane : {f.lane, f.against})
+    for (int lane : {f.lane, f.against, f.floor})
       if (lane >= 0 && !is_there(lane)) return lanes_[static_cast<std::size_t>(lane)].name;
     return "";
   }
 
   Workload::Prompt prompt(int p) const {
-    Workload::Prompt counted{&contract_.prompts[static_cast<std::size_t>(p)], length(p), 1};
+    const PromptSpec& spec = contract_.prompts[static_cast<std::size_t>(p)];
+    Workload::Prompt counted{&spec, length(p), static_cast<int>(stretches_of(spec).size())};
     const auto watched = [&](const SiteSet& sites, const Positions& positions, Site site) {
       return looked_at(positions, p) > 0 && sites.contains(site);
     };
@@ -56,15 +55,18 @@ class Counter {
       for (Stage stage : step.out) {
         const Site site = site_of(step, stage);
         for (const WatchedFalsifier& f : plan_.falsifiers)
-          is_watched = is_watched || (missing(f).empty() && watched(f.sites, f.positions, site));
+          is_watched =
+              is_watched || (in_lockstep(*f.spec) && missing(f).empty() && watched(f.sites, f.positions, site));
         for (const WatchedCapture& c : plan_.captures)
           is_watched = is_watched || (std::any_of(c.lanes.begin(), c.lanes.end(), [&](int l) { return is_there(l); }) &&
                                       watched(c.sites, c.positions, site));
+        is_watched = is_watched || (spec.generate > 0 && plan_.chooser >= 0 && stage == Stage::lm_head);
         stop = stop || is_watched || is_fed(stage);
       }
       counted.stops += stop;
       watched_steps += is_watched;
     }
+    counted.stops *= counted.passes;
     counted.looked_at = watched_steps > 0;
     if (!counted.looked_at) counted.passes = 0, counted.stops = 0;
     return counted;
@@ -89,6 +91,7 @@ class Counter {
     for (int p = 0; p < static_cast<int>(contract_.prompts.size()); ++p) {
       const std::int64_t rows = looked_at(f.positions, p);
       if (rows > 0) counted.prompts.push_back(p);
+      if (!has_stage(f.spec->metric)) counted.samples += rows > 0;
       for (Site site : sites) {
         const bool experts = is_per_expert(site.stage) && site.stage != Stage::moe_router_weights && f.against >= 0;
         counted.samples += rows * (experts ? lanes_.config().used : 1);

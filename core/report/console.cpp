@@ -66,9 +66,13 @@ class Console {
     const SiteResult* worst = j.worst();
     line("{:<10} {:<{}}  {:>8}  {:<18} {:<18} {}", name_of(j.outcome), j.spec->id, width, j.samples,
          worst ? fmt::format("{:.6g}", worst->worst.value) : "-",
-         bound_text(worst ? worst->worst.bound : j.spec->bound), worst ? place_text(contract_, worst->worst) : "-");
+         bound_text(worst ? worst->worst.bound : j.spec->bound), worst ? place_text(verdict_, worst->worst) : "-");
     if (!j.reason.empty()) line("{:10} {}{}", "", j.allowed ? "allowed: " : "", j.reason);
-    if (j.outcome == Outcome::falsified)
+    for (const std::string& remark : j.remarks) line("{:10} {}", "", remark);
+    for (const Spread& s : j.spreads)
+      line("{:10} prompt {}: median of {} {:.6g}, from {:.6g} to {:.6g}", "",
+           contract_.prompts[static_cast<std::size_t>(s.prompt)].id, s.repeats, s.median, s.lowest, s.highest);
+    if (j.outcome == Outcome::falsified && has_stage(j.spec->metric))
       line("{:10} {} of {} samples at {} of {} sites", "", j.failing, j.samples,
            std::count_if(j.sites.begin(), j.sites.end(), [](const SiteResult& s) { return s.failing > 0; }),
            j.sites.size());
@@ -90,6 +94,27 @@ class Console {
     for (const Flip& flip : j.worst()->worst.flips) line("{:10} worst: {}", "", text_of(flip));
   }
 
+  void generated(const PromptSpec& spec, const PromptReport& report) {
+    if (spec.generate == 0) return;
+    const auto first = report.tokens.size() - static_cast<std::size_t>(report.generated);
+    std::vector<std::string> tokens;
+    for (std::size_t i = first; i < report.tokens.size() && tokens.size() < most_shown; ++i)
+      tokens.push_back(token_text(report, i));
+    line("generated  prompt {}: {} of {} tokens{}{}{}", spec.id, report.generated, spec.generate,
+         tokens.empty() ? "" : ": ", fmt::join(tokens, ", "),
+         static_cast<std::size_t>(report.generated) > tokens.size() ? ", ..." : "");
+    if (!report.stopped.empty()) line("{:10} {}", "", report.stopped);
+  }
+
+  // What `--controls` leaves out: a fault changes values, not how long they take.
+  void without_controls() {
+    std::vector<std::string> ids;
+    for (const Judgement& j : verdict_.judgements)
+      if (!has_stage(j.spec->metric)) ids.push_back(j.spec->id);
+    if (verdict_.controls && !ids.empty())
+      line("controls   none for {}: no fault changes what is measured of a whole pass", fmt::join(ids, ", "));
+  }
+
   void what_ran() {
     const ModelReport& m = verdict_.model;
     if (!m.absent.empty()) {
@@ -98,6 +123,7 @@ class Console {
       line("\nmodel      {}: {:.1f} MiB, {} of {} experts a token, digest {}", m.source,
            static_cast<double>(m.bytes) / 1048576.0, m.used, m.experts, m.digest);
     }
+    for (std::size_t p = 0; p < verdict_.prompts.size(); ++p) generated(contract_.prompts[p], verdict_.prompts[p]);
     for (const LaneReport& l : verdict_.lanes) {
       std::string fed;
       if (!l.inputs.empty()) fed = ", inputs from " + l.inputs;
@@ -120,10 +146,13 @@ class Console {
         tripped += c.tripped;
       }
     if (controls > 0) line("controls   {} of {} tripped", tripped, controls);
+    without_controls();
     const Timing& t = verdict_.timing;
-    line("time       {:.2f} s: open {:.2f}, forward and judging {:.2f}, {}controls {:.2f}", t.total, t.open, t.forward,
-         t.evidence > 0 ? fmt::format("evidence {:.2f}, ", t.evidence) : "", t.controls);
+    line("time       {:.2f} s: open {:.2f}, forward and judging {:.2f}, lanes alone {:.2f}, {}controls {:.2f}", t.total,
+         t.open, t.forward, t.solo, t.evidence > 0 ? fmt::format("evidence {:.2f}, ", t.evidence) : "", t.controls);
   }
+
+  static constexpr std::size_t most_shown = 16;  // generated tokens of a prompt
 
   const Verdict& verdict_;
   const Contract& contract_;

@@ -156,8 +156,9 @@ std::string github_summary(std::span<const Verdict> verdicts) {
       const SiteResult* worst = j.worst();
       text += fmt::format(
           "| {} | {} | {} | {} | {} | {} |\n", mark_of(j), cell(j.spec->id), cell(j.spec->claim),
-          worst ? fmt::format("{:.6g}", worst->worst.value) : "-", cell(bound_text(worst ? worst->worst.bound : j.spec->bound)),
-          j.outcome == Outcome::held && worst ? cell(place_text(*v.contract, worst->worst)) : cell(reason_text(v, j)));
+          worst ? fmt::format("{:.6g}", worst->worst.value) : "-",
+          cell(bound_text(worst ? worst->worst.bound : j.spec->bound)),
+          j.outcome == Outcome::held && worst ? cell(place_text(v, worst->worst)) : cell(reason_text(v, j)));
     }
     text += '\n';
   }

@@ -23,6 +23,8 @@ Json number(double v) {
   return v;
 }
 
+Json text_or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
+
 Json site_json(Site site) {
   Json j;
   j["stage"] = name_of(site.stage);
@@ -40,10 +42,15 @@ Json flip_json(const Flip& flip) {
           {"kind", name_of(flip.kind)}};
 }
 
-Json sample_json(const Contract& contract, const Sample& s) {
-  Json j = site_json(s.site);
-  j["prompt"] = contract.prompts[static_cast<std::size_t>(s.prompt)].id;
-  j["position"] = s.position;
+Json sample_json(const Verdict& verdict, const Sample& s) {
+  const bool has_site = s.position != whole_pass;
+  Json j = has_site ? site_json(s.site) : Json{{"stage", nullptr}, {"layer", nullptr}};
+  j["prompt"] = verdict.contract->prompts[static_cast<std::size_t>(s.prompt)].id;
+  j["position"] = has_site ? Json(s.position) : Json(nullptr);
+  const PromptReport& prompt = verdict.prompts[static_cast<std::size_t>(s.prompt)];
+  const auto at = static_cast<std::size_t>(s.position);
+  j["token"] = at < prompt.tokens.size() ? Json(prompt.tokens[at]) : Json(nullptr);
+  j["token_text"] = at < prompt.texts.size() ? text_or_null(prompt.texts[at]) : Json(nullptr);
   j["expert"] = s.expert < 0 ? Json(nullptr) : Json(s.expert);
   j["value"] = number(s.value);
   j["bound"] = bound_json(s.bound);
@@ -61,7 +68,19 @@ Json sample_json(const Contract& contract, const Sample& s) {
   return j;
 }
 
-Json judgement_json(const Contract& contract, const Judgement& judgement) {
+Json prompt_json(const PromptSpec& spec, const PromptReport& report) {
+  Json j;
+  j["id"] = spec.id;
+  j["tokens"] = spec.tokens;
+  const auto generated = report.tokens.end() - report.generated;
+  j["generated"] = std::vector<std::int32_t>(generated, report.tokens.end());
+  j["texts"] = report.texts.empty() ? Json(nullptr) : Json::array();
+  for (const std::string& text : report.texts) j["texts"].push_back(text_or_null(text));
+  j["stopped"] = text_or_null(report.stopped);
+  return j;
+}
+
+Json judgement_json(const Verdict& verdict, const Judgement& judgement) {
   const FalsifierSpec& spec = *judgement.spec;
   Json j;
   j["id"] = spec.id;
@@ -74,6 +93,8 @@ Json judgement_json(const Contract& contract, const Judgement& judgement) {
   j["against"] = spec.against.empty() ? Json(nullptr) : Json(spec.against);
   j["tags"] = spec.tags;
   j["metric"] = name_of(spec.metric);
+  j["to"] = spec.metric == Metric::identical ? Json(name_of(spec.to)) : Json(nullptr);
+  j["digest"] = text_or_null(spec.digest);
   j["bound"] = bound_json(spec.bound);
   j["samples"] = judgement.samples;
   j["failing"] = judgement.failing;
@@ -86,17 +107,26 @@ Json judgement_json(const Contract& contract, const Judgement& judgement) {
   const auto holds = bound_that_holds(judgement);
   j["would_have_held"] = holds ? bound_json(*holds) : Json(nullptr);
   const SiteResult* worst = judgement.worst();
-  j["worst"] = worst ? sample_json(contract, worst->worst) : Json(nullptr);
+  j["worst"] = worst ? sample_json(verdict, worst->worst) : Json(nullptr);
   const SiteResult* first = judgement.first_failing();
-  j["first_failing"] = first ? sample_json(contract, first->first_failing) : Json(nullptr);
+  j["first_failing"] = first ? sample_json(verdict, first->first_failing) : Json(nullptr);
   j["sites"] = Json::array();
   for (const SiteResult& s : judgement.sites) {
     if (s.samples == 0) continue;
-    Json site = sample_json(contract, s.worst);
+    Json site = sample_json(verdict, s.worst);
     site["samples"] = s.samples;
     site["failing"] = s.failing;
     j["sites"].push_back(std::move(site));
   }
+  j["remarks"] = judgement.remarks;
+  j["spreads"] = Json::array();
+  for (const Spread& s : judgement.spreads)
+    j["spreads"].push_back({{"prompt", verdict.contract->prompts[static_cast<std::size_t>(s.prompt)].id},
+                            {"median", number(s.median)},
+                            {"lowest", number(s.lowest)},
+                            {"highest", number(s.highest)},
+                            {"repeats", s.repeats}});
+  j["controls_apply"] = has_stage(spec.metric);
   j["controls"] = Json::array();
   for (const ControlResult& c : judgement.controls)
     j["controls"].push_back({{"fault", c.fault}, {"tripped", c.tripped}, {"message", c.message}});
@@ -114,8 +144,6 @@ Json header(std::string_view tool_version) {
   j["host"] = {{"name", host.name}, {"system", host.system}, {"cpu", host.cpu}, {"cores", host.cores}};
   return j;
 }
-
-Json text_or_null(const std::string& s) { return s.empty() ? Json(nullptr) : Json(s); }
 
 void add_what_ran(Json& j, const Verdict& verdict) {
   const Contract& contract = *verdict.contract;
@@ -144,13 +172,14 @@ void add_what_ran(Json& j, const Verdict& verdict) {
                           {"routing", text_or_null(l.routing)},
                           {"absent", text_or_null(l.absent)}});
   j["prompts"] = Json::array();
-  for (const PromptSpec& p : contract.prompts) j["prompts"].push_back({{"id", p.id}, {"tokens", p.tokens}});
+  for (std::size_t p = 0; p < contract.prompts.size(); ++p)
+    j["prompts"].push_back(prompt_json(contract.prompts[p], verdict.prompts[p]));
 }
 
 Json first_divergence_json(const Verdict& verdict) {
   const Judgement* first = verdict.first_divergence();
   if (!first) return nullptr;
-  Json j = sample_json(*verdict.contract, first->first_failing()->first_failing);
+  Json j = sample_json(verdict, first->first_failing()->first_failing);
   j["falsifier"] = first->spec->id;
   j["tensors"] = verdict.tensors;
   return j;
@@ -172,12 +201,11 @@ void add_verdict(Json& j, const Verdict& verdict) {
   j["outcomes"]["untested_allowed"] = verdict.count_allowed();
   j["first_divergence"] = first_divergence_json(verdict);
   j["falsifiers"] = Json::array();
-  for (const Judgement& judgement : verdict.judgements)
-    j["falsifiers"].push_back(judgement_json(*verdict.contract, judgement));
+  for (const Judgement& judgement : verdict.judgements) j["falsifiers"].push_back(judgement_json(verdict, judgement));
   j["sinks_completed"] = verdict.outputs;
   const Timing& t = verdict.timing;
-  j["seconds"] = {
-      {"open", t.open}, {"forward", t.forward}, {"evidence", t.evidence}, {"controls", t.controls}, {"total", t.total}};
+  j["seconds"] = {{"open", t.open},         {"forward", t.forward},   {"solo", t.solo},
+                  {"evidence", t.evidence}, {"controls", t.controls}, {"total", t.total}};
 }
 
 std::string dumped(const Json& j) { return j.dump(2, ' ', false, Json::error_handler_t::replace) + '\n'; }

@@ -137,8 +137,9 @@ class Text {
       line("time       not estimated: {}", s.unknown);
       return;
     }
-    line("time       about {}: open {}, forward {}, judging {}; writing captures is not counted",
-         seconds_text(s.total()), seconds_text(s.open), seconds_text(s.forward), seconds_text(s.judging));
+    line("time       about {}: open {}, forward {}, judging {}, lanes alone {}; writing captures is not counted",
+         seconds_text(s.total()), seconds_text(s.open), seconds_text(s.forward), seconds_text(s.judging),
+         seconds_text(s.solo));
     if (plan_.controls > 0)
       line("           with --controls about {} more, for {} of them", seconds_text(s.controls), plan_.controls);
   }
@@ -216,6 +217,7 @@ std::string plan_json(const PlanReport& plan, std::string_view tool_version) {
   j["seconds"] = {{"open", s.open},
                   {"forward", estimate(s.forward)},
                   {"judging", estimate(s.judging)},
+                  {"solo", estimate(s.solo)},
                   {"controls", estimate(s.controls)},
                   {"total", estimate(s.total())},
                   {"unknown", text_or_null(s.unknown)}};

@@ -25,9 +25,10 @@ struct PlanReport {
   struct Seconds {
     double open = 0;  // measured: the model and the lanes
     double forward = 0, judging = 0;
+    double solo = 0;      // lanes alone
     double controls = 0;  // with `run --controls`
     std::string unknown;  // why there is no estimate; empty: there is one
-    double total() const { return open + forward + judging; }
+    double total() const { return open + forward + judging + solo; }
   };
 
   const Contract* contract = nullptr;

@@ -79,11 +79,26 @@ std::string headline(const Verdict& verdict) {
   return text;
 }
 
-std::string place_text(const Contract& contract, const Sample& s) {
-  std::string where = fmt::format("prompt {}, position {}, {}", contract.prompts[static_cast<std::size_t>(s.prompt)].id,
-                                  s.position, text_of(s.site));
+std::string token_text(const PromptReport& prompt, std::size_t at) {
+  const bool has_text = at < prompt.texts.size() && !prompt.texts[at].empty();
+  return fmt::format("{}{}{}", prompt.tokens[at], has_text ? " " : "", has_text ? prompt.texts[at] : "");
+}
+
+std::string place_text(const Verdict& verdict, const Sample& s) {
+  std::string where = fmt::format("prompt {}", verdict.contract->prompts[static_cast<std::size_t>(s.prompt)].id);
+  if (s.position == whole_pass) return where;
+  const PromptReport& prompt = verdict.prompts[static_cast<std::size_t>(s.prompt)];
+  const auto at = static_cast<std::size_t>(s.position);
+  where += fmt::format(", position {}", s.position);
+  if (at < prompt.texts.size()) where += fmt::format(" (token {})", token_text(prompt, at));
+  where += fmt::format(", {}", text_of(s.site));
   if (s.expert >= 0) where += fmt::format(", expert {}", s.expert);
   return where;
+}
+
+std::string metric_text(const FalsifierSpec& spec) {
+  const std::string name(name_of(spec.metric));
+  return spec.metric == Metric::identical ? fmt::format("{} to {}", name, name_of(spec.to)) : name;
 }
 
 std::string bound_text(const Bound& bound) { return fmt::format("{} {:g}", name_of(bound.kind), bound.value); }
@@ -96,9 +111,9 @@ std::string divergence_text(const Verdict& verdict, const Judgement& judgement) 
   const auto line = [&](std::string_view what, const std::string& value) {
     text += fmt::format("  {:<10} {}\n", what, value);
   };
-  line("where", place_text(*verdict.contract, s));
+  line("where", place_text(verdict, s));
   line("lane", spec.lane + (spec.against.empty() ? "" : " against " + spec.against));
-  line("number", fmt::format("{} = {:.6g}, claimed {}", name_of(spec.metric), s.value, bound_text(s.bound)));
+  line("number", fmt::format("{} = {:.6g}, claimed {}", metric_text(spec), s.value, bound_text(s.bound)));
   line("site", fmt::format("{} of {} samples fail there, worst {:.6g} at position {}", site.failing, site.samples,
                            site.worst.value, site.worst.position));
   line("falsifies", fmt::format("{}: {}", spec.id, spec.claim));
@@ -119,9 +134,8 @@ std::string reason_text(const Verdict& verdict, const Judgement& judgement) {
   if (judgement.outcome != Outcome::falsified || !site)
     return judgement.reason.empty() ? std::string(name_of(judgement.outcome)) : judgement.reason;
   const Sample& s = site->first_failing;
-  return fmt::format("{}: {} = {:.6g}, claimed {}; {} of {} samples fail", place_text(*verdict.contract, s),
-                     name_of(judgement.spec->metric), s.value, bound_text(s.bound), judgement.failing,
-                     judgement.samples);
+  return fmt::format("{}: {} = {:.6g}, claimed {}; {} of {} samples fail", place_text(verdict, s),
+                     metric_text(*judgement.spec), s.value, bound_text(s.bound), judgement.failing, judgement.samples);
 }
 
 std::string clean_text(std::string_view text) {

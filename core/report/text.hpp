@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 
@@ -16,7 +17,11 @@ std::string_view word_of(const Verdict& verdict);
 std::string headline(const Verdict& verdict);
 
 // "prompt short, position 0, layer 2, moe_expert_out, expert 1"
-std::string place_text(const Contract& contract, const Sample& sample);
+std::string place_text(const Verdict& verdict, const Sample& sample);
+// Of a prompt's token: "308 ' the'", or the number alone where the model has no text for it.
+std::string token_text(const PromptReport& prompt, std::size_t at);
+// "rel_l2" or "identical to rerun"
+std::string metric_text(const FalsifierSpec& spec);
 // "at_most 1e-05"
 std::string bound_text(const Bound& bound);
 

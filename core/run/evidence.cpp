@@ -10,7 +10,7 @@ namespace {
 std::map<int, SiteSet> sites_of_failure(const std::vector<Judgement>& judgements, const Program& program, int layers) {
   std::map<int, SiteSet> failed;
   for (const Judgement& j : judgements) {
-    if (j.outcome != Outcome::falsified) continue;
+    if (j.outcome != Outcome::falsified || !has_stage(j.spec->metric)) continue;
     for (const SiteResult& result : j.sites) {
       if (result.failing == 0) continue;
       SiteSet& sites = failed.try_emplace(result.prompt, layers).first->second;

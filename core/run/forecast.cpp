@@ -12,6 +12,22 @@ namespace {
 
 constexpr double sample_seconds = 1e-6;  // what a sample costs beside its values: finding it, keeping the worst
 
+// How often a falsifier makes its lane compute a prompt alone.
+int passes_alone(const FalsifierSpec& spec) {
+  if (!is_solo(spec.metric)) return 0;
+  if (spec.metric == Metric::capture_overhead) return 2 * (spec.repeat + 1);
+  if (spec.metric == Metric::device_memory_fraction) return 1;
+  if (spec.metric != Metric::identical) return spec.repeat + 1;
+  switch (spec.to) {
+    case Twin::digest: return 0;
+    case Twin::untraced: return 1;
+    case Twin::rerun: return 2;
+    case Twin::threads: return 3;
+    case Twin::chunks: return 4;
+  }
+  return 0;
+}
+
 // Seconds that comparing two tensors takes for each value.
 double measure_comparing() {
   constexpr int values = 1 << 15;
@@ -38,11 +54,14 @@ class Forecast {
     std::vector<int> all;
     for (int p = 0; p < static_cast<int>(prompts_.size()); ++p) all.push_back(p);
     PlanReport::Seconds& seconds = report_.seconds;
-    seconds.forward = walk(needed_lanes(plan_, lanes_), all);
+    seconds.forward = walk(lockstep_lanes(plan_, lanes_), all);
     seconds.judging = judging(report_.work.values, report_.work.samples);
     for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f) {
       const Workload::Falsifier& work = report_.work.falsifiers[f];
       if (!work.untested.empty()) continue;
+      for (int p : work.prompts)
+        seconds.solo += passes_alone(*work.spec) *
+                        seconds_[static_cast<std::size_t>(plan_.falsifiers[f].lane)][static_cast<std::size_t>(p)];
       const auto controls = static_cast<double>(work.spec->controls.size());
       report_.controls += static_cast<std::int64_t>(work.spec->controls.size());
       seconds.controls += controls * (walk(lanes_needed_by(plan_.falsifiers[f], lanes_), work.prompts) +
@@ -61,18 +80,19 @@ class Forecast {
       if (!lanes_[i].runs()) continue;
       const Speed speed = measure_speed(lanes_[i], program_, lanes_.config(), longest->spec->tokens);
       for (std::size_t p = 0; p < prompts_.size(); ++p) {
-        if (!prompts_[p].looked_at) continue;
         seconds_[i][p] = speed.seconds(cost(p));
-        report_.lanes[i].seconds += seconds_[i][p];
+        if (prompts_[p].looked_at) report_.lanes[i].seconds += seconds_[i][p];
       }
     }
   }
 
   Cost cost(std::size_t prompt) const {
     Cost sum;
-    const int rows = prompts_[prompt].tokens;
-    for (const Step& step : program_)
-      sum += cost_of(step, lanes_.config(), rows, rows, rows - plan_.head_first[prompt]);
+    const int total = prompts_[prompt].tokens;
+    for (const Stretch& stretch : stretches_of(*prompts_[prompt].spec)) {
+      const int head_rows = std::max(1, stretch.end() - std::max(stretch.first, plan_.head_first[prompt]));
+      for (const Step& step : program_) sum += cost_of(step, lanes_.config(), stretch.count, total, head_rows);
+    }
     return sum;
   }
 
@@ -81,7 +101,8 @@ class Forecast {
     double host = 0, device = 0;
     for (std::size_t i = 0; i < lanes_.size(); ++i)
       for (int p : prompts)
-        if (active[i]) (lanes_[i].description.asynchronous ? device : host) += seconds_[i][static_cast<std::size_t>(p)];
+        if (active[i] && prompts_[static_cast<std::size_t>(p)].looked_at)
+          (lanes_[i].description.asynchronous ? device : host) += seconds_[i][static_cast<std::size_t>(p)];
     return std::max(host, device);
   }
 

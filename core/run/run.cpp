@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "core/run/runner.hpp"
 
 namespace moe_diag {
@@ -12,18 +14,43 @@ Verdict run_contract(const Contract& contract, PluginHost& host, const RunOption
   Runner runner(contract, host, options);
   if (!runner.open_model()) return runner.untested();
   runner.plan();
+  runner.read_digests();
   runner.open_lanes();
   runner.claim_output();
   runner.open_sinks();
   try {
     runner.forward();
     runner.close_sinks();
+    runner.judge_alone();
     runner.capture_evidence();
     if (options.controls) runner.run_controls();
   } catch (const Error& e) {
     runner.fail(e);
   }
   return runner.verdict();
+}
+
+Digests digest_contract(const Contract& contract, const std::vector<std::string>& lanes, PluginHost& host,
+                        const RunOptions& options) {
+  Contract digested = contract;
+  digested.capture.clear();
+  digested.sinks.clear();
+  auto& falsifiers = digested.falsifiers;
+  falsifiers.erase(std::remove_if(falsifiers.begin(), falsifiers.end(),
+                                  [&](const FalsifierSpec& f) {
+                                    return f.digest.empty() ||
+                                           (!lanes.empty() && std::count(lanes.begin(), lanes.end(), f.lane) == 0);
+                                  }),
+                   falsifiers.end());
+  if (falsifiers.empty())
+    throw Error(ErrorKind::usage, fmt::format("{}: there is nothing to digest: no falsifier {}is 'identical' with 'to: "
+                                              "{{digest: FILE}}'",
+                                              contract.path, lanes.empty() ? "" : "of these lanes "));
+  Runner runner(digested, host, options);
+  if (!runner.open_model()) throw Error(ErrorKind::absent, runner.absences().front());
+  runner.plan();
+  runner.open_lanes();
+  return runner.digests();
 }
 
 Verdict not_run(const Contract& contract, const Error& why) {
@@ -46,6 +73,7 @@ std::vector<std::string> check_contract(const Contract& contract, PluginHost& ho
   Runner runner(contract, host, options);
   if (runner.open_model()) {
     runner.plan();
+    runner.read_digests();
     runner.describe_lanes();
   }
   return runner.absences();

@@ -11,6 +11,7 @@
 #include "core/contract/contract.hpp"
 #include "core/model/model.hpp"
 #include "core/plugin/host.hpp"
+#include "core/report/digests.hpp"
 #include "core/report/plan_report.hpp"
 #include "core/verdict/verdict.hpp"
 
@@ -43,6 +44,11 @@ struct RunOptions {
 // The whole flow: contract, model, lanes, all prompts in lockstep, verdict. Throws Error only when nothing was judged;
 // a failure later on is in Verdict::failure beside what was judged until then, an interruption included.
 Verdict run_contract(const Contract& contract, PluginHost& host, const RunOptions& options);
+
+// Digests of all rows that the contract's falsifiers compare with digests, of these lanes or of all when none is named.
+// Throws Error: usage when there is none, absent when the model or a lane is not there.
+Digests digest_contract(const Contract& contract, const std::vector<std::string>& lanes, PluginHost& host,
+                        const RunOptions& options);
 
 // The verdict of a contract that could not be run: all is untested.
 Verdict not_run(const Contract& contract, const Error& why);

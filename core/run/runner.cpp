@@ -14,6 +14,7 @@
 
 #include "core/run/evidence.hpp"
 #include "core/run/forecast.hpp"
+#include "core/run/timing.hpp"
 #include "core/verdict/controls.hpp"
 
 namespace moe_diag {
@@ -99,7 +100,8 @@ bool Runner::open_model() {
     return false;
   }
   verdict_.model = report_of(*model_);
-  if (!source.stands_in_for.empty()) verdict_.model.source += fmt::format(" ({} is not set)", source.stands_in_for);
+  if (!contract_.model.stands_in_for.empty())
+    verdict_.model.source += fmt::format(" ({} is not set)", contract_.model.stands_in_for);
   return true;
 }
 
@@ -108,6 +110,19 @@ void Runner::plan() {
   for (const FaultSpec& fault : options_.inject)
     if (const std::string what = mistake_of(fault, contract_, model_->config()); !what.empty())
       throw Error(ErrorKind::usage, "--inject: " + what);
+}
+
+void Runner::read_digests() {
+  for (const FalsifierSpec& spec : contract_.falsifiers) {
+    if (spec.digest.empty() || digest_files_.count(spec.digest) > 0) continue;
+    DigestFile& file = digest_files_[spec.digest];
+    try {
+      file.digests = moe_diag::read_digests(spec.digest);
+    } catch (const Error& e) {
+      if (e.kind() != ErrorKind::absent) throw;
+      file.absent = e.what();
+    }
+  }
 }
 
 void Runner::describe_lanes() {
@@ -120,13 +135,14 @@ void Runner::describe_lanes() {
 
 void Runner::open_lanes() {
   describe_lanes();
-  needed_ = needed_lanes(plan_, *lanes_);
   const std::vector<bool> opened = lanes_to_open();
   check_memory(opened);
   lanes_->open(opened);
+  lockstep_ = lockstep_lanes(plan_, *lanes_);
   check_injected();
   for (std::size_t i = 0; i < lanes_->size(); ++i) verdict_.lanes[i] = report_of(contract_.lanes[i], (*lanes_)[i]);
   judge_ = std::make_unique<Judge>(plan_, *lanes_);
+  sequences_ = std::make_unique<Sequences>(contract_, plan_.chooser);
   note_absent_lanes(plan_.captures);
 }
 
@@ -134,9 +150,10 @@ void Runner::open_lanes() {
 void Runner::check_injected() const {
   for (const FaultSpec& fault : options_.inject) {
     const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(lanes_->index_of(fault.lane))];
-    if (lane.runs() || !lane.absent.empty()) continue;
-    throw Error(ErrorKind::usage, fmt::format("--inject: fault '{}': nothing looks at lane '{}', so it does not run",
-                                              fault.text, lane.name));
+    if (lockstep_[static_cast<std::size_t>(lanes_->index_of(fault.lane))] || !lane.absent.empty()) continue;
+    throw Error(ErrorKind::usage,
+                fmt::format("--inject: fault '{}': nothing looks at lane '{}' in the lockstep run, so it does not run",
+                            fault.text, lane.name));
   }
 }
 
@@ -191,7 +208,8 @@ void Runner::open_sinks(Capture& capture) {
   if (options_.out.empty()) throw Error(ErrorKind::usage, "the contract has sinks: an output folder is needed");
   prompt_infos_.clear();
   lane_infos_.clear();
-  for (const PromptSpec& p : contract_.prompts) prompt_infos_.push_back({p.id, p.tokens});
+  for (const PromptSpec& p : contract_.prompts)
+    prompt_infos_.push_back({p.id, sequences_->tokens(static_cast<int>(prompt_infos_.size())), p.generate});
   for (const LaneReport& l : verdict_.lanes) {
     const DType values = (*lanes_)[lane_infos_.size()].description.values;
     const bool runs = (*lanes_)[lane_infos_.size()].runs();
@@ -219,11 +237,80 @@ std::vector<PlantedFault> Runner::injected() const {
 
 void Runner::forward() {
   verdict_.timing.open = seconds();
-  const std::vector<std::int64_t> changed = walk({judge_.get(), capture_.get()}, injected(), needed_, "");
+  stop_without_oracle();
+  std::vector<Hook*> hooks = call_witnesses();
+  hooks.insert(hooks.end(), {judge_.get(), capture_.get(), sequences_.get()});
+  const std::vector<std::int64_t> changed = walk(hooks, injected(), lockstep_, "");
+  note_ends();
   for (std::size_t f = 0; f < changed.size(); ++f)
     if (changed[f] == 0) planted_in_vain_.push_back(verdict_.planted[f]);
   verdict_.judgements = judge_->judgements();
   verdict_.timing.forward = seconds() - verdict_.timing.open;
+}
+
+// A prompt that the oracle is to continue ends where the oracle is absent.
+void Runner::stop_without_oracle() {
+  if (plan_.chooser < 0) return;
+  const RunningLane& oracle = (*lanes_)[static_cast<std::size_t>(plan_.chooser)];
+  for (int p = 0; p < static_cast<int>(contract_.prompts.size()); ++p)
+    if (!oracle.runs()) sequences_->stop(p, fmt::format("the oracle '{}' is absent: {}", oracle.name, oracle.absent));
+}
+
+SoloParts Runner::solo_parts() { return {contract_, plan_, *model_, host_, *lanes_, *sequences_, digest_files_}; }
+
+// Those who keep what the lockstep run computes, to be compared later.
+std::vector<Hook*> Runner::call_witnesses() {
+  const SoloParts parts = solo_parts();
+  std::vector<Hook*> hooks;
+  for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f) {
+    const WatchedFalsifier& watched = plan_.falsifiers[f];
+    const bool runs = (*lanes_)[static_cast<std::size_t>(watched.lane)].runs();
+    witnesses_.push_back(runs && watched.spec->metric == Metric::identical ? Identity(parts, f).witness() : nullptr);
+    if (witnesses_.back()) hooks.push_back(witnesses_.back().get());
+  }
+  return hooks;
+}
+
+void Runner::judge_alone() {
+  const double before = seconds();
+  const SoloParts parts = solo_parts();
+  const auto is_mine = [&](const WatchedFalsifier& f) {
+    return is_solo(f.spec->metric) && (*lanes_)[static_cast<std::size_t>(f.lane)].runs();
+  };
+  for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f)
+    if (is_mine(plan_.falsifiers[f])) verdict_.judgements[f].reason = "the run ended before it was judged";
+  for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f) {
+    if (!is_mine(plan_.falsifiers[f])) continue;
+    if (options_.interrupted && options_.interrupted())
+      throw Error(ErrorKind::environment, fmt::format("interrupted: {} was not judged", plan_.falsifiers[f].spec->id));
+    if (options_.progress)
+      options_.progress({fmt::format("{} alone", plan_.falsifiers[f].spec->id), static_cast<std::int64_t>(f),
+                         static_cast<std::int64_t>(plan_.falsifiers.size())});
+    const double start = seconds();
+    verdict_.judgements[f] = plan_.falsifiers[f].spec->metric == Metric::identical
+                                 ? Identity(parts, f).judge(witnesses_[f].get()).judgement
+                                 : judge_timing(parts, f);
+    verdict_.judgements[f].seconds = seconds() - start;
+  }
+  verdict_.timing.solo = seconds() - before;
+}
+
+Digests Runner::digests() {
+  for (std::size_t i = 0; i < lanes_->size(); ++i)
+    if (lockstep_[i] && !(*lanes_)[i].runs())
+      throw Error(ErrorKind::absent, fmt::format("lane '{}' is absent: {}", (*lanes_)[i].name, (*lanes_)[i].absent));
+  std::vector<Hook*> hooks = call_witnesses();
+  hooks.push_back(sequences_.get());
+  walk(hooks, {}, lockstep_, "");
+  for (int p = 0; p < static_cast<int>(contract_.prompts.size()); ++p)
+    if (!sequences_->stopped(p).empty()) throw Error(ErrorKind::environment, sequences_->stopped(p));
+  Digests digests;
+  digests.tool_version = options_.tool_version;
+  digests.model_source = model_->source();
+  digests.model_digest = model_->digest();
+  for (std::size_t f = 0; f < witnesses_.size(); ++f)
+    if (witnesses_[f]) add_digests(solo_parts(), f, *witnesses_[f], digests);
+  return digests;
 }
 
 std::vector<std::int64_t> Runner::walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults,
@@ -233,20 +320,38 @@ std::vector<std::int64_t> Runner::walk(const std::vector<Hook*>& hooks, std::vec
   Forward forward(*model_, *lanes_, bus, std::move(faults), active);
   const int layers = model_->config().layers;
   const auto count = static_cast<int>(contract_.prompts.size());
+  std::int64_t done = 0, total = 0;  // passes
+  for (const PromptSpec& prompt : contract_.prompts) total += static_cast<std::int64_t>(stretches_of(prompt).size());
   for (int p = 0; p < count; ++p) {
     if (!bus.looks_at(p, *lanes_)) continue;
     const PromptSpec& prompt = contract_.prompts[static_cast<std::size_t>(p)];
-    const Pass pass{prompt.tokens, 0, static_cast<int>(prompt.tokens.size()),
-                    plan_.head_first[static_cast<std::size_t>(p)]};
     const std::string now = what.empty() ? fmt::format("prompt {}", prompt.id) : what;
-    const auto at_layer = [&](int layer) {
-      if (options_.progress) options_.progress({now, p * layers + layer, count * layers});
-      if (options_.interrupted && options_.interrupted())
-        throw Error(ErrorKind::environment, "interrupted: " + now + " was not finished");
-    };
-    forward.pass(pass, p, options_.progress || options_.interrupted ? std::function<void(int)>(at_layer) : nullptr);
+    for (const Stretch& stretch : stretches_of(prompt)) {
+      const auto at_layer = [&](int layer) {
+        if (options_.progress) options_.progress({now, done * layers + layer, total * layers});
+        if (options_.interrupted && options_.interrupted())
+          throw Error(ErrorKind::environment, "interrupted: " + now + " was not finished");
+      };
+      if (stretch.end() <= sequences_->known(p))
+        forward.pass(pass_over(sequences_->tokens(p), stretch, plan_.head_first[static_cast<std::size_t>(p)]), p,
+                     options_.progress || options_.interrupted ? std::function<void(int)>(at_layer) : nullptr);
+      ++done;
+    }
   }
   return forward.changed();
+}
+
+// What lies behind the end of a sequence that could not go on was neither judged nor captured.
+void Runner::note_ends() {
+  for (int p = 0; p < static_cast<int>(contract_.prompts.size()); ++p) {
+    const std::string& why = sequences_->stopped(p);
+    if (why.empty()) continue;
+    judge_->note_end(p, sequences_->known(p), why);
+    for (const WatchedCapture& capture : plan_.captures)
+      if (const auto& positions = capture.positions[static_cast<std::size_t>(p)];
+          !positions.empty() && positions.back() >= sequences_->known(p))
+        verdict_.captured_nothing.push_back({fmt::format("{}: {}", contract_.at(capture.spec->where), why), ""});
+  }
 }
 
 void Runner::close_sinks() {
@@ -270,6 +375,7 @@ void Runner::capture_evidence() {
 
 void Runner::run_controls() {
   const double before = seconds();
+  verdict_.controls = true;
   for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f) {
     Judgement& judgement = verdict_.judgements[f];
     if (judgement.outcome != Outcome::held) continue;
@@ -288,12 +394,31 @@ void Runner::run_controls() {
 
 ControlResult Runner::run_control(std::size_t falsifier, const FaultSpec& fault) {
   const WatchedFalsifier& watched = plan_.falsifiers[falsifier];
+  const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(watched.lane)];
+  const std::optional<Site> expected = expected_site(watched, fault, lane, build_program(*model_));
+  if (is_solo(watched.spec->metric)) {
+    const SoloJudgement judged = judge_solo_control(falsifier, fault);
+    return judge_control(judged.judgement, fault, expected, judged.changed);
+  }
   Judge judge(plan_, *lanes_, static_cast<int>(falsifier));
   const std::vector<std::int64_t> changed = walk({&judge}, {{watched.lane, fault}}, lanes_needed_by(watched, *lanes_),
                                                  fmt::format("control of {}", watched.spec->id));
-  const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(watched.lane)];
-  return judge_control(judge.judgements()[falsifier], fault, expected_site(watched, fault, lane, plan_.program),
-                       changed.front());
+  return judge_control(judge.judgements()[falsifier], fault, expected, changed.front());
+}
+
+// The fault is in the lockstep run where that is compared, else in every pass of the lane alone but the first.
+SoloJudgement Runner::judge_solo_control(std::size_t falsifier, const FaultSpec& fault) {
+  const SoloParts parts = solo_parts();
+  const Identity identity(parts, falsifier);
+  const std::unique_ptr<RowRecord> witness = identity.witness();
+  if (!witness) return identity.judge(nullptr, &fault);
+  const WatchedFalsifier& watched = plan_.falsifiers[falsifier];
+  const std::vector<std::int64_t> changed =
+      walk({witness.get()}, {{watched.lane, fault}}, lanes_needed_by(watched, *lanes_),
+           fmt::format("control of {}", watched.spec->id));
+  SoloJudgement judged = identity.judge(witness.get());
+  judged.changed = changed.front();
+  return judged;
 }
 
 // What was judged stands where it is already decided: a falsified claim stays falsified whatever would have followed.
@@ -318,8 +443,26 @@ Verdict Runner::verdict() {
     if (const Step* step = find_step(plan_.program, first->first_failing()->site))
       for (const Weight* weight : step->weights)
         verdict_.tensors.push_back(fmt::format("{} ({})", weight->name, name_of(weight->type)));
+  report_prompts();
   verdict_.timing.total = seconds();
   return std::move(verdict_);
+}
+
+void Runner::report_prompts() {
+  const Vocabulary vocabulary = model_ ? model_->vocabulary() : Vocabulary();
+  for (const PromptSpec& prompt : contract_.prompts) {
+    const auto p = static_cast<int>(verdict_.prompts.size());
+    PromptReport& report = verdict_.prompts.emplace_back();
+    report.tokens = prompt.tokens;
+    if (sequences_) {
+      const auto known = sequences_->tokens(p).first(static_cast<std::size_t>(sequences_->known(p)));
+      report.tokens.assign(known.begin(), known.end());
+      report.stopped = sequences_->stopped(p);
+    }
+    report.generated = static_cast<int>(report.tokens.size() - prompt.tokens.size());
+    if (vocabulary.empty()) continue;
+    for (std::int32_t token : report.tokens) report.texts.push_back(vocabulary.quoted_text(token));
+  }
 }
 
 Verdict Runner::untested() {
@@ -366,6 +509,8 @@ std::vector<std::string> Runner::absences() const {
   if (!verdict_.model.absent.empty()) list.push_back("model: " + verdict_.model.absent);
   for (const LaneReport& lane : verdict_.lanes)
     if (!lane.absent.empty()) list.push_back(fmt::format("lane '{}': {}", lane.name, lane.absent));
+  for (const auto& [path, file] : digest_files_)
+    if (!file.absent.empty()) list.push_back("digests: " + file.absent);
   return list;
 }
 

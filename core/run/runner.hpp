@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -11,6 +12,8 @@
 #include "core/plan/plan.hpp"
 #include "core/run/capture.hpp"
 #include "core/run/run.hpp"
+#include "core/run/sequences.hpp"
+#include "core/run/solo.hpp"
 #include "core/verdict/judge.hpp"
 
 namespace moe_diag {
@@ -22,6 +25,7 @@ class Runner {
 
   bool open_model();  // false: it is absent, and everything is untested
   void plan();
+  void read_digests();  // the files that falsifiers name
   void describe_lanes();
   void open_lanes();
   void claim_output();  // before anything is computed: a folder that can be written
@@ -29,7 +33,9 @@ class Runner {
   void forward();
   void close_sinks();
   void capture_evidence();  // when something is falsified: once more, for what failed
+  void judge_alone();       // what speaks of passes that a lane computes alone
   void run_controls();
+  Digests digests();  // instead of judging: of all that is compared with digests
   void fail(const Error& error);
 
   Verdict verdict();
@@ -50,7 +56,13 @@ class Runner {
   void note_absent_lanes(const std::vector<WatchedCapture>& captures);
   void open_sinks(Capture& capture);
   std::vector<PlantedFault> injected() const;
+  void note_ends();
+  void stop_without_oracle();
+  SoloParts solo_parts();
+  std::vector<Hook*> call_witnesses();
+  SoloJudgement judge_solo_control(std::size_t falsifier, const FaultSpec& fault);
   ControlResult run_control(std::size_t falsifier, const FaultSpec& fault);
+  void report_prompts();
   double seconds() const;
 
   const Contract& contract_;
@@ -64,10 +76,13 @@ class Runner {
   std::vector<PromptInfo> prompt_infos_;  // what sinks were told, valid until they are closed
   std::vector<LaneInfo> lane_infos_;
   std::vector<std::string_view> planted_infos_;
-  std::vector<bool> needed_;  // lanes, evidence left out
   std::unique_ptr<Capture> capture_;
   std::unique_ptr<Capture> evidence_;  // once something is falsified
   std::unique_ptr<Judge> judge_;
+  std::unique_ptr<Sequences> sequences_;
+  std::map<std::string, DigestFile> digest_files_;     // by path
+  std::vector<std::unique_ptr<RowRecord>> witnesses_;  // per falsifier; null: it needs none
+  std::vector<bool> lockstep_;                         // lanes that take part in the lockstep run
   Verdict verdict_;
   std::vector<std::string> planted_in_vain_;
 };

@@ -14,7 +14,7 @@ class Allowance {
 
   bool takes(const Judgement& j) const {
     return std::any_of(patterns_.begin(), patterns_.end(), [&](const Pattern& p) { return p.picks(*j.spec); }) ||
-           takes_lanes({j.spec->lane, j.spec->against});
+           takes_lanes({j.spec->lane, j.spec->against, j.spec->floor});
   }
 
   // Only when a lane is missing, and every one that is was named.

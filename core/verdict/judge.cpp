@@ -82,6 +82,15 @@ class Stopwatch {
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
+// Of the site in that prompt, made when it is not there. Later passes of a prompt come back to the sites of the first.
+SiteResult& result_at(Judgement& judgement, int prompt, Site site) {
+  const auto at = std::lower_bound(
+      judgement.sites.begin(), judgement.sites.end(), site,
+      [&](const SiteResult& r, Site s) { return r.prompt != prompt ? r.prompt < prompt : r.site < s; });
+  if (at != judgement.sites.end() && at->prompt == prompt && at->site == site) return *at;
+  return *judgement.sites.insert(at, SiteResult{prompt, site, 0, 0, {}, {}});
+}
+
 }  // namespace
 
 // What one sighting shows of pairs of lanes, measured once however many falsifiers ask.
@@ -172,7 +181,8 @@ Judge::Judge(const Plan& plan, const Lanes& lanes, int only) : plan_(plan), lane
       if (lane >= 0 && !lanes[static_cast<std::size_t>(lane)].runs())
         j.reason = fmt::format("lane '{}' is absent: {}", lanes[static_cast<std::size_t>(lane)].name,
                                lanes[static_cast<std::size_t>(lane)].absent);
-    judged_.push_back(j.reason.empty() && (only < 0 || static_cast<std::size_t>(only) == f));
+    judged_.push_back(!is_solo(watched.spec->metric) && j.reason.empty() &&
+                      (only < 0 || static_cast<std::size_t>(only) == f));
     judgements_.push_back(std::move(j));
   }
   missing_.resize(judgements_.size());
@@ -207,14 +217,22 @@ void Judge::show(Sighting& sighting) {
   Comparisons comparisons(sighting, plan_.program);
   for (std::size_t f = 0; f < judged_.size(); ++f) {
     const WatchedFalsifier& watched = plan_.falsifiers[f];
-    if (!judged_[f] || !watches(watched, sighting.prompt, sighting.site) || !has_tensors(f, sighting, comparisons))
-      continue;
+    if (!judged_[f] || !watches(watched, sighting.prompt, sighting.site)) continue;
+    const std::vector<int>& positions = watched.positions[static_cast<std::size_t>(sighting.prompt)];
+    const auto first = std::lower_bound(positions.begin(), positions.end(), sighting.position(0));
+    const auto end = std::lower_bound(first, positions.end(), sighting.position(sighting.rows().count));
+    if (first == end || !has_tensors(f, sighting, comparisons)) continue;
     const Stopwatch watch(judgements_[f].seconds);
-    judgements_[f].sites.push_back({sighting.prompt, sighting.site, 0, 0, {}, {}});
-    for (int position : watched.positions[static_cast<std::size_t>(sighting.prompt)]) {
-      const int row = position - sighting.position(0);
-      if (row >= 0 && row < sighting.rows().count) judge(f, sighting, comparisons, row);
-    }
+    result_at(judgements_[f], sighting.prompt, sighting.site);
+    for (auto position = first; position != end; ++position)
+      judge(f, sighting, comparisons, *position - sighting.position(0));
+  }
+}
+
+void Judge::note_end(int prompt, int end, const std::string& why) {
+  for (std::size_t f = 0; f < judged_.size(); ++f) {
+    const std::vector<int>& positions = plan_.falsifiers[f].positions[static_cast<std::size_t>(prompt)];
+    if (judged_[f] && !positions.empty() && positions.back() >= end) missing_[f] = why;
   }
 }
 
@@ -255,7 +273,7 @@ void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, i
   sample.bound = watched.bound_at(sighting.site);
   if (watched.against < 0) {
     sample.value = value_alone(watched.spec->metric, sighting.tensor(watched.lane), row);
-    return record(f, sample);
+    return add_sample(judgements_[f], sample);
   }
   if (watched.spec->metric == Metric::routing_real_flips) {
     sample.flips = flips_of_row(comparisons.routing(watched.lane, watched.against), row);
@@ -263,11 +281,11 @@ void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, i
       sample.value += flip.kind == FlipKind::real;
       ++judgements_[f].flips[static_cast<std::size_t>(flip.kind)];
     }
-    return record(f, sample);
+    return add_sample(judgements_[f], sample);
   }
   if (const auto value = value_of_row(*watched.spec, comparisons.pair(watched.lane, watched.against), row)) {
     sample.value = *value;
-    return record(f, sample);
+    return add_sample(judgements_[f], sample);
   }
   judge_values(f, comparisons, row, sample);
 }
@@ -292,7 +310,7 @@ void Judge::judge_values(std::size_t f, Comparisons& comparisons, int row, Sampl
     } else {
       sample.value = value_of(spec, pair, m.segments, m.measure);
     }
-    record(f, sample);
+    add_sample(judgements_[f], sample);
   }
   judgement.skipped_experts += static_cast<std::int64_t>(measured.alone.size());
   if (spec.metric != Metric::nonfinite) return;
@@ -301,7 +319,7 @@ void Judge::judge_values(std::size_t f, Comparisons& comparisons, int row, Sampl
   for (const SampleSegments& s : measured.alone) {
     sample.expert = s.expert;
     sample.value = static_cast<double>(count_nonfinite(pair.a, s.segments[0].a, s.segments[0].n));
-    record(f, sample);
+    add_sample(judgements_[f], sample);
   }
 }
 
@@ -316,9 +334,8 @@ std::optional<double> Judge::floor_of(const WatchedFalsifier& watched, Compariso
   return std::nullopt;
 }
 
-void Judge::record(std::size_t f, const Sample& sample) {
-  Judgement& j = judgements_[f];
-  SiteResult& site = j.sites.back();
+void add_sample(Judgement& j, const Sample& sample) {
+  SiteResult& site = result_at(j, sample.prompt, sample.site);
   const bool fails = !sample.bound.holds(sample.value);
   if (site.samples == 0 || is_worse(sample, site.worst)) site.worst = sample;
   if (fails && site.failing == 0) site.first_failing = sample;
@@ -330,17 +347,18 @@ void Judge::record(std::size_t f, const Sample& sample) {
 
 std::vector<Judgement> Judge::judgements() const {
   std::vector<Judgement> list = judgements_;
-  for (Judgement& j : list) {
-    const std::string& missing = missing_[static_cast<std::size_t>(&j - list.data())];
-    if (j.failing > 0) {
-      j.outcome = Outcome::falsified;
-    } else if (j.samples > 0 && missing.empty()) {
-      j.outcome = Outcome::held;
-    } else if (j.reason.empty()) {
-      j.reason = missing.empty() ? "nothing was judged: no sample reached it" : missing;
-    }
-  }
+  for (std::size_t f = 0; f < list.size(); ++f) settle(list[f], missing_[f]);
   return list;
+}
+
+void settle(Judgement& j, const std::string& missing) {
+  if (j.failing > 0) {
+    j.outcome = Outcome::falsified;
+  } else if (j.samples > 0 && missing.empty()) {
+    j.outcome = Outcome::held;
+  } else if (j.reason.empty()) {
+    j.reason = missing.empty() ? "nothing was judged: no sample reached it" : missing;
+  }
 }
 
 }  // namespace moe_diag

@@ -20,6 +20,9 @@ class Judge final : public Hook {
   bool wants(int prompt, int lane, Site site) const override;
   void show(Sighting& sighting) override;
 
+  // The sequence of the prompt ends before position `end`: whoever watches what lies behind cannot be shown to hold.
+  void note_end(int prompt, int end, const std::string& why);
+
   // One per falsifier of the plan, in the contract's order.
   std::vector<Judgement> judgements() const;
 
@@ -35,13 +38,18 @@ class Judge final : public Hook {
   void judge_values(std::size_t f, Comparisons& comparisons, int row, Sample sample);
   std::optional<double> floor_of(const WatchedFalsifier& watched, Comparisons& comparisons, const Sample& sample,
                                  int row) const;
-  void record(std::size_t f, const Sample& sample);
 
   const Plan& plan_;
   const Lanes& lanes_;
   std::vector<bool> judged_;          // per falsifier
-  std::vector<std::string> missing_;  // per falsifier: a stage that a lane lacks
+  std::vector<std::string> missing_;  // per falsifier: what could not be looked at, a stage that a lane lacks
   std::vector<Judgement> judgements_;
 };
+
+// Adds a sample to those of its site, whose results stand prompt after prompt in forward order.
+void add_sample(Judgement& judgement, const Sample& sample);
+
+// Decides the outcome once all samples are there. `missing` says what could not be looked at; empty: nothing.
+void settle(Judgement& judgement, const std::string& missing);
 
 }  // namespace moe_diag

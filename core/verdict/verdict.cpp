@@ -104,7 +104,7 @@ const Judgement* Verdict::first_divergence() const {
     return a.prompt != b.prompt ? a.prompt < b.prompt : a.site < b.site;
   };
   for (const Judgement& j : judgements) {
-    const SiteResult* site = j.first_failing();
+    const SiteResult* site = has_stage(j.spec->metric) ? j.first_failing() : nullptr;
     if (site && (!first || before(*site, *first->first_failing()))) first = &j;
   }
   return first;

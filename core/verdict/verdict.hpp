@@ -23,6 +23,9 @@ enum class Outcome {
 };
 std::string_view name_of(Outcome outcome);
 
+// The position of a sample that is of a whole pass and of no stage.
+inline constexpr int whole_pass = -1;
+
 // One judged number, and where it stands.
 struct Sample {
   int prompt = 0, position = 0;
@@ -47,6 +50,13 @@ struct SiteResult {
   Sample worst, first_failing;  // the second only when something fails
 };
 
+// What was measured several times of one prompt.
+struct Spread {
+  int prompt = 0;
+  double median = 0, lowest = 0, highest = 0;
+  int repeats = 0;
+};
+
 struct ControlResult {
   std::string fault;     // as the contract states it
   bool tripped = false;  // the falsifier was falsified, first at the site it had to be
@@ -63,8 +73,10 @@ struct Judgement {
   std::int64_t without_floor = 0;       // samples not judged: the floor's lane did not choose the expert
   std::array<std::int64_t, 3> flips{};  // of routing_real_flips, by FlipKind
   std::vector<ControlResult> controls;
-  double seconds = 0;    // spent on it alone: judging its samples, running its controls
-  bool allowed = false;  // it is untested, and that was allowed
+  double seconds = 0;                // spent on it alone: judging its samples, running its controls
+  bool allowed = false;              // it is untested, and that was allowed
+  std::vector<std::string> remarks;  // what a person wants to know beside the numbers
+  std::vector<Spread> spreads;       // of what was measured several times
 
   std::int64_t count(FlipKind kind) const { return flips[static_cast<std::size_t>(kind)]; }
   const SiteResult* first_failing() const;  // null: none
@@ -80,6 +92,14 @@ struct LaneReport {
   std::string name, backend, numerics, device, instruction_set, inputs, routing;
   std::string absent;
   bool unfed = false;  // only a lane that feeds it is missing
+};
+
+struct PromptReport {
+  std::vector<std::int32_t> tokens;  // of the prompt, then those that were generated
+  int generated = 0;
+  std::vector<std::string>
+      texts;            // of the tokens, in quotes, empty for one without; none when the model has no vocabulary
+  std::string stopped;  // why fewer tokens were generated than asked for; empty: all were
 };
 
 struct ModelReport {
@@ -98,13 +118,14 @@ struct NotCaptured {
 
 // How long the parts of a run took, in seconds.
 struct Timing {
-  double open = 0, forward = 0, evidence = 0, controls = 0, total = 0;
+  double open = 0, forward = 0, solo = 0, evidence = 0, controls = 0, total = 0;
 };
 
 // All outcomes of a run.
 struct Verdict {
   const Contract* contract = nullptr;
   ModelReport model;
+  std::vector<PromptReport> prompts;  // as many as the contract has
   std::vector<LaneReport> lanes;
   std::vector<Judgement> judgements;
   std::vector<std::string> planted;  // faults of `run --inject`, and what each has changed
@@ -113,6 +134,7 @@ struct Verdict {
   std::vector<std::string> outputs;  // what sinks completed, relative to the output folder
   std::string failure;               // why the run ended early; empty: it did not
   bool failure_is_usage = false;     // it is the contract's or the command line's fault
+  bool controls = false;             // every control was run, too
   std::time_t started = 0;
   Timing timing;
 

@@ -80,6 +80,13 @@ void check_folder_name(std::string_view what, std::string_view name) {
                           what, name));
 }
 
+// All tokens that there are: a sequence may have ended before it had all that were to be generated.
+Json prompt_json(const PromptInfo& p) {
+  const std::vector<std::int32_t> tokens(p.tokens.begin(), std::find(p.tokens.begin(), p.tokens.end(), -1));
+  const std::size_t own = p.tokens.size() - static_cast<std::size_t>(p.generated);
+  return {{"id", p.id}, {"tokens", tokens}, {"generated", tokens.size() - std::min(own, tokens.size())}};
+}
+
 Json config_json(const ModelConfig& c) {
   return {{"layers", c.layers},
           {"hidden", c.hidden},
@@ -238,8 +245,7 @@ class NpySink : public Sink {
 
   std::string manifest() const {
     std::vector<Json> prompts, lanes, tensors;
-    for (const PromptInfo& p : run_.prompts)
-      prompts.push_back({{"id", p.id}, {"tokens", std::vector<std::int32_t>(p.tokens.begin(), p.tokens.end())}});
+    for (const PromptInfo& p : run_.prompts) prompts.push_back(prompt_json(p));
     for (const LaneInfo& l : run_.lanes)
       if (l.runs)
         lanes.push_back({{"name", l.name},

@@ -72,7 +72,11 @@ TEST_CASE("the guide says of every metric which threshold and stages it takes") 
     REQUIRE_FALSE(row.empty());
     CHECK((row.find("`at_least`") != std::string::npos) == m.larger_is_better);
     CHECK((row.find("`at_most`") != std::string::npos) == !m.larger_is_better);
-    if (fitting_stages(m.metric).find("every stage but") == 0) {
+    if (!has_stage(m.metric)) {
+      CHECK(row.find("of whole passes") != std::string::npos);
+    } else if (fitting_stages(m.metric) == "every stage") {
+      CHECK(row.find("every stage") != std::string::npos);
+    } else if (fitting_stages(m.metric).find("every stage but") == 0) {
       CHECK(row.find("every stage but `moe_router_indices`") != std::string::npos);
     } else {
       for (const StageInfo& s : stage_table)

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/api/backend.hpp"
+
+namespace moe_diag {
+
+// Positions of a sequence that one pass computes.
+struct Stretch {
+  int first = 0, count = 0;
+
+  int end() const { return first + count; }
+};
+
+// A sequence of `length` positions cut into passes: its first `prompt` positions in chunks (0: all at once), then one
+// after the other.
+std::vector<Stretch> stretches_of(int prompt, int length, int chunk);
+
+// The pass over a stretch of a sequence. The head is computed from position `head_first` on, and always at the last
+// row.
+Pass pass_over(std::span<const std::int32_t> sequence, Stretch stretch, int head_first);
+
+}  // namespace moe_diag

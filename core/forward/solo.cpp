@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+#include "core/forward/solo.hpp"
+
+#include "core/lane/lanes.hpp"
+
+namespace moe_diag {
+
+Solo::Solo(const Model& model, Lanes& lanes, int lane) : lanes_(lanes), lane_(lane), program_(build_program(model)) {
+  for (Step& step : program_)
+    for (Stage stage : step.out) step.want = step.want || stage == Stage::final_norm || stage == Stage::lm_head;
+}
+
+void Solo::pass(const Pass& pass, int prompt, Hook* hook) {
+  RunningLane& lane = lanes_[static_cast<std::size_t>(lane_)];
+  lane.begin(pass);
+  lane.run(program_);
+  lane.read(Stage::lm_head, {pass.rows() - 1, 1});
+  if (!hook) return;
+  for (Stage stage : {Stage::final_norm, Stage::lm_head}) {
+    Sighting sighting(lanes_, pass, prompt, {stage, -1});
+    if (hook->wants(prompt, lane_, sighting.site)) hook->show(sighting);
+  }
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+#include <string>
+#include <vector>
+
+#include "core/api/backend.hpp"
+
+namespace moe_diag {
+namespace {
+
+// Has final_norm and lm_head only, made of position and token alone; and another last bit where its `mood` says so.
+class FickleLane final : public Lane {
+ public:
+  FickleLane(const ModelView& model, std::string mood, int threads)
+      : config_(*model.config), mood_(std::move(mood)), threads_(threads) {}
+
+  void begin(const Pass& pass) override {
+    sequences_ += pass.first == 0;
+    pass_ = pass;
+    tokens_.assign(pass.tokens.begin(), pass.tokens.end());
+    seen_alone_ = false;
+  }
+  void run(std::span<const Step> steps) override {
+    if (steps.front().op == Op::embed && steps.back().out[0] == Stage::lm_head) seen_alone_ = true;
+  }
+  Tensor read(Stage stage, Rows rows) override {
+    if (stage < Stage::final_norm) return {};
+    const Shape shape = config_.shape_of(stage, rows.count, pass_.total);
+    values_.assign(static_cast<std::size_t>(shape.count()), 0);
+    for (int r = 0; r < rows.count; ++r) {
+      const int row = rows.first + r, position = pass_.first + row;
+      for (std::int64_t i = 0; i < shape.row(); ++i)
+        values_[static_cast<std::size_t>(r * shape.row() + i)] =
+            static_cast<float>((tokens_[static_cast<std::size_t>(row)] * 31 + position * 7 + i) % 101 + 1);
+      if (position == 2 && stage == Stage::lm_head && is_other())
+        values_[static_cast<std::size_t>(r * shape.row() + 5)] += 0.5f;
+    }
+    return {values_.data(), DType::f32, shape};
+  }
+  void write(Stage, Rows, const Tensor&) override {}
+  DeviceMemory device_memory() override { return {3 << 20, 4 << 20}; }
+
+ private:
+  bool is_other() const {
+    if (mood_ == "alone") return seen_alone_;
+    if (mood_ == "again") return sequences_ > 1;
+    if (mood_ == "threads") return threads_ == 7;
+    if (mood_ == "chunks") return pass_.rows() == 1;
+    return false;
+  }
+
+  const ModelConfig config_;
+  const std::string mood_;
+  const int threads_;
+  Pass pass_;
+  std::vector<std::int32_t> tokens_;
+  std::vector<float> values_;
+  int sequences_ = 0;
+  bool seen_alone_ = false;  // this pass was one span
+};
+
+class FickleBackend final : public Backend {
+ public:
+  explicit FickleBackend(const Options&) {}
+  Description describe(const ModelView&, const Options& options, const Request&) override {
+    Description d;
+    d.numerics = options.text("numerics");
+    mood_of(options);
+    threads_of(options);
+    return d;
+  }
+  std::unique_ptr<Lane> open(const ModelView& model, const Options& options) override {
+    return std::make_unique<FickleLane>(model, std::string(mood_of(options)), threads_of(options));
+  }
+
+ private:
+  static std::string_view mood_of(const Options& options) {
+    return options.choice("mood", "steady", {"steady", "alone", "again", "threads", "threadless", "chunks"});
+  }
+  static int threads_of(const Options& options) {
+    return mood_of(options) == "threadless" ? 1 : static_cast<int>(options.integer("threads", 1, 1, 8));
+  }
+};
+
+}  // namespace
+}  // namespace moe_diag
+
+MOE_DIAG_BACKEND(moe_diag::FickleBackend, "bad", "a lane that gives other bytes when it likes")
