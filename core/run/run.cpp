@@ -59,6 +59,7 @@ Verdict not_run(const Contract& contract, const Error& why) {
   verdict.started = std::time(nullptr);
   verdict.failure = why.what();
   verdict.failure_is_usage = why.kind() != ErrorKind::environment;
+  for (const PromptSpec& prompt : contract.prompts) verdict.prompts.push_back({prompt.tokens, 0, {}, ""});
   for (const FalsifierSpec& spec : contract.falsifiers) {
     Judgement j;
     j.spec = &spec;

@@ -439,7 +439,7 @@ Verdict Runner::verdict() {
     verdict_.failure = fmt::format("fault '{}' changed nothing: it was planted where nothing is computed", fault);
     verdict_.failure_is_usage = true;
   }
-  if (const Judgement* first = verdict_.first_divergence())
+  if (const Judgement* first = verdict_.first_divergence(); first && has_stage(first->spec->metric))
     if (const Step* step = find_step(plan_.program, first->first_failing()->site))
       for (const Weight* weight : step->weights)
         verdict_.tensors.push_back(fmt::format("{} ({})", weight->name, name_of(weight->type)));
