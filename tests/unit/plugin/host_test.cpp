@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "core/api/abi.hpp"
 #include "core/plugin/guard.hpp"
 #include "core/plugin/host.hpp"
 #include "tests/support/catch.hpp"
@@ -69,7 +70,7 @@ TEST_CASE("a good plugin of the bad ones' folder is taken") {
 TEST_CASE("a bad plugin is refused with path, found, wanted and remedy") {
   struct Refusal {
     const char* test_case;
-    std::vector<const char*> says;
+    std::vector<std::string> says;
   };
   const std::vector<Refusal> refusals = {
       {"not_a_library", {"not a shared library", "21 bytes"}},
@@ -78,7 +79,7 @@ TEST_CASE("a bad plugin is refused with path, found, wanted and remedy") {
       {"null_manifest", {"exports no moe_diag_manifest"}},
       {"no_create", {"exports no moe_diag_create"}},
       {"bad_magic", {"starts with 'X\\x0aEDIAG\\x00'", "wanted 'MOEDIAG\\x00'"}},
-      {"wrong_abi", {"it has ABI 4711, this moe-diag has ABI 1"}},
+      {"wrong_abi", {"it has ABI 4711, this moe-diag has ABI " + std::to_string(abi_version)}},
       {"short_manifest", {"16 bytes", "wanted at least"}},
       {"null_name", {"no name"}},
       {"null_stamp", {"no build stamp"}},
@@ -93,7 +94,7 @@ TEST_CASE("a bad plugin is refused with path, found, wanted and remedy") {
     const Failure failure = failure_of_case(refusal.test_case);
     CHECK(failure.kind == ErrorKind::environment);
     CHECK_THAT(failure.message, Contains(bad_path(refusal.test_case) + ": refused: "));
-    for (const char* text : refusal.says) CHECK_THAT(failure.message, Contains(text));
+    for (const std::string& text : refusal.says) CHECK_THAT(failure.message, Contains(text));
 
     PluginHost host({bad_folder(refusal.test_case)});
     const auto records = host.list();
