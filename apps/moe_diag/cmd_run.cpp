@@ -78,12 +78,12 @@ class Runs {
     std::string mistakes;
     for (const Contract& contract : contracts_) {
       try {
-        RunOptions options =
-            options_of(arguments_.settings, contract, folder_of(arguments_.settings, contract, several_));
+        const std::string folder = folder_of(arguments_.settings, contract, several_);
+        options_.push_back(options_of(arguments_.settings, contract, folder));
+        RunOptions& options = options_.back();
         options.controls = arguments_.controls;
         options.models = &models_;
         check_outputs(contract, options);
-        options_.push_back(options);
         if (several_) check_contract(contract, host_, options);
       } catch (const Error& e) {
         if (!several_) throw;
