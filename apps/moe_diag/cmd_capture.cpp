@@ -28,8 +28,9 @@ Contract sinks_only(Contract contract) {
                  captures.end());
   contract.falsifiers.clear();
   if (captures.empty())
-    throw Error(ErrorKind::usage,
-                contract.path + ": nothing is captured unless something is falsified: add a 'capture', or use 'run'");
+    throw Error(
+        ErrorKind::usage,
+        contract.path + ": there is nothing to capture: add a 'capture' that is not 'when: falsified', or use 'run'");
   return contract;
 }
 

@@ -78,12 +78,12 @@ class Runs {
     std::string mistakes;
     for (const Contract& contract : contracts_) {
       try {
-        RunOptions options =
-            options_of(arguments_.settings, contract, folder_of(arguments_.settings, contract, several_));
+        const std::string folder = folder_of(arguments_.settings, contract, several_);
+        options_.push_back(options_of(arguments_.settings, contract, folder));
+        RunOptions& options = options_.back();
         options.controls = arguments_.controls;
         options.models = &models_;
         check_outputs(contract, options);
-        options_.push_back(options);
         if (several_) check_contract(contract, host_, options);
       } catch (const Error& e) {
         if (!several_) throw;
@@ -160,9 +160,15 @@ void add_run_options(CLI::App& command, RunArguments& arguments) {
       ->type_name("PATTERN")
       ->allow_extra_args(false);
   RunOutputs& outputs = arguments.outputs;
+  const auto is_named = [](const std::string& file) {
+    return file.empty() ? std::string("expected the name of a file, found nothing") : std::string();
+  };
   command.add_option("--json", outputs.json, "Write the verdict as JSON here, too; - prints it instead of the report")
-      ->type_name("FILE");
-  command.add_option("--junit", outputs.junit, "Write the outcomes as JUnit XML here")->type_name("FILE");
+      ->type_name("FILE")
+      ->check(is_named);
+  command.add_option("--junit", outputs.junit, "Write the outcomes as JUnit XML here")
+      ->type_name("FILE")
+      ->check(is_named);
   command.add_flag("--github", outputs.github,
                    "Annotate the contract's lines in GitHub Actions, and add the outcomes to the step's summary");
 }

@@ -63,6 +63,8 @@ void check_outputs(const RunOutputs& outputs) {
     throw Error(ErrorKind::usage, "--json - and --github both write to standard output: write the JSON to a file");
   if (!outputs.json.empty() && outputs.json != "-") check_can_write(outputs.json, "--json");
   if (!outputs.junit.empty()) check_can_write(outputs.junit, "--junit");
+  if (const std::string file = variable("GITHUB_STEP_SUMMARY"); outputs.github && !file.empty())
+    check_can_write(file, "GITHUB_STEP_SUMMARY");
 }
 
 // Files first: whoever reads the report may stop reading at any line.

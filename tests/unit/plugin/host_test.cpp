@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "core/api/abi.hpp"
 #include "core/plugin/guard.hpp"
 #include "core/plugin/host.hpp"
 #include "tests/support/catch.hpp"

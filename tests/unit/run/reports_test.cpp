@@ -251,6 +251,10 @@ TEST_CASE("a JUnit file appears whole or not at all, and a place where it cannot
   CHECK(nowhere.code == 4);
   CHECK_THAT(nowhere.err, Contains("--junit"));
   CHECK(run_tool(run + quoted(folder.str())).code == 2);
+  CHECK(run_tool(run + "''").code == 2);
+  CHECK(run_command("GITHUB_STEP_SUMMARY=/no/such/summary.md " + quoted(MOE_DIAG_EXE) + " " + run +
+                    quoted(folder / "junit.xml") + " --github")
+            .code == 4);
   CHECK_FALSE(std::filesystem::exists(folder / "out"));
 }
 
