@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
 #include "core/forward/solo.hpp"
 
+#include <algorithm>
+
 #include "core/lane/lanes.hpp"
 
 namespace moe_diag {
 
 Solo::Solo(const Model& model, Lanes& lanes, int lane) : lanes_(lanes), lane_(lane), program_(build_program(model)) {
   for (Step& step : program_)
-    for (Stage stage : step.out) step.want = step.want || stage == Stage::final_norm || stage == Stage::lm_head;
+    step.want = std::any_of(step.out.begin(), step.out.end(), [](Stage stage) { return stage >= Stage::final_norm; });
 }
 
 void Solo::pass(const Pass& pass, int prompt, Hook* hook) {
