@@ -13,6 +13,20 @@
 
 namespace moe_diag::cuda {
 
+// Value k of a row, by the plain decoders.
+__device__ inline float decode_at(BlockType type, const std::byte* row, std::int64_t k) {
+  if (type == BlockType::f32) return reinterpret_cast<const float*>(row)[k];
+  switch (type) {
+    case BlockType::f32: break;
+    case BlockType::f16: return float_from_f16(reinterpret_cast<const std::uint16_t*>(row)[k]);
+    case BlockType::bf16: return float_from_bf16(reinterpret_cast<const std::uint16_t*>(row)[k]);
+    case BlockType::q8_0: return decode<float>(reinterpret_cast<const BlockQ8_0*>(row)[k / 32], k % 32);
+    case BlockType::q4_k: return decode<float>(reinterpret_cast<const BlockQ4_K*>(row)[k / 256], k % 256);
+    case BlockType::q6_k: return decode<float>(reinterpret_cast<const BlockQ6_K*>(row)[k / 256], k % 256);
+  }
+  return 0.0f;
+}
+
 // 8 bytes from any even address, which are there after ready(). Reads up to 2 bytes before and after them.
 struct Words {
   uint2 at;
@@ -128,6 +142,8 @@ struct Part<BlockType::q4_k> {
       min[h] = other.min[h];
     }
   }
+  // The whole numbers q of values 4 j .. 4 j + 3, signed bytes.
+  __device__ __forceinline__ unsigned integers(int h, int j) const { return (j == 0 ? q.x : q.y) >> h * 4 & 0x0F0F0F0F; }
   // scale * q is exact, so one fused operation rounds as ggml's two do.
   __device__ __forceinline__ float value(int h, int i) const {
     return fmaf(scale[h], small_float(byte_of(q, i) >> h * 4 & 15), -min[h]);
@@ -178,6 +194,11 @@ struct Part<BlockType::q6_k> {
     }
   }
   __device__ __forceinline__ void ready_like(const Part&) { ready(); }
+  // q - 32: six bits less 32 are the lower five, and the sign where the sixth was clear.
+  __device__ __forceinline__ unsigned integers(int h, int j) const {
+    const unsigned flipped = (j == 0 ? low[h].at.x : low[h].at.y) ^ 0x20202020;
+    return flipped | (flipped & 0x20202020) * 6;
+  }
   __device__ __forceinline__ float value(int h, int i) const {
     return scale[h] * (small_float(byte_of(low[h].at, i) & 0xFF) - 32.0f);
   }
@@ -213,6 +234,7 @@ struct Part<BlockType::q8_0> {
     }
   }
   __device__ __forceinline__ void ready_like(const Part&) { ready(); }
+  __device__ __forceinline__ unsigned integers(int h, int j) const { return j == 0 ? q[h].at.x : q[h].at.y; }
   __device__ __forceinline__ float value(int h, int i) const {
     return scale[h] * static_cast<float>(static_cast<signed char>(byte_of(q[h].at, i)));
   }
