@@ -11,31 +11,22 @@ namespace {
 constexpr int few_positions = 4;    // up to which each is computed on its own
 constexpr int key_threads = 128;    // keys a block of `score_tile` computes, one a thread
 constexpr int value_threads = 128;  // columns of a value a block of `mix_tile` computes
-constexpr int value_groups = 8;     // of as many threads, which take a segment of keys each of one position
+constexpr int keys_at_once = 32;    // of whose values are asked for together
+constexpr int value_groups = 4;     // of as many threads, which take a segment of keys each of one position
 
 __host__ __device__ constexpr int padded_head(int h) { return (h + segment - 1) / segment * segment; }
 
-// The first `count` of four values, 0 behind them; `aligned`: to 16 bytes, and `count` is a multiple of 4.
-__device__ __forceinline__ float4 load_four(const float* from, int count, bool aligned) {
-  float4 some{0, 0, 0, 0};
-  if (count <= 0) return some;
-  if (aligned) return *reinterpret_cast<const float4*>(from);
-  some.x = from[0];
-  if (count > 1) some.y = from[1];
-  if (count > 2) some.z = from[2];
-  if (count > 3) some.w = from[3];
-  return some;
-}
+// Loads that are asked for at once must not hang on conditions: where there is nothing, something else is read and not
+// used.
 
-// The first `count` values of a segment, 0 behind them.
-__device__ __forceinline__ void load_key(const float* from, int count, bool aligned, float (&k)[segment]) {
-#pragma unroll
-  for (int i = 0; i < segment; i += 4) {
-    const float4 some = load_four(from + i, count - i, aligned);
-    k[i] = some.x;
-    k[i + 1] = some.y;
-    k[i + 2] = some.z;
-    k[i + 3] = some.w;
+// The first `count` of four values, 0 behind them; Whole: all are there, at a multiple of 16 bytes.
+template <bool Whole>
+__device__ __forceinline__ float4 load_four(const float* from, int count) {
+  if constexpr (Whole) {
+    return *reinterpret_cast<const float4*>(from);
+  } else {
+    return {count > 0 ? from[0] : 0.0f, count > 1 ? from[1] : 0.0f, count > 2 ? from[2] : 0.0f,
+            count > 3 ? from[3] : 0.0f};
   }
 }
 
@@ -53,25 +44,52 @@ __device__ __forceinline__ float dot_segment(const float (&k)[segment], const fl
   return sum;
 }
 
-// The same, of a key in device memory, its first `count` values; few registers.
-__device__ __forceinline__ float dot_segment(const float* key, int count, bool aligned, const float* q) {
-  float sum = 0.0f;
-#pragma unroll 8
+// The same, of a key in device memory, of which the first `count` values are there.
+template <bool Whole>
+__device__ __forceinline__ float dot_segment(const float* key, int count, const float* q) {
+  float k[segment];
+#pragma unroll
   for (int i = 0; i < segment; i += 4) {
-    const float4 k = load_four(key + i, count - i, aligned), some = *reinterpret_cast<const float4*>(q + i);
-    sum = fmaf(k.x, some.x, sum);
-    sum = fmaf(k.y, some.y, sum);
-    sum = fmaf(k.z, some.z, sum);
-    sum = fmaf(k.w, some.w, sum);
+    const float4 some = load_four<Whole>(key + i, count - i);
+    k[i] = some.x, k[i + 1] = some.y, k[i + 2] = some.z, k[i + 3] = some.w;
   }
-  return sum;
+  return dot_segment(k, q);
+}
+
+constexpr int key_stride = segment + 4;  // of keys in shared memory, for reads of 16 bytes from different banks
+
+std::size_t score_bytes(int positions, int head_dim) {
+  return static_cast<std::size_t>(positions * padded_head(head_dim) + key_threads * key_stride) * sizeof(float);
+}
+
+// Brings one segment of the block's keys, those before `seen`, to shared memory.
+template <bool Whole>
+__device__ __forceinline__ void load_keys(const float* keys, const Attention& a, int kv_head, int at, int seen,
+                                          float* ks) {
+  constexpr int quads = segment / 4, at_once = 8;
+  const int first = blockIdx.x * key_threads;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < key_threads * quads; i += at_once * key_threads) {
+    float4 some[at_once];
+#pragma unroll
+    for (int j = 0; j < at_once; ++j) {
+      const int key = min(first + (i + j * key_threads) / quads, seen - 1), k = at + (i + j * key_threads) % quads * 4;
+      some[j] =
+          load_four<Whole>(keys + (std::int64_t{key} * a.kv_heads + kv_head) * a.head_dim + k, a.head_dim - k);
+    }
+#pragma unroll
+    for (int j = 0; j < at_once; ++j) {
+      const int place = i + j * key_threads;
+      *reinterpret_cast<float4*>(ks + place / quads * key_stride + place % quads * 4) = some[j];
+    }
+  }
 }
 
 // Q positions of one head by 128 keys. A thread keeps a segment of its key in registers.
 template <int Q>
 __global__ void __launch_bounds__(key_threads)
     score_tile(const float* q, const float* keys, Attention a, float scale, float* out) {
-  extern __shared__ __align__(16) float qs[];  // [Q][padded]
+  extern __shared__ __align__(16) float qs[];  // [Q][padded], then keys
   wait_for_earlier();
   const int h = a.head_dim, padded = padded_head(h);
   const int head = blockIdx.z, row0 = blockIdx.y * Q, key = blockIdx.x * key_threads + threadIdx.x;
@@ -83,13 +101,23 @@ __global__ void __launch_bounds__(key_threads)
       const int row = row0 + i / padded, k = i % padded;
       qs[i] = row < a.rows && k < h ? q[(std::int64_t{row} * a.heads + head) * h + k] : 0.0f;
     }
-    __syncthreads();
-    const float* from = keys + (std::int64_t{key} * a.kv_heads + head / (a.heads / a.kv_heads)) * h;
+    float* ks = qs + Q * padded;
     for (int at = 0; at < padded; at += segment) {
+      const int kv_head = head / (a.heads / a.kv_heads);
+      if (h % segment == 0)
+        load_keys<true>(keys, a, kv_head, at, seen_by_last, ks);
+      else
+        load_keys<false>(keys, a, kv_head, at, seen_by_last, ks);
+      __syncthreads();
       float k[segment];
-      load_key(from + at, key < seen_by_last ? h - at : 0, h % 4 == 0, k);
+#pragma unroll
+      for (int i = 0; i < segment; i += 4) {
+        const float4 some = *reinterpret_cast<const float4*>(ks + threadIdx.x * key_stride + i);
+        k[i] = some.x, k[i + 1] = some.y, k[i + 2] = some.z, k[i + 3] = some.w;
+      }
 #pragma unroll
       for (int r = 0; r < Q; ++r) totals[r] += dot_segment(k, qs + r * padded + at);
+      __syncthreads();
     }
   }
   if (key >= a.total) return;
@@ -115,10 +143,22 @@ __device__ __forceinline__ void mix_four(const float (&v)[4], const float (&ps)[
   }
 }
 
+// Sixteen keys of a segment from i on; `left`: of them, those that the last position sees.
+template <int Q, bool All>
+__device__ __forceinline__ void mix_sixteen(const float* from, std::int64_t stride, int left,
+                                            const float (&ps)[Q][segment], int i, int seen, float (&sums)[Q]) {
+  float v[4][4];
+#pragma unroll
+  for (int j = 0; j < 16; ++j) v[j / 4][j % 4] = from[(All ? j : min(j, left - 1)) * stride];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) mix_four<Q, All>(v[j], ps, i + 4 * j, seen, sums);
+}
+
 // Q positions of one head by 128 columns, keys in segments as everywhere.
 template <int Q>
 __global__ void __launch_bounds__(value_threads)
     mix_tile(const float* p, const float* values, Attention a, float* out) {
+  constexpr int shares = Q * segment / value_threads;  // a thread brings of each segment
   __shared__ __align__(16) float ps[Q][segment];
   wait_for_earlier();
   const int h = a.head_dim, head = blockIdx.z, row0 = blockIdx.y * Q;
@@ -126,26 +166,34 @@ __global__ void __launch_bounds__(value_threads)
   const int first = *a.first, seen_by_last = first + min(row0 + Q, a.rows);
   const float* from = values + std::int64_t{head / (a.heads / a.kv_heads)} * h + min(column, h - 1);
   const std::int64_t stride = std::int64_t{a.kv_heads} * h;
+  float next[shares];
+  const auto fetch = [&](int at) {
+#pragma unroll
+    for (int j = 0; j < shares; ++j) {
+      const int i = threadIdx.x + j * value_threads, row = min(row0 + i / segment, a.rows - 1), key = at + i % segment;
+      const float share = p[(std::int64_t{row} * a.heads + head) * a.total + min(key, a.total - 1)];
+      next[j] = key <= first + row ? share : 0.0f;
+    }
+  };
+  fetch(0);
   float totals[Q] = {};
   for (int at = 0; at < seen_by_last; at += segment) {
     __syncthreads();
-    for (int i = threadIdx.x; i < Q * segment; i += value_threads) {
-      const int row = row0 + i / segment, key = at + i % segment;
-      ps[i / segment][i % segment] =
-          row < a.rows && key <= first + row ? p[(std::int64_t{row} * a.heads + head) * a.total + key] : 0.0f;
+#pragma unroll
+    for (int j = 0; j < shares; ++j) {
+      const int i = threadIdx.x + j * value_threads;
+      ps[i / segment][i % segment] = next[j];
     }
     __syncthreads();
+    if (at + segment < seen_by_last) fetch(at + segment);
     float sums[Q] = {};
     const int seen = first + row0 + 1 - at;  // keys of this segment that the first position sees, and more
-#pragma unroll 4
-    for (int i = 0; i < min(segment, seen_by_last - at); i += 4) {
-      float v[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) v[j] = at + i + j < seen_by_last ? from[(at + i + j) * stride] : 0.0f;
-      if (seen >= i + 4)
-        mix_four<Q, true>(v, ps, i, seen, sums);
+    for (int i = 0; i < min(segment, seen_by_last - at); i += 16) {
+      const float* some = from + (at + i) * stride;
+      if (seen >= i + 16)
+        mix_sixteen<Q, true>(some, stride, 16, ps, i, seen, sums);
       else
-        mix_four<Q, false>(v, ps, i, seen, sums);
+        mix_sixteen<Q, false>(some, stride, seen_by_last - at - i, ps, i, seen, sums);
     }
 #pragma unroll
     for (int r = 0; r < Q; ++r)
@@ -168,8 +216,14 @@ __device__ __forceinline__ void mix_position(const float* share, const float* va
   for (int base = 0; base < seen; base += value_groups * segment) {
     const int at = base + group * segment, end = min(at + segment, seen);
     float sum = 0.0f;
-#pragma unroll 16
-    for (int key = at; key < end; ++key) sum = fmaf(share[key], from[key * stride], sum);
+    for (int key = at; key < end; key += keys_at_once) {
+      float v[keys_at_once];
+#pragma unroll
+      for (int i = 0; i < keys_at_once; ++i) v[i] = from[min(key + i, end - 1) * stride];
+#pragma unroll
+      for (int i = 0; i < keys_at_once; ++i)
+        if (key + i < end) sum = fmaf(share[key + i], v[i], sum);
+    }
     sums[group][at_column] = sum;
     __syncthreads();
     if (group == 0)
@@ -202,7 +256,8 @@ __global__ void __launch_bounds__(value_threads* value_groups)
   for (int key = threadIdx.x; key < seen; key += blockDim.x) {
     const float* from = keys + (std::int64_t{key} * a.kv_heads + kv_head) * h;
     float total = 0.0f;
-    for (int at = 0; at < padded; at += segment) total += dot_segment(from + at, h - at, h % 4 == 0, qs + at);
+    for (int at = 0; at < padded; at += segment)
+      total += h % segment == 0 ? dot_segment<true>(from + at, h - at, qs + at) : dot_segment<false>(from + at, h - at, qs + at);
     share[key] = total * scale;
   }
   __syncthreads();
@@ -230,8 +285,8 @@ template <int Q>
 void launch_scores(const float* q, const float* keys, const Attention& a, float scale, float* out,
                    cudaStream_t stream) {
   const dim3 grid(blocks_for(a.total, key_threads), blocks_for(a.rows, Q), static_cast<unsigned>(a.heads));
-  launch(score_tile<Q>, grid, key_threads, static_cast<std::size_t>(Q * padded_head(a.head_dim)) * sizeof(float),
-         stream, q, keys, a, scale, out);
+  allow_shared(score_tile<Q>, score_bytes(Q, a.head_dim));
+  launch(score_tile<Q>, grid, key_threads, score_bytes(Q, a.head_dim), stream, q, keys, a, scale, out);
 }
 
 }  // namespace

@@ -46,6 +46,11 @@ class CudaBackend final : public Backend {
     d.numerics = name_of(numerics);
     const Device device = find_device(device_index(options));
     refuse_unfit(model);
+    if (least_shared(numerics) > device.shared_bytes)
+      throw Error(ErrorKind::absent, "cuda: numerics " + d.numerics + " need " +
+                                         std::to_string(least_shared(numerics)) + " bytes of shared memory, device " +
+                                         std::to_string(device.index) + ", " + device.name + ", has " +
+                                         std::to_string(device.shared_bytes) + "; use numerics f32");
     d.device = device.name;
     d.instruction_set = "sm_" + std::to_string(device.major * 10 + device.minor);
     d.values = DType::f32;

@@ -14,9 +14,9 @@ namespace {
 struct Limits {
   int vectors, per_expert;
 };
-constexpr Limits limits_f32{32, 6}, limits_tensor{64, 4};
+constexpr Limits limits_f32{32, 6}, limits_tensor{8, 0};
 // A matrix of so few rows does not fill the device otherwise.
-constexpr int few_rows = 1024, few_vectors_of_few_rows_f32 = 64, few_vectors_of_few_rows_tensor = 1024;
+constexpr int few_rows = 1024, few_vectors_of_few_rows = 64;
 
 // Up to as many vectors of experts each is computed on its own, without sorting them.
 constexpr int unsorted_vectors = 32;
@@ -100,7 +100,7 @@ void CudaLane::multiply(const Matrices& set, const Vectors& v, Way way, int rows
     prepare(numerics, v.x, v.x_stride, set.w[0].cols, rows, operand, stream_.get());
     prepared = numerics;
   }
-  products(numerics, way, set, v, operand, device_.processors, stream_.get());
+  products(numerics, way, set, v, operand, device_, stream_.get());
 }
 
 void CudaLane::linear(const Step& step) {
@@ -127,10 +127,9 @@ void CudaLane::linear(const Step& step) {
 
 Way CudaLane::dense_way(const Matrices& set, int count) const {
   const Numerics numerics = numerics_for(numerics_, set.w[0].type);
-  const bool f32 = numerics == Numerics::f32;
-  int most = f32 ? limits_f32.vectors : limits_tensor.vectors;
-  if (set.w[0].rows <= few_rows) most = f32 ? few_vectors_of_few_rows_f32 : few_vectors_of_few_rows_tensor;
-  return count <= most && few_fits(numerics, set.w[0].cols, device_.shared_bytes) ? Way::few : Way::many;
+  int most = limits_tensor.vectors;
+  if (numerics == Numerics::f32) most = set.w[0].rows <= few_rows ? few_vectors_of_few_rows : limits_f32.vectors;
+  return count <= most && few_fits(numerics, set.w[0].cols, device_) ? Way::few : Way::many;
 }
 
 // The tables are made outside of recordings.
@@ -214,8 +213,9 @@ void CudaLane::route(const Step& softmax, const Step& topk) {
 
 Way CudaLane::expert_way(Numerics numerics) const {
   const std::int64_t widest = std::max(config_.hidden, config_.expert_width);
-  const int most = numerics == Numerics::f32 ? limits_f32.per_expert : limits_tensor.per_expert;
-  const bool few = rows_ * config_.used <= most * config_.experts && few_fits(numerics, widest, device_.shared_bytes);
+  const int per_expert = numerics == Numerics::f32 ? limits_f32.per_expert : limits_tensor.per_expert;
+  const int most = std::max(unsorted_vectors, per_expert * config_.experts);
+  const bool few = rows_ * config_.used <= most && few_fits(numerics, widest, device_);
   return few ? Way::few : Way::many;
 }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/api/blocks.hpp"
+#include "plugins/backends/cuda/device.hpp"
 
 // The arithmetic of the cuda lanes, all of it launched on the stream given. Nothing here waits.
 //
@@ -70,19 +71,23 @@ enum class Way : std::uint8_t { few, many };
 // Vectors in a tile of each way.
 int tile_of(Numerics numerics, Way way);
 
-// True when a tile of few vectors of `cols` values fits in shared memory.
-bool few_fits(Numerics numerics, std::int64_t cols, std::size_t shared_bytes);
+// True when the way for few vectors of `cols` values fits in shared memory.
+bool few_fits(Numerics numerics, std::int64_t cols, const Device& device);
+// Shared memory that a device must have for products of these numerics.
+std::size_t least_shared(Numerics numerics);
 
 // `operand` is what prepare() made of the vectors' rows; only the way for many reads it, and f32 none.
-void products(Numerics numerics, Way way, const Matrices& w, const Vectors& v, const Operand& operand, int processors,
+void products(Numerics numerics, Way way, const Matrices& w, const Vectors& v, const Operand& operand, const Device& device,
               cudaStream_t stream);
 std::size_t few_bytes_f32(std::int64_t cols);
 std::size_t few_bytes_bf16(std::int64_t cols);
 std::size_t few_bytes_q8_1(std::int64_t cols);
-void products_f32(Way way, const Matrices& w, const Vectors& v, int processors, cudaStream_t stream);
-void products_bf16(Way way, const Matrices& w, const Vectors& v, const Operand& operand, int processors,
+std::size_t many_bytes_bf16();
+std::size_t many_bytes_q8_1();
+void products_f32(Way way, const Matrices& w, const Vectors& v, const Device& device, cudaStream_t stream);
+void products_bf16(Way way, const Matrices& w, const Vectors& v, const Operand& operand, const Device& device,
                    cudaStream_t stream);
-void products_q8_1(Way way, const Matrices& w, const Vectors& v, const Operand& operand, int processors,
+void products_q8_1(Way way, const Matrices& w, const Vectors& v, const Operand& operand, const Device& device,
                    cudaStream_t stream);
 
 // The numerics a product with weights of this type has in a lane of `numerics`: q8_1 has integers of blocks only.

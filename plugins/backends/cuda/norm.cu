@@ -19,10 +19,21 @@ __global__ void norm_rows(const float* x, std::int64_t x_stride, int offset, Mat
 // One value of what is added to the residual, in the order of weigh, combine and add.
 __device__ __forceinline__ float added(const Addend& a, std::int64_t row, int width, int k) {
   if (!a.weights) return a.x[row * width + k];
+  constexpr int at_once = 8;  // slots whose values are on their way together
   const float* x = a.x + row * a.used * width + k;
   const float* weights = a.weights + row * a.used;
-  float sum = x[0] * weights[0];
-  for (int slot = 1; slot < a.used; ++slot) sum += x[std::int64_t{slot} * width] * weights[slot];
+  float sum = 0.0f;
+  for (int first = 0; first < a.used; first += at_once) {
+    float product[at_once];
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      const int slot = min(first + i, a.used - 1);
+      product[i] = x[std::int64_t{slot} * width] * weights[slot];
+    }
+#pragma unroll
+    for (int i = 0; i < at_once; ++i)
+      if (first + i < a.used) sum = first + i == 0 ? product[i] : sum + product[i];
+  }
   return sum;
 }
 

@@ -15,21 +15,26 @@ int tile_of(Numerics numerics, Way way) {
   return way == Way::few ? 8 : 64;
 }
 
-bool few_fits(Numerics numerics, std::int64_t cols, std::size_t shared_bytes) {
+bool few_fits(Numerics numerics, std::int64_t cols, const Device& device) {
   switch (numerics) {
-    case Numerics::f32: return few_bytes_f32(cols) <= shared_bytes;
-    case Numerics::bf16: return few_bytes_bf16(cols) <= shared_bytes;
-    case Numerics::q8_1: return few_bytes_q8_1(cols) <= shared_bytes;
+    case Numerics::f32: return few_bytes_f32(cols) <= device.shared_bytes;
+    case Numerics::bf16: return few_bytes_bf16(cols) <= device.shared_bytes;
+    case Numerics::q8_1: return few_bytes_q8_1(cols) <= device.shared_bytes;
   }
   return false;
 }
 
-void products(Numerics numerics, Way way, const Matrices& w, const Vectors& v, const Operand& operand, int processors,
+std::size_t least_shared(Numerics numerics) {
+  if (numerics == Numerics::f32) return 0;
+  return numerics == Numerics::bf16 ? many_bytes_bf16() : many_bytes_q8_1();
+}
+
+void products(Numerics numerics, Way way, const Matrices& w, const Vectors& v, const Operand& operand, const Device& device,
               cudaStream_t stream) {
   switch (numerics) {
-    case Numerics::f32: return products_f32(way, w, v, processors, stream);
-    case Numerics::bf16: return products_bf16(way, w, v, operand, processors, stream);
-    case Numerics::q8_1: return products_q8_1(way, w, v, operand, processors, stream);
+    case Numerics::f32: return products_f32(way, w, v, device, stream);
+    case Numerics::bf16: return products_bf16(way, w, v, operand, device, stream);
+    case Numerics::q8_1: return products_q8_1(way, w, v, operand, device, stream);
   }
 }
 

@@ -47,13 +47,10 @@ struct Segments {
                                         std::int64_t end, int at, int segments) {
 #pragma unroll
     for (int r = 0; r < rows_at_once<B>; ++r) {
-      if (row + r * apart < end && at < segments) {
+      // Behind the end the last is read again: nobody uses what comes of it.
+      const std::byte* from = base + min(row + r * apart, end - 1) * w.row_bytes;
 #pragma unroll
-        for (int p = 0; p < 4; ++p) parts[r][p].fetch(base + (row + r * apart) * w.row_bytes, w.cols, at, p);
-      } else {
-#pragma unroll
-        for (int p = 0; p < 4; ++p) parts[r][p].clear();
-      }
+      for (int p = 0; p < 4; ++p) parts[r][p].fetch(from, w.cols, min(at, segments - 1), p);
     }
   }
   __device__ __forceinline__ void ready() {
@@ -208,7 +205,7 @@ std::size_t few_bytes(std::int64_t cols) {
 }
 
 template <BlockType B>
-void launch_few(const Matrices& w, const Vectors& v, int tiles, int processors, cudaStream_t stream) {
+void launch_few(const Matrices& w, const Vectors& v, int tiles, const Device& device, cudaStream_t stream) {
   const std::int64_t cols = w.w[0].cols, rows = most_rows(w);
   // One vector alone needs room for one only.
   const bool alone = v.ids || (!v.tiles && v.count == 1);
@@ -220,7 +217,7 @@ void launch_few(const Matrices& w, const Vectors& v, int tiles, int processors, 
   int rows_per_block = few_warps * (32 / lanes) * rows_at_once<B>;
   // Enough blocks to fill the device: then each does more, for what it has read of the vectors.
   const int sets = sets_of(w);
-  while (rows_per_block < 64 && rows * tiles * sets / rows_per_block > 16 * processors) rows_per_block *= 2;
+  while (rows_per_block < 64 && rows * tiles * sets / rows_per_block > 16 * device.processors) rows_per_block *= 2;
   const dim3 grid(blocks_for(rows, rows_per_block), static_cast<unsigned>(tiles), static_cast<unsigned>(sets));
   launch(few<B>, grid, few_threads, bytes, stream, w, v, rows_per_block);
 }
@@ -247,10 +244,7 @@ struct Next {
   __device__ __forceinline__ void fetch_weights(const std::byte* const (&rows)[jobs], std::int64_t cols, int at) {
 #pragma unroll
     for (int j = 0; j < jobs; ++j) {
-      if (rows[j])
-        parts[j].fetch(rows[j], cols, at, static_cast<int>(threadIdx.x) % 4);
-      else
-        parts[j].clear();
+      parts[j].fetch(rows[j], cols, at, static_cast<int>(threadIdx.x) % 4);
     }
   }
   __device__ __forceinline__ void fetch_vectors(const float* const (&rows)[quads], std::int64_t cols, bool aligned,
@@ -258,13 +252,11 @@ struct Next {
 #pragma unroll
     for (int j = 0; j < quads; ++j) {
       const std::int64_t column = std::int64_t{at} * segment + threadIdx.x % (segment / 4) * 4;
-      x[j] = float4{0, 0, 0, 0};
-      if (!rows[j] || column >= cols) continue;
       const float* from = rows[j] + column;
-      if (aligned) {
+      if (aligned && (at + 1) * segment <= cols) {
         x[j] = *reinterpret_cast<const float4*>(from);
       } else {
-        x[j].x = from[0];
+        x[j].x = column < cols ? from[0] : 0.0f;
         x[j].y = column + 1 < cols ? from[1] : 0.0f;
         x[j].z = column + 2 < cols ? from[2] : 0.0f;
         x[j].w = column + 3 < cols ? from[3] : 0.0f;
@@ -369,14 +361,14 @@ __global__ void __launch_bounds__(many_threads) many(Matrices all, Vectors v) {
     const int r = (threadIdx.x + j * many_threads) / 4;
     const Place<N> place(all, r < N ? r : 0);
     const Matrix& w = all.w[place.set];
-    weights[j] = r < N && place.row < w.rows ? w.data + tile.expert * w.expert_bytes + place.row * w.row_bytes : nullptr;
+    weights[j] = w.data + tile.expert * w.expert_bytes + min(place.row, w.rows - 1) * w.row_bytes;
   }
   const bool aligned = cols % 4 == 0 && v.x_stride % 4 == 0;
   const float* rows[Next<B, N>::quads];
 #pragma unroll
   for (int j = 0; j < Next<B, N>::quads; ++j) {
     const int m = (threadIdx.x + j * many_threads) / (segment / 4);
-    rows[j] = m < tile.count ? vector_at(v, tile.first + m) : nullptr;
+    rows[j] = vector_at(v, tile.first + min(m, tile.count - 1));
   }
   float totals[V][4] = {};
   // A warp has 8 of the 32 vectors, and the last tile of a group seldom has as many.
@@ -406,12 +398,12 @@ void launch_many(const Matrices& w, const Vectors& v, int tiles, cudaStream_t st
 }
 
 template <BlockType B>
-void launch_product(Way way, const Matrices& w, const Vectors& v, int processors, cudaStream_t stream) {
+void launch_product(Way way, const Matrices& w, const Vectors& v, const Device& device, cudaStream_t stream) {
   const int tiles = tiles_of(v, way == Way::few ? few_tile : many_tile);
   if (tiles <= 0 || most_rows(w) <= 0) return;
   if (way == Way::few)
-    launch_few<B>(w, v, tiles, processors, stream);
-  else if (most_rows(w) / 64 * tiles * w.count < 3 * processors)
+    launch_few<B>(w, v, tiles, device, stream);
+  else if (most_rows(w) / 64 * tiles * w.count < 3 * device.processors)
     launch_many<B, 16>(w, v, tiles, stream);
   else
     launch_many<B, 64>(w, v, tiles, stream);
@@ -421,14 +413,14 @@ void launch_product(Way way, const Matrices& w, const Vectors& v, int processors
 
 std::size_t few_bytes_f32(std::int64_t cols) { return few_bytes(cols); }
 
-void products_f32(Way way, const Matrices& w, const Vectors& v, int processors, cudaStream_t stream) {
+void products_f32(Way way, const Matrices& w, const Vectors& v, const Device& device, cudaStream_t stream) {
   switch (w.w[0].type) {
-    case BlockType::f32: return launch_product<BlockType::f32>(way, w, v, processors, stream);
-    case BlockType::f16: return launch_product<BlockType::f16>(way, w, v, processors, stream);
-    case BlockType::bf16: return launch_product<BlockType::bf16>(way, w, v, processors, stream);
-    case BlockType::q8_0: return launch_product<BlockType::q8_0>(way, w, v, processors, stream);
-    case BlockType::q4_k: return launch_product<BlockType::q4_k>(way, w, v, processors, stream);
-    case BlockType::q6_k: return launch_product<BlockType::q6_k>(way, w, v, processors, stream);
+    case BlockType::f32: return launch_product<BlockType::f32>(way, w, v, device, stream);
+    case BlockType::f16: return launch_product<BlockType::f16>(way, w, v, device, stream);
+    case BlockType::bf16: return launch_product<BlockType::bf16>(way, w, v, device, stream);
+    case BlockType::q8_0: return launch_product<BlockType::q8_0>(way, w, v, device, stream);
+    case BlockType::q4_k: return launch_product<BlockType::q4_k>(way, w, v, device, stream);
+    case BlockType::q6_k: return launch_product<BlockType::q6_k>(way, w, v, device, stream);
   }
 }
 

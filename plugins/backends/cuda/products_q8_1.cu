@@ -28,11 +28,10 @@ struct Q8_1 {
   // Adds the whole numbers of M tiles of rows, each times its row's scale and its vector's.
   template <int M, int N>
   static __device__ __forceinline__ void add_block(const unsigned (&a)[M][4], const RowScales (&scales)[M],
-                                                   const std::byte* x, int apart, const BlockScale* s, int count,
+                                                   const std::byte* x, int apart, const BlockScale* s,
                                                    float (&sums)[M][N][4]) {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      if (n >= count) break;
       const uint2 b = *reinterpret_cast<const uint2*>(x + n * apart);
       const float4 both = *reinterpret_cast<const float4*>(s + n * mma_vectors);
 #pragma unroll
@@ -49,11 +48,10 @@ struct Q8_1 {
 
   // Takes off the minima of Q4_K, times the sums of the vectors' blocks.
   template <int M, int N>
-  static __device__ __forceinline__ void take_minima(const RowScales (&minima)[M], const BlockScale* s, int count,
+  static __device__ __forceinline__ void take_minima(const RowScales (&minima)[M], const BlockScale* s,
                                                      float (&sums)[M][N][4]) {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      if (n >= count) break;
       const float4 both = *reinterpret_cast<const float4*>(s + n * mma_vectors);
 #pragma unroll
       for (int m = 0; m < M; ++m) {
@@ -65,10 +63,10 @@ struct Q8_1 {
     }
   }
 
-  // Adds a segment of M tiles of rows by `count` tiles of vectors, `apart` bytes from each other, to `sums`.
+  // Adds a segment of M tiles of rows by N tiles of vectors, `apart` bytes from each other, to `sums`.
   template <BlockType B, int M, int N>
   static __device__ __forceinline__ void multiply(const TwoRows<B> (&rows)[M], const std::byte* x, int apart,
-                                                  const BlockScale* s, int columns, int count,
+                                                  const BlockScale* s, int columns,
                                                   float (&sums)[M][N][4]) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -88,18 +86,18 @@ struct Q8_1 {
       const std::byte* block = x + h * 32;
       const BlockScale* block_scales = s + h * columns;
       if constexpr (B == BlockType::q6_k) {
-        add_halves(a, scales, block, apart, block_scales, count, sums);
+        add_halves(a, scales, block, apart, block_scales, sums);
       } else {
-        add_block(a, scales, block, apart, block_scales, count, sums);
+        add_block(a, scales, block, apart, block_scales, sums);
       }
-      if constexpr (B == BlockType::q4_k) take_minima(minima, block_scales, count, sums);
+      if constexpr (B == BlockType::q4_k) take_minima(minima, block_scales, sums);
     }
   }
 
   // Q6_K has a scale for 16 values: those of lanes 0, 1 and of lanes 2, 3 of each row, one after the other.
   template <int M, int N>
   static __device__ __forceinline__ void add_halves(const unsigned (&a)[M][4], const RowScales (&own)[M],
-                                                    const std::byte* x, int apart, const BlockScale* s, int count,
+                                                    const std::byte* x, int apart, const BlockScale* s,
                                                     float (&sums)[M][N][4]) {
     const bool second_half = threadIdx.x % 4 >= 2;
 #pragma unroll
@@ -114,24 +112,26 @@ struct Q8_1 {
         const float upper = __shfl_xor_sync(~0u, own[m].upper, 2), lower = __shfl_xor_sync(~0u, own[m].lower, 2);
         scales[m] = {mine ? own[m].upper : upper, mine ? own[m].lower : lower};
       }
-      add_block(some, scales, x, apart, s, count, sums);
+      add_block(some, scales, x, apart, s, sums);
     }
   }
 };
 
 }  // namespace
 
-std::size_t few_bytes_q8_1(std::int64_t cols) { return few_vectors_bytes<Q8_1>(cols, few_vectors_tile); }
+std::size_t few_bytes_q8_1(std::int64_t cols) { return few_vectors_bytes<Q8_1, BlockType::q8_0>(cols, few_vectors_tile, 2 * most_warps); }
 
-void products_q8_1(Way way, const Matrices& w, const Vectors& v, const Operand& operand, int processors,
+std::size_t many_bytes_q8_1() { return many_vectors_bytes<Q8_1>(); }
+
+void products_q8_1(Way way, const Matrices& w, const Vectors& v, const Operand& operand, const Device& device,
                    cudaStream_t stream) {
   switch (w.w[0].type) {
-    case BlockType::q8_0: return launch_product<Q8_1, BlockType::q8_0>(way, w, v, operand, processors, stream);
-    case BlockType::q4_k: return launch_product<Q8_1, BlockType::q4_k>(way, w, v, operand, processors, stream);
-    case BlockType::q6_k: return launch_product<Q8_1, BlockType::q6_k>(way, w, v, operand, processors, stream);
+    case BlockType::q8_0: return launch_product<Q8_1, BlockType::q8_0>(way, w, v, operand, device, stream);
+    case BlockType::q4_k: return launch_product<Q8_1, BlockType::q4_k>(way, w, v, operand, device, stream);
+    case BlockType::q6_k: return launch_product<Q8_1, BlockType::q6_k>(way, w, v, operand, device, stream);
     case BlockType::f32:
     case BlockType::f16:
-    case BlockType::bf16: return products_f32(way, w, v, processors, stream);  // see numerics_for()
+    case BlockType::bf16: return products_f32(way, w, v, device, stream);  // see numerics_for()
   }
 }
 

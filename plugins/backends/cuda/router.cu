@@ -12,14 +12,29 @@ namespace {
 // The first `seen` of a row by the whole block; put(k, value) gets each.
 template <class Put>
 __device__ __forceinline__ void softmax_row(const float* x, int seen, const Put& put) {
+  constexpr int held = 4;  // values a thread keeps
   const int threads = blockDim.x;
-  float most = -INFINITY;
-  for (int k = threadIdx.x; k < seen; k += threads) most = fmaxf(most, x[k]);
+  float some[held], most = -INFINITY;
+#pragma unroll
+  for (int i = 0; i < held; ++i) {
+    const int k = threadIdx.x + i * threads;
+    const float value = x[min(k, seen - 1)];
+    some[i] = k < seen ? value : -INFINITY;
+  }
+#pragma unroll
+  for (int i = 0; i < held; ++i) most = fmaxf(most, some[i]);
+  for (int k = threadIdx.x + held * threads; k < seen; k += threads) most = fmaxf(most, x[k]);
   most = most_of_threads(most, threads);
   float sum = 0.0f;
-  for (int k = threadIdx.x; k < seen; k += threads) sum += expf(x[k] - most);
+#pragma unroll
+  for (int i = 0; i < held; ++i)
+    if (threadIdx.x + i * threads < seen) sum += some[i] = expf(some[i] - most);
+  for (int k = threadIdx.x + held * threads; k < seen; k += threads) sum += expf(x[k] - most);
   sum = sum_of_threads(sum, threads);
-  for (int k = threadIdx.x; k < seen; k += threads) put(k, expf(x[k] - most) / sum);
+#pragma unroll
+  for (int i = 0; i < held; ++i)
+    if (const int k = threadIdx.x + i * threads; k < seen) put(k, some[i] / sum);
+  for (int k = threadIdx.x + held * threads; k < seen; k += threads) put(k, expf(x[k] - most) / sum);
 }
 
 __global__ void softmax_rows(const float* x, int groups, int width, const int* first, float* y) {
@@ -31,36 +46,52 @@ __global__ void softmax_rows(const float* x, int groups, int width, const int* f
   for (int k = seen + threadIdx.x; k < width; k += blockDim.x) y[k] = 0.0f;
 }
 
-// One warp a row; `left` and `taken` are in shared memory, left the probabilities. The first free expert wins all
-// comparisons with NaN: the ids stay valid and distinct.
-__device__ void topk_row(const float* left, int* taken, int experts, int used, std::int32_t* ids, float* weights) {
+// The largest and the smallest of a warp's numbers, in all lanes.
+__device__ __forceinline__ unsigned most_of_warp(unsigned value) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(~0u, value);
+#else
+  for (int step = 16; step > 0; step /= 2) value = max(value, __shfl_xor_sync(~0u, value, step));
+  return value;
+#endif
+}
+__device__ __forceinline__ unsigned least_of_warp(unsigned value) { return ~most_of_warp(~value); }
+
+// A number that orders as the value does, above 1. A NaN is 1: it is less than every value.
+__device__ __forceinline__ unsigned rank_of(float value) {
+  if (isnan(value)) return 1;
+  if (value == 0.0f) value = 0.0f;  // -0 is 0
+  const unsigned bits = __float_as_uint(value);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// One warp a row; `probs` and `ranks` are in shared memory, ranks[e] as rank_of(probs[e]). The first free expert, when
+// it is NaN, wins: the ids stay valid and distinct.
+__device__ void topk_row(const float* probs, unsigned* ranks, int experts, int used, std::int32_t* ids,
+                         float* weights) {
+  constexpr unsigned taken = 0;
   const int lane = threadIdx.x;
   float total = 0.0f;
   int free = 0;  // the first expert not taken
   for (int slot = 0; slot < used; ++slot) {
-    while (taken[free]) ++free;
+    while (ranks[free] == taken) ++free;
     int best = free;
-    float value = left[free];
-    if (!isnan(value)) {
+    if (ranks[free] != 1) {
+      unsigned rank = 0, expert = ~0u;  // of this lane's, the first of the best
       for (int e = lane; e < experts; e += 32)
-        if (!taken[e] && (left[e] > value || (left[e] == value && e < best))) {
-          value = left[e];
-          best = e;
+        if (ranks[e] > rank) {
+          rank = ranks[e];
+          expert = static_cast<unsigned>(e);
         }
-      for (int step = 16; step > 0; step /= 2) {
-        const float other = __shfl_xor_sync(~0u, value, step);
-        const int id = __shfl_xor_sync(~0u, best, step);
-        if (other > value || (other == value && id < best)) {
-          value = other;
-          best = id;
-        }
-      }
+      const unsigned most = most_of_warp(rank);
+      best = static_cast<int>(least_of_warp(rank == most ? expert : ~0u));
     }
     __syncwarp();
+    const float value = probs[best];
     if (lane == 0) {
       ids[slot] = best;
       weights[slot] = value;
-      taken[best] = 1;
+      ranks[best] = taken;
     }
     __syncwarp();
     total += value;
@@ -70,28 +101,28 @@ __device__ void topk_row(const float* left, int* taken, int experts, int used, s
 
 __global__ void topk_rows(const float* probs, int experts, int used, std::int32_t* ids, float* weights) {
   extern __shared__ float left[];
-  auto* taken = reinterpret_cast<int*>(left + experts);
+  auto* ranks = reinterpret_cast<unsigned*>(left + experts);
   wait_for_earlier();
   probs += std::int64_t{blockIdx.x} * experts;
   for (int e = threadIdx.x; e < experts; e += 32) {
     left[e] = probs[e];
-    taken[e] = 0;
+    ranks[e] = rank_of(left[e]);
   }
   __syncwarp();
-  topk_row(left, taken, experts, used, ids + std::int64_t{blockIdx.x} * used, weights + std::int64_t{blockIdx.x} * used);
+  topk_row(left, ranks, experts, used, ids + std::int64_t{blockIdx.x} * used, weights + std::int64_t{blockIdx.x} * used);
 }
 
 __global__ void route_rows(const float* logits, int experts, int used, std::int32_t* ids, float* weights) {
   extern __shared__ float left[];
-  auto* taken = reinterpret_cast<int*>(left + experts);
+  auto* ranks = reinterpret_cast<unsigned*>(left + experts);
   wait_for_earlier();
   softmax_row(logits + std::int64_t{blockIdx.x} * experts, experts, [&](int e, float value) {
     left[e] = value;
-    taken[e] = 0;
+    ranks[e] = rank_of(left[e]);
   });
   __syncthreads();
   if (threadIdx.x < 32)
-    topk_row(left, taken, experts, used, ids + std::int64_t{blockIdx.x} * used,
+    topk_row(left, ranks, experts, used, ids + std::int64_t{blockIdx.x} * used,
              weights + std::int64_t{blockIdx.x} * used);
 }
 
