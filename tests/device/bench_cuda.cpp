@@ -145,8 +145,8 @@ void measure(Bench& bench, const std::string& numerics, std::size_t lane) {
 }
 
 void run(int layers, const std::string& only, int tokens) {
-  const std::vector<std::string> numerics = only.empty() ? std::vector<std::string>{"f32", "bf16", "q8_1"}
-                                                         : std::vector<std::string>{only};
+  const std::vector<std::string> numerics =
+      only.empty() ? std::vector<std::string>{"f32", "bf16", "q8_1"} : std::vector<std::string>{only};
   if (only.empty()) print_ceilings();
   // What a process does once (context, kernels) is no part of opening a model.
   double start = now();

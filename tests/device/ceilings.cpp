@@ -90,7 +90,8 @@ Ceilings measure_ceilings() {
   check(cudaHostAlloc(&host, bytes, cudaHostAllocDefault));
   check(cudaMemset(from, 1, bytes));
   const auto rate = [&](void* target, const void* source, cudaMemcpyKind kind) {
-    return static_cast<double>(bytes) / seconds_of([&] { check(cudaMemcpyAsync(target, source, bytes, kind, nullptr)); });
+    return static_cast<double>(bytes) /
+           seconds_of([&] { check(cudaMemcpyAsync(target, source, bytes, kind, nullptr)); });
   };
   found.device_copy = 2 * rate(to, from, cudaMemcpyDeviceToDevice);
   found.to_device = rate(to, host, cudaMemcpyHostToDevice);

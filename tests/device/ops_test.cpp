@@ -20,7 +20,6 @@ constexpr int row_counts[] = {1, 2, 3, 31, 33, 257};
 
 const std::string all_numerics[] = {"f32", "bf16", "q8_1"};
 
-
 // A model of a few weights, one lane on it, and its operators one by one.
 class OneOp {
  public:

@@ -74,8 +74,7 @@ __device__ __forceinline__ void load_keys(const float* keys, const Attention& a,
 #pragma unroll
     for (int j = 0; j < at_once; ++j) {
       const int key = min(first + (i + j * key_threads) / quads, seen - 1), k = at + (i + j * key_threads) % quads * 4;
-      some[j] =
-          load_four<Whole>(keys + (std::int64_t{key} * a.kv_heads + kv_head) * a.head_dim + k, a.head_dim - k);
+      some[j] = load_four<Whole>(keys + (std::int64_t{key} * a.kv_heads + kv_head) * a.head_dim + k, a.head_dim - k);
     }
 #pragma unroll
     for (int j = 0; j < at_once; ++j) {
@@ -257,7 +256,8 @@ __global__ void __launch_bounds__(value_threads* value_groups)
     const float* from = keys + (std::int64_t{key} * a.kv_heads + kv_head) * h;
     float total = 0.0f;
     for (int at = 0; at < padded; at += segment)
-      total += h % segment == 0 ? dot_segment<true>(from + at, h - at, qs + at) : dot_segment<false>(from + at, h - at, qs + at);
+      total += h % segment == 0 ? dot_segment<true>(from + at, h - at, qs + at)
+                                : dot_segment<false>(from + at, h - at, qs + at);
     share[key] = total * scale;
   }
   __syncthreads();
@@ -298,8 +298,7 @@ void scores(const float* q, const float* keys, const Attention& a, float scale, 
 
 void mix(const float* p, const float* values, const Attention& a, float* out, cudaStream_t stream) {
   dim3 grid(blocks_for(a.head_dim, value_threads), static_cast<unsigned>(a.rows), static_cast<unsigned>(a.heads));
-  if (a.rows <= few_positions)
-    return launch(mix_one, grid, value_threads * value_groups, 0, stream, p, values, a, out);
+  if (a.rows <= few_positions) return launch(mix_one, grid, value_threads * value_groups, 0, stream, p, values, a, out);
   constexpr int positions = 16;
   grid.y = blocks_for(a.rows, positions);
   launch(mix_tile<positions>, grid, value_threads, 0, stream, p, values, a, out);

@@ -133,7 +133,9 @@ struct Part<BlockType::q4_k> {
     }
   }
   // The whole numbers q of values 4 j .. 4 j + 3, signed bytes.
-  __device__ __forceinline__ unsigned integers(int h, int j) const { return (j == 0 ? q.x : q.y) >> h * 4 & 0x0F0F0F0F; }
+  __device__ __forceinline__ unsigned integers(int h, int j) const {
+    return (j == 0 ? q.x : q.y) >> h * 4 & 0x0F0F0F0F;
+  }
   // scale * q is exact, so one fused operation rounds as ggml's two do.
   __device__ __forceinline__ float value(int h, int i) const {
     return fmaf(scale[h], byte_float(integers(h, i / 4), i % 4, 0), -min[h]);

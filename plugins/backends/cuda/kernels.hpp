@@ -11,8 +11,8 @@
 
 // The arithmetic of the cuda lanes, all of it launched on the stream given. Nothing here waits.
 //
-// In f32 every dot product follows one rule, so that the bytes do not depend on how many rows are computed at once: k is
-// cut into segments of 64, each summed with fused multiply-adds in the order of k, and the sums of the segments are
+// In f32 every dot product follows one rule, so that the bytes do not depend on how many rows are computed at once: k
+// is cut into segments of 64, each summed with fused multiply-adds in the order of k, and the sums of the segments are
 // added in their order. What is a sum of another kind (norms, softmax) has a tree that depends on its length alone.
 namespace moe_diag::cuda {
 
@@ -58,7 +58,8 @@ struct Vectors {
   int shift = 0, experts = 1;  // of ids: expert (id + shift) % experts is meant
 };
 
-// Rows of x as products of many vectors read them: bf16, or int8 with the scales of their blocks; `padded` values a row.
+// Rows of x as products of many vectors read them: bf16, or int8 with the scales of their blocks; `padded` values a
+// row.
 struct Operand {
   std::byte* data = nullptr;
   float* scales = nullptr;  // two a block of 32, see BlockScale
@@ -77,8 +78,8 @@ bool few_fits(Numerics numerics, std::int64_t cols, const Device& device);
 std::size_t least_shared(Numerics numerics);
 
 // `operand` is what prepare() made of the vectors' rows; only the way for many reads it, and f32 none.
-void products(Numerics numerics, Way way, const Matrices& w, const Vectors& v, const Operand& operand, const Device& device,
-              cudaStream_t stream);
+void products(Numerics numerics, Way way, const Matrices& w, const Vectors& v, const Operand& operand,
+              const Device& device, cudaStream_t stream);
 std::size_t few_bytes_f32(std::int64_t cols);
 std::size_t few_bytes_bf16(std::int64_t cols);
 std::size_t few_bytes_q8_1(std::int64_t cols);
@@ -135,10 +136,11 @@ void swiglu(const float* gate, const float* up, std::int64_t count, float* y, cu
 void weigh(const float* x, const float* weights, std::int64_t rows, int width, float* y, cudaStream_t stream);
 void combine(const float* x, int rows, int used, int width, float* y, cudaStream_t stream);
 
-// ---- for when nobody looks at what is between: the same arithmetic without storing it --------------------------------
+// ---- for when nobody looks at what is between: the same arithmetic without storing it
+// --------------------------------
 
-// RMSNorm, for `kv_heads` with a rotation behind it, of q and k, which stand with v in rows of qkv: q goes to `q`, k and
-// v to the cache.
+// RMSNorm, for `kv_heads` with a rotation behind it, of q and k, which stand with v in rows of qkv: q goes to `q`, k
+// and v to the cache.
 struct Heads {
   const float* qkv = nullptr;
   Matrix q_norm, k_norm;

@@ -47,8 +47,7 @@ template <class... P>
 void allow_shared(void (*kernel)(P...), std::size_t bytes) {
   constexpr std::size_t always = 48 * 1024;
   if (bytes > always)
-    MOE_DIAG_CUDA(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    MOE_DIAG_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
 }
 
 inline unsigned blocks_for(std::int64_t count, int per_block) {

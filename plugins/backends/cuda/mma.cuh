@@ -3,10 +3,10 @@
 
 #include <cuda_bf16.h>
 
-// The tensor cores' products of 16 weight rows and 8 vectors. Lane l = 4 g + t of a warp holds of the weights rows g and
-// g + 8, of the vectors vector g, and of the results c[0], c[1]: row g, vectors 2t and 2t + 1; c[2], c[3]: row g + 8.
-// Which value of a row stands where within k is free, as long as weights and vectors agree.
-// Devices older than compute capability 8.0 have no such instructions: there the same sums are made by hand, slowly.
+// The tensor cores' products of 16 weight rows and 8 vectors. Lane l = 4 g + t of a warp holds of the weights rows g
+// and g + 8, of the vectors vector g, and of the results c[0], c[1]: row g, vectors 2t and 2t + 1; c[2], c[3]: row g
+// + 8. Which value of a row stands where within k is free, as long as weights and vectors agree. Devices older than
+// compute capability 8.0 have no such instructions: there the same sums are made by hand, slowly.
 namespace moe_diag::cuda {
 
 // Values as bf16, rounded to nearest even; the first in the low half.

@@ -45,8 +45,7 @@ __global__ void add_norm_rows(const float* residual, Addend addend, int width, f
     sum[row * width + k] = value;
     return value;
   };
-  norm_row(make, norm.w, width, norm.eps, blockDim.x,
-           [&](int k, float value) { norm.y[row * width + k] = value; });
+  norm_row(make, norm.w, width, norm.eps, blockDim.x, [&](int k, float value) { norm.y[row * width + k] = value; });
 }
 
 __global__ void add_rows(const float* residual, Addend addend, std::int64_t count, int width, float* sum) {

@@ -6,8 +6,8 @@
 
 namespace moe_diag::cuda {
 
-// RMSNorm of one row by a block of `threads`: make(k) gives a value, for long rows more than once; take(k, value) gets it
-// normed, in the same thread. A thread keeps Held values while the sum is made; Whole: that is all there are.
+// RMSNorm of one row by a block of `threads`: make(k) gives a value, for long rows more than once; take(k, value) gets
+// it normed, in the same thread. A thread keeps Held values while the sum is made; Whole: that is all there are.
 template <int Held, bool Whole, class Make, class Take>
 __device__ __forceinline__ void norm_row(const Make& make, const Matrix& w, int width, float eps, int threads,
                                          const Take& take) {

@@ -29,8 +29,8 @@ std::size_t least_shared(Numerics numerics) {
   return numerics == Numerics::bf16 ? many_bytes_bf16() : many_bytes_q8_1();
 }
 
-void products(Numerics numerics, Way way, const Matrices& w, const Vectors& v, const Operand& operand, const Device& device,
-              cudaStream_t stream) {
+void products(Numerics numerics, Way way, const Matrices& w, const Vectors& v, const Operand& operand,
+              const Device& device, cudaStream_t stream) {
   switch (numerics) {
     case Numerics::f32: return products_f32(way, w, v, device, stream);
     case Numerics::bf16: return products_bf16(way, w, v, operand, device, stream);

@@ -2,10 +2,11 @@
 #pragma once
 
 // Products on the tensor cores, in the arithmetic of a Rule. A warp multiplies 16 weight rows, which it decodes in
-// registers, with 8 vectors at a time; see mma.cuh for which lane holds what, and Part in decode.cuh for a row's values.
+// registers, with 8 vectors at a time; see mma.cuh for which lane holds what, and Part in decode.cuh for a row's
+// values.
 //
-// A Rule has: bytes, of a vector's value as it is multiplied; scaled, whether its blocks of 32 have scales; store(), which
-// makes it of f32; and multiply<B, M, N>(), which adds one segment of M tiles of rows times N of vectors to sums.
+// A Rule has: bytes, of a vector's value as it is multiplied; scaled, whether its blocks of 32 have scales; store(),
+// which makes it of f32; and multiply<B, M, N>(), which adds one segment of M tiles of rows times N of vectors to sums.
 
 #include <algorithm>
 
@@ -71,7 +72,8 @@ struct SharedVectors {
   }
 };
 
-// ---- few vectors: up to 8, whole in shared memory --------------------------------------------------------------------
+// ---- few vectors: up to 8, whole in shared memory
+// --------------------------------------------------------------------
 
 // How a block's warps share its work: `across` of them a row's chunks in turn, `beside` tiles of rows side by side, and
 // as much again for each matrix of a pair.
@@ -82,8 +84,9 @@ struct Split {
 template <BlockType B>
 constexpr bool whole_chunks = B == BlockType::q4_k || B == BlockType::q6_k;  // rows are chunks, and nothing behind them
 
-// A chunk of a row as a warp keeps it in shared memory: its bytes in the 16-byte pieces they lie in, and rows so far apart
-// that the reads of 8 rows lie in different banks. Only quantised types go that way: of others, a few rows fill it.
+// A chunk of a row as a warp keeps it in shared memory: its bytes in the 16-byte pieces they lie in, and rows so far
+// apart that the reads of 8 rows lie in different banks. Only quantised types go that way: of others, a few rows fill
+// it.
 template <BlockType B>
 struct StagedChunk {
   static constexpr bool used = B == BlockType::q4_k || B == BlockType::q6_k || B == BlockType::q8_0;
@@ -94,8 +97,8 @@ struct StagedChunk {
   static constexpr int warp_bytes = used ? depth * mma_rows * stride : 0;
 };
 
-// Two rows of a lane within 16 of a matrix, from `row` on, which may be behind its end: then the last is read again, and
-// nobody uses what comes of it. Loads without conditions are under way together.
+// Two rows of a lane within 16 of a matrix, from `row` on, which may be behind its end: then the last is read again,
+// and nobody uses what comes of it. Loads without conditions are under way together.
 struct LaneRows {
   const std::byte *upper, *lower;
 
@@ -181,14 +184,16 @@ __device__ __forceinline__ void write_few(const Matrices& all, int set, const Ve
       if (j < sets)
         for (int a = 0; a < split.across; ++a)
           total[j] += partial[((j * split.beside + i / results) * split.across + a) * results + i % results];
-    all.y[set][result_row(v, tile.first + m) * v.y_stride + out] = all.swiglu ? swiglu_of(total[0], total[1]) : total[0];
+    all.y[set][result_row(v, tile.first + m) * v.y_stride + out] =
+        all.swiglu ? swiglu_of(total[0], total[1]) : total[0];
   }
 }
 
 // Adds a chunk of two rows of each lane times the vectors.
 template <class Rule, BlockType B>
-__device__ __forceinline__ void multiply_chunk(const std::byte* upper, const std::byte* lower, std::int64_t cols, int at,
-                                               const SharedVectors<Rule>& xs, int vector, float (&sums)[1][1][4]) {
+__device__ __forceinline__ void multiply_chunk(const std::byte* upper, const std::byte* lower, std::int64_t cols,
+                                               int at, const SharedVectors<Rule>& xs, int vector,
+                                               float (&sums)[1][1][4]) {
   const std::int64_t left = cols - std::int64_t{at} * chunk;
 #pragma unroll
   for (int s = 0; s < chunk_segments; ++s) {
@@ -289,7 +294,8 @@ void launch_few(const Matrices& w, const Vectors& v, const Device& device, cudaS
          static_cast<unsigned>(warps * 32), bytes, stream, w, v, split);
 }
 
-// ---- many vectors: up to 64, which pass through shared memory chunk by chunk ------------------------------------------
+// ---- many vectors: up to 64, which pass through shared memory chunk by chunk
+// ------------------------------------------
 
 constexpr int vector_tiles = many_vectors_tile / mma_vectors;  // at most
 constexpr int stages = 2;  // chunks in shared memory: one in use, the other on its way
@@ -325,8 +331,7 @@ struct Share {
       : across(among), turn(static_cast<int>(threadIdx.x) / 32 % among) {
     const int group = static_cast<int>(threadIdx.x) / 32 / among, groups = most_warps / among;
     set = all.swiglu ? group % 2 : blockIdx.z;
-    row = std::int64_t{mma_rows} *
-          (all.swiglu ? blockIdx.x * (groups / 2) + group / 2 : blockIdx.x * groups + group);
+    row = std::int64_t{mma_rows} * (all.swiglu ? blockIdx.x * (groups / 2) + group / 2 : blockIdx.x * groups + group);
   }
 };
 
@@ -382,7 +387,9 @@ __device__ __forceinline__ void multiply_many(const Matrices& all, const Vectors
                                               TwoRows<B> (&next)[1], const LaneRows& rows, std::byte* shared) {
   const Matrix& w = all.w[share.set];
   constexpr int bytes = SharedVectors<Rule>::bytes_for(many_vectors_tile, chunk);
-  const auto buffer = [&](int at) { return SharedVectors<Rule>(shared + at % stages * bytes, many_vectors_tile, chunk); };
+  const auto buffer = [&](int at) {
+    return SharedVectors<Rule>(shared + at % stages * bytes, many_vectors_tile, chunk);
+  };
   const int segments = ceil_div(w.cols, segment), chunks = ceil_div(w.cols, chunk);
   float sums[1][N][4] = {};
   for (int at = 0; at < chunks; ++at) {
@@ -407,7 +414,8 @@ __device__ __forceinline__ void multiply_many(const Matrices& all, const Vectors
 }
 
 template <class Rule, BlockType B>
-__global__ void __launch_bounds__(most_warps * 32, 2) many_vectors(Matrices all, Vectors v, Operand operand, int among) {
+__global__ void __launch_bounds__(most_warps * 32, 2)
+    many_vectors(Matrices all, Vectors v, Operand operand, int among) {
   extern __shared__ __align__(16) std::byte shared[];
   __shared__ int sources[many_vectors_tile];
   const Share share(all, among);
@@ -447,7 +455,8 @@ constexpr std::size_t many_vectors_bytes() {
 }
 
 template <class Rule, BlockType B>
-void launch_many(const Matrices& w, const Vectors& v, const Operand& operand, const Device& device, cudaStream_t stream) {
+void launch_many(const Matrices& w, const Vectors& v, const Operand& operand, const Device& device,
+                 cudaStream_t stream) {
   const int tiles = tiles_of(v, many_vectors_tile), sets = sets_of(w);
   const std::int64_t rows = most_rows(w) * (w.swiglu ? 2 : 1);
   if (tiles <= 0 || rows <= 0) return;

@@ -52,7 +52,9 @@ struct Bf16 {
 
 }  // namespace
 
-std::size_t few_bytes_bf16(std::int64_t cols) { return few_vectors_bytes<Bf16, BlockType::q8_0>(cols, few_vectors_tile, 2 * most_warps); }
+std::size_t few_bytes_bf16(std::int64_t cols) {
+  return few_vectors_bytes<Bf16, BlockType::q8_0>(cols, few_vectors_tile, 2 * most_warps);
+}
 
 std::size_t many_bytes_bf16() { return many_vectors_bytes<Bf16>(); }
 

@@ -66,8 +66,7 @@ struct Q8_1 {
   // Adds a segment of M tiles of rows by N tiles of vectors, `apart` bytes from each other, to `sums`.
   template <BlockType B, int M, int N>
   static __device__ __forceinline__ void multiply(const TwoRows<B> (&rows)[M], const std::byte* x, int apart,
-                                                  const BlockScale* s, int columns,
-                                                  float (&sums)[M][N][4]) {
+                                                  const BlockScale* s, int columns, float (&sums)[M][N][4]) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       unsigned a[M][4];
@@ -119,7 +118,9 @@ struct Q8_1 {
 
 }  // namespace
 
-std::size_t few_bytes_q8_1(std::int64_t cols) { return few_vectors_bytes<Q8_1, BlockType::q8_0>(cols, few_vectors_tile, 2 * most_warps); }
+std::size_t few_bytes_q8_1(std::int64_t cols) {
+  return few_vectors_bytes<Q8_1, BlockType::q8_0>(cols, few_vectors_tile, 2 * most_warps);
+}
 
 std::size_t many_bytes_q8_1() { return many_vectors_bytes<Q8_1>(); }
 

@@ -109,7 +109,8 @@ __global__ void topk_rows(const float* probs, int experts, int used, std::int32_
     ranks[e] = rank_of(left[e]);
   }
   __syncwarp();
-  topk_row(left, ranks, experts, used, ids + std::int64_t{blockIdx.x} * used, weights + std::int64_t{blockIdx.x} * used);
+  topk_row(left, ranks, experts, used, ids + std::int64_t{blockIdx.x} * used,
+           weights + std::int64_t{blockIdx.x} * used);
 }
 
 __global__ void route_rows(const float* logits, int experts, int used, std::int32_t* ids, float* weights) {
