@@ -139,8 +139,7 @@ void combine(const float* x, int rows, int used, int width, float* y, cudaStream
 // ---- for when nobody looks at what is between: the same arithmetic without storing it
 // --------------------------------
 
-// RMSNorm, for `kv_heads` with a rotation behind it, of q and k, which stand with v in rows of qkv: q goes to `q`, k
-// and v to the cache.
+// RMSNorm and rotation of the heads of q and k, which stand with v in rows of qkv: q goes to `q`, k and v to the cache.
 struct Heads {
   const float* qkv = nullptr;
   Matrix q_norm, k_norm;
@@ -150,7 +149,7 @@ struct Heads {
 };
 void prepare_heads(const Heads& h, const Attention& a, cudaStream_t stream);
 
-// scores, softmax and mix of a few positions; true when it can be done.
+// scores, softmax and mix of a few positions, where their scores fit in shared memory.
 bool attend_fits(const Attention& a, std::size_t shared_bytes);
 void attend(const float* q, const float* keys, const float* values, const Attention& a, float scale, float* out,
             cudaStream_t stream);
