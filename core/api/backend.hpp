@@ -49,7 +49,8 @@ class Lane {
   virtual void run(std::span<const Step> steps) = 0;
 
   // Host view of rows of a stage, as the last step that wrote it left them; waits until they are there. Valid until the
-  // next begin, run or write of this lane. Null when this lane does not have the stage.
+  // next begin, read or write of the stage, or run of a step that writes it. Null when this lane does not have the
+  // stage.
   virtual Tensor read(Stage stage, Rows rows) = 0;
 
   // Replaces rows of a stage; `values` is [rows.count, ...] of any value type, converted to the lane's own.

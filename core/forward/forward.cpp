@@ -43,15 +43,46 @@ void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>&
   for (int lane : launch_order_) lanes_[static_cast<std::size_t>(lane)].begin(pass);
   const std::size_t count = stops_.size();
   int layer = -1;
-  for (std::size_t at = 0, end = 0; at < count; at = end) {
+  for (std::size_t at = 0, end = 0, ahead = 0; at < count; at = end) {
     end = span_end(at, at_layer != nullptr);
     if (at_layer && programs_.front()[at].layer > layer) at_layer(layer = programs_.front()[at].layer);
-    for (int lane : launch_order_) {
-      const std::span<const Step> steps = programs_[static_cast<std::size_t>(lane)];
-      lanes_[static_cast<std::size_t>(lane)].run(steps.subspan(at, end - at));
+    for (int lane : launch_order_)
+      if (at >= ahead || !is_asynchronous(lane)) run(lane, at, end);
+    if (!stops_[end - 1]) continue;
+    // Devices compute the next span while what this one gave is copied and looked at.
+    const std::size_t next = end < count ? span_end(end, at_layer != nullptr) : end;
+    if (may_run_ahead(end, next)) {
+      for (int lane : launch_order_)
+        if (is_asynchronous(lane)) run(lane, end, next);
+      ahead = next;
     }
-    if (stops_[end - 1]) stop(programs_.front()[end - 1], pass, prompt);
+    stop(programs_.front()[end - 1], pass, prompt);
   }
+}
+
+void Forward::run(int lane, std::size_t at, std::size_t end) {
+  const std::span<const Step> steps = programs_[static_cast<std::size_t>(lane)];
+  lanes_[static_cast<std::size_t>(lane)].run(steps.subspan(at, end - at));
+}
+
+bool Forward::is_asynchronous(int lane) const {
+  return lanes_[static_cast<std::size_t>(lane)].description.asynchronous;
+}
+
+// True when steps [at, end) can run before the step in front of them was looked at: nothing of it is going to be
+// replaced, and no stage that is there to be read is written, which is so while they are of the same layer.
+bool Forward::may_run_ahead(std::size_t at, std::size_t end) const {
+  const Program& program = programs_.front();
+  const Step& before = program[at - 1];
+  for (std::size_t i = at; i < end; ++i)
+    if (program[i].layer != before.layer) return false;
+  for (Stage stage : before.out) {
+    for (int lane : feeding_order_)
+      if (feeder(lanes_[static_cast<std::size_t>(lane)], stage) >= 0) return false;
+    for (const PlantedFault& fault : faults_)
+      if (edits_values(fault) && fault.site() == site_of(before, stage)) return false;
+  }
+  return at < end;
 }
 
 // One past the last step of the span that begins at `at`: up to a stop, or up to the layer's end when layers are

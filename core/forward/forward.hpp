@@ -29,6 +29,9 @@ class Forward {
  private:
   void plan_stops(int prompt);
   std::size_t span_end(std::size_t at, bool by_layer) const;
+  void run(int lane, std::size_t at, std::size_t end);
+  bool is_asynchronous(int lane) const;
+  bool may_run_ahead(std::size_t at, std::size_t end) const;
   void stop(const Step& step, const Pass& pass, int prompt);
   void hand_over(Sighting& sighting);
 

@@ -5,7 +5,9 @@
 #if __has_include(<catch2/catch_all.hpp>)
 #include <catch2/catch_all.hpp>
 namespace Catch::Matchers {
-inline auto Contains(const std::string& text) { return ContainsSubstring(text); }
+// By value and as literals: else v3's own, which looks for an element of a range, is the better match.
+inline auto Contains(std::string text) { return ContainsSubstring(text); }
+inline auto Contains(const char* text) { return ContainsSubstring(text); }
 }  // namespace Catch::Matchers
 #else
 #include <catch2/catch.hpp>

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
+#include <algorithm>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "core/api/backend.hpp"
 #include "plugins/backends/cuda/cuda_lane.hpp"
@@ -10,21 +12,52 @@ namespace {
 
 constexpr int most_experts = 2048;  // the router's kernels hold a row of them in shared memory
 
-// Lanes on an NVIDIA device. Options of a lane: `numerics` f32; `device`, its index.
+Numerics numerics_of(const Options& options) {
+  const std::string_view name = options.choice("numerics", "f32", {"f32", "bf16", "q8_1"});
+  return name == "bf16" ? Numerics::bf16 : name == "q8_1" ? Numerics::q8_1 : Numerics::f32;
+}
+
+std::string_view name_of(Numerics numerics) {
+  return numerics == Numerics::bf16 ? "bf16" : numerics == Numerics::q8_1 ? "q8_1" : "f32";
+}
+
+// What multiplies weights of each type that the model's products have; other tensors are read value by value.
+std::string kernels_for(const ModelView& model, Numerics numerics) {
+  constexpr std::string_view units[] = {"f32 fma", "bf16 tensor cores", "int8 tensor cores"};
+  std::string text;
+  for (const BlockInfo& block : block_table) {
+    const bool used = std::any_of(model.weights.begin(), model.weights.end(),
+                                  [&](const Weight& w) { return w.type == block.type && w.rows > 1; });
+    if (!used) continue;
+    text.append(text.empty() ? "" : ", ").append(block.name).append(": ");
+    text.append(units[static_cast<std::size_t>(numerics_for(numerics, block.type))]);
+  }
+  return text;
+}
+
+// Lanes on an NVIDIA device. Options of a lane: `numerics` f32, bf16 or q8_1; `device`, its index.
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const Options&) {}
 
   Description describe(const ModelView& model, const Options& options, const Request& request) override {
     Description d;
-    d.numerics = options.choice("numerics", "f32", {"f32"});
+    const Numerics numerics = numerics_of(options);
+    d.numerics = name_of(numerics);
     const Device device = find_device(device_index(options));
     refuse_unfit(model);
+    if (least_shared(numerics) > device.shared_bytes)
+      throw Error(ErrorKind::absent, "cuda: numerics " + d.numerics + " need " +
+                                         std::to_string(least_shared(numerics)) + " bytes of shared memory, device " +
+                                         std::to_string(device.index) + ", " + device.name + ", has " +
+                                         std::to_string(device.shared_bytes) + "; use numerics f32");
     d.device = device.name;
     d.instruction_set = "sm_" + std::to_string(device.major * 10 + device.minor);
     d.values = DType::f32;
     d.asynchronous = true;
-    d.lane_bytes = CudaLane::bytes_for(*model.config, request);
+    d.kernels = kernels_for(model, numerics);
+    d.lane_bytes = CudaLane::bytes_for(*model.config, numerics, request);
+    d.weight_bytes = Weights::bytes_for(model);
     refuse_too_large(model, device, d.lane_bytes);
     return d;
   }
@@ -37,7 +70,7 @@ class CudaBackend final : public Backend {
       weights_ = std::make_shared<Weights>(model, device);
       loaded_ = model.weights.data();
     }
-    return std::make_unique<CudaLane>(model, device, weights_);
+    return std::make_unique<CudaLane>(model, device, weights_, numerics_of(options));
   }
 
  private:
@@ -72,4 +105,4 @@ class CudaBackend final : public Backend {
 }  // namespace
 }  // namespace moe_diag::cuda
 
-MOE_DIAG_BACKEND(moe_diag::cuda::CudaBackend, "cuda", "lanes on an NVIDIA device: numerics f32")
+MOE_DIAG_BACKEND(moe_diag::cuda::CudaBackend, "cuda", "lanes on an NVIDIA device: numerics f32, bf16, q8_1")

@@ -13,22 +13,25 @@
 
 namespace moe_diag::cuda {
 
-// One execution on a device, in f32. Everything is queued on one stream; only reading waits.
+struct Sum;
+
+// One execution on a device. Everything is queued on one stream, copies to the host on another; only reading waits.
 class CudaLane final : public Lane {
  public:
-  CudaLane(const ModelView& model, const Device& device, std::shared_ptr<const Weights> weights);
+  CudaLane(const ModelView& model, const Device& device, std::shared_ptr<const Weights> weights, Numerics numerics);
   ~CudaLane() override;
 
   void begin(const Pass& pass) override;
   void run(std::span<const Step> steps) override;
   Tensor read(Stage stage, Rows rows) override;
   void write(Stage stage, Rows rows, const Tensor& values) override;
+  DeviceMemory device_memory() override;
 
   // Bytes on the device for passes of `rows` rows in sequences of `total` positions.
-  static std::uint64_t bytes_for(const ModelConfig& config, const Request& request);
+  static std::uint64_t bytes_for(const ModelConfig& config, Numerics numerics, const Request& request);
 
  private:
-  // A stage's rows on the host, since the last begin, run or write.
+  // A stage's rows on the host, or on their way there, as the last step that wrote the stage left them.
   struct Copy {
     PinnedBuffer memory;
     Event done;
@@ -43,7 +46,14 @@ class CudaLane final : public Lane {
     cudaGraphExec_t graph = nullptr;
   };
 
+  // Bytes of what depends on the rows of a pass.
+  struct Sizes {
+    std::size_t tiles = 0, operand = 0, scales = 0;
+  };
+  static Sizes sizes_for(const ModelConfig& config, Numerics numerics, std::int64_t rows);
+
   void run_steps(std::span<const Step> steps);
+  std::size_t run_some(std::span<const Step> steps);
   void run_step(const Step& step);
   void embed(const Step& step);
   void rms_norm(const Step& step);
@@ -54,11 +64,14 @@ class CudaLane final : public Lane {
   void mix(const Step& step);
   void add(const Step& step);
   void topk(const Step& step);
-  void expert_linear(const Step& step, const Step* second);
+  void expert_linear(const Step& step, const Step* second, const Step* swiglu);
   void swiglu(const Step& step);
   void weigh(const Step& step);
   void combine(const Step& step);
-  void combine_into(const Step& weigh, const Step& add);
+  void attend(std::span<const Step> steps);
+  void route(const Step& softmax, const Step& topk);
+  void add_to_residual(const Sum& sum);
+  void multiply(const Matrices& set, const Vectors& v, Way way, int rows, Numerics& prepared);
 
   void reserve_cache();
   void prepare_angles(std::span<const Step> steps);
@@ -66,12 +79,13 @@ class CudaLane final : public Lane {
   bool recorded(std::span<const Step> steps) const;
   void record(std::span<const Step> steps);
   void forget_recording();
-  void group(int shift);
-  int expert_tile() const;
-  int dense_tile(const Matrices& set, int count) const;
+  void group(int shift, int tile);
+  void sort_vectors(Vectors& v, int shift, Way way, Numerics numerics);
+  Way expert_way(Numerics numerics) const;
+  Way dense_way(const Matrices& set, int count) const;
 
   const Copy& fetch(Stage stage, Rows rows);
-  void forget_copies();
+  void overwrite(Stage stage);
   void check_rows(Stage stage, Rows rows) const;
   void check_indices(const Tensor& values) const;
 
@@ -93,7 +107,9 @@ class CudaLane final : public Lane {
   const ModelConfig config_;
   const Device device_;
   const std::shared_ptr<const Weights> weights_;
-  Stream stream_;
+  const Numerics numerics_;
+  Stream stream_, copy_stream_;
+  Event computed_;
 
   int rows_ = 0, pass_first_ = 0, total_ = 0, head_first_ = 0;
   std::uint64_t moves_ = 0;  // of a buffer to another address
@@ -108,6 +124,8 @@ class CudaLane final : public Lane {
   int angles_ = 0;
   DeviceBuffer order_, tiles_, tile_count_;  // vectors by expert
   int grouped_shift_ = -1;                   // what they hold within a span; -1: nothing of use
+  int grouped_tile_ = 0;
+  DeviceBuffer operand_, scales_;  // vectors as products of many read them
 
   PinnedBuffer pass_staging_, write_staging_;
   Event pass_sent_, write_sent_;

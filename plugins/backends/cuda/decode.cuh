@@ -13,7 +13,21 @@
 
 namespace moe_diag::cuda {
 
-// 8 bytes from any even address, which are there after ready(). Reads up to 2 bytes before and after them.
+// Value k of a row, by the plain decoders.
+__device__ inline float decode_at(BlockType type, const std::byte* row, std::int64_t k) {
+  if (type == BlockType::f32) return reinterpret_cast<const float*>(row)[k];
+  switch (type) {
+    case BlockType::f32: break;
+    case BlockType::f16: return float_from_f16(reinterpret_cast<const std::uint16_t*>(row)[k]);
+    case BlockType::bf16: return float_from_bf16(reinterpret_cast<const std::uint16_t*>(row)[k]);
+    case BlockType::q8_0: return decode<float>(reinterpret_cast<const BlockQ8_0*>(row)[k / 32], k % 32);
+    case BlockType::q4_k: return decode<float>(reinterpret_cast<const BlockQ4_K*>(row)[k / 256], k % 256);
+    case BlockType::q6_k: return decode<float>(reinterpret_cast<const BlockQ6_K*>(row)[k / 256], k % 256);
+  }
+  return 0.0f;
+}
+
+// 8 bytes from any even address, which are there after ready(). Reads up to 2 bytes before and 4 after them.
 struct Words {
   uint2 at;
   unsigned after;
@@ -24,22 +38,21 @@ struct Words {
     const auto* words = reinterpret_cast<const unsigned*>(address & ~std::uintptr_t{3});
     odd = (address & 2) != 0;
     at = {words[0], words[1]};
-    after = odd ? words[2] : 0;
-  }
-  __device__ __forceinline__ void clear() {
-    at = {0, 0};
-    after = 0;
-    odd = false;
+    after = words[2];
   }
   __device__ __forceinline__ void ready() {
     if (odd) at = {__funnelshift_r(at.x, at.y, 16), __funnelshift_r(at.y, after, 16)};
   }
 };
 
-__device__ inline unsigned byte_of(uint2 words, int i) { return (i < 4 ? words.x : words.y) >> (i % 4 * 8); }
-
 // A whole number below 2^23 as float: cheaper than a conversion, and exact.
 __device__ inline float small_float(unsigned n) { return __uint_as_float(0x4B000000u | n) - 8388608.0f; }
+
+// Byte i of a word, less `bias`, as float, in two instructions; exact.
+__device__ __forceinline__ float byte_float(unsigned word, int i, int bias) {
+  return __uint_as_float(__byte_perm(word, 0x4B000000u, 0x7440u + static_cast<unsigned>(i))) -
+         (8388608.0f + static_cast<float>(bias));
+}
 
 // By the conversion instruction, which is as exact as float_from_f16.
 __device__ inline float fast_half(unsigned bits) {
@@ -67,10 +80,6 @@ struct Part {
       if constexpr (B == BlockType::f16) w[i] = half_at(row + k * 2);
       if constexpr (B == BlockType::bf16) w[i] = float_from_bf16(reinterpret_cast<const std::uint16_t*>(row)[k]);
     }
-  }
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (float& v : w) v = 0.0f;
   }
   __device__ __forceinline__ void ready() {}
   __device__ __forceinline__ void ready_like(const Part&) {}
@@ -101,11 +110,6 @@ struct Part<BlockType::q4_k> {
     q = *reinterpret_cast<const uint2*>(block + 16 + at % 4 * 32 + part * 8);
     group = at % 4 * 2;
   }
-  __device__ __forceinline__ void clear() {
-    head = uint4{0, 0, 0, 0};
-    q = uint2{0, 0};
-    group = 0;
-  }
   __device__ __forceinline__ void ready() {
     const float d = fast_half(head.x & 0xFFFF), dmin = fast_half(head.x >> 16);
 #pragma unroll
@@ -128,9 +132,13 @@ struct Part<BlockType::q4_k> {
       min[h] = other.min[h];
     }
   }
+  // The whole numbers q of values 4 j .. 4 j + 3, signed bytes.
+  __device__ __forceinline__ unsigned integers(int h, int j) const {
+    return (j == 0 ? q.x : q.y) >> h * 4 & 0x0F0F0F0F;
+  }
   // scale * q is exact, so one fused operation rounds as ggml's two do.
   __device__ __forceinline__ float value(int h, int i) const {
-    return fmaf(scale[h], small_float(byte_of(q, i) >> h * 4 & 15), -min[h]);
+    return fmaf(scale[h], byte_float(integers(h, i / 4), i % 4, 0), -min[h]);
   }
 };
 
@@ -154,14 +162,6 @@ struct Part<BlockType::q6_k> {
     }
     shift = n * 4;
   }
-  __device__ __forceinline__ void clear() {
-    low[0].clear();
-    low[1].clear();
-    high.clear();
-    d = 0;
-    whole[0] = whole[1] = 0;
-    shift = 0;
-  }
   __device__ __forceinline__ void ready() {
     low[0].ready();
     low[1].ready();
@@ -178,8 +178,13 @@ struct Part<BlockType::q6_k> {
     }
   }
   __device__ __forceinline__ void ready_like(const Part&) { ready(); }
+  // q - 32: six bits less 32 are the lower five, and the sign where the sixth was clear.
+  __device__ __forceinline__ unsigned integers(int h, int j) const {
+    const unsigned flipped = (j == 0 ? low[h].at.x : low[h].at.y) ^ 0x20202020;
+    return flipped | (flipped & 0x20202020) * 6;
+  }
   __device__ __forceinline__ float value(int h, int i) const {
-    return scale[h] * (small_float(byte_of(low[h].at, i) & 0xFF) - 32.0f);
+    return scale[h] * byte_float(i < 4 ? low[h].at.x : low[h].at.y, i % 4, 32);
   }
 };
 
@@ -192,18 +197,12 @@ struct Part<BlockType::q8_0> {
   __device__ __forceinline__ void fetch(const std::byte* row, std::int64_t cols, int at, int part) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      q[h].clear();
-      d[h] = 0;
-      if (std::int64_t{at} * 64 + h * 32 >= cols) continue;
-      const std::byte* block = row + (std::int64_t{at} * 2 + h) * 34;
+      const bool there = at * 64 + h * 32 < cols;
+      const std::byte* block = row + (std::int64_t{at} * 2 + (there ? h : 0)) * 34;
       d[h] = *reinterpret_cast<const unsigned short*>(block);
       q[h].fetch(block + 2 + part * 8);
+      if (!there) d[h] = 0;
     }
-  }
-  __device__ __forceinline__ void clear() {
-    q[0].clear();
-    q[1].clear();
-    d[0] = d[1] = 0;
   }
   __device__ __forceinline__ void ready() {
 #pragma unroll
@@ -213,8 +212,9 @@ struct Part<BlockType::q8_0> {
     }
   }
   __device__ __forceinline__ void ready_like(const Part&) { ready(); }
+  __device__ __forceinline__ unsigned integers(int h, int j) const { return j == 0 ? q[h].at.x : q[h].at.y; }
   __device__ __forceinline__ float value(int h, int i) const {
-    return scale[h] * static_cast<float>(static_cast<signed char>(byte_of(q[h].at, i)));
+    return scale[h] * byte_float(integers(h, i / 4) ^ 0x80808080u, i % 4, 128);
   }
 };
 

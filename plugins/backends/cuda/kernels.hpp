@@ -7,15 +7,19 @@
 #include <cstdint>
 
 #include "core/api/blocks.hpp"
+#include "plugins/backends/cuda/device.hpp"
 
 // The arithmetic of the cuda lanes, all of it launched on the stream given. Nothing here waits.
 //
-// Every dot product follows one rule, so that the bytes do not depend on how many rows are computed at once: k is cut
-// into segments of 64, each summed with fused multiply-adds in the order of k, and the sums of the segments are added
-// in their order. What is a sum of another kind (norms, softmax) has a tree that depends on its length alone.
+// In f32 every dot product follows one rule, so that the bytes do not depend on how many rows are computed at once: k
+// is cut into segments of 64, each summed with fused multiply-adds in the order of k, and the sums of the segments are
+// added in their order. What is a sum of another kind (norms, softmax) has a tree that depends on its length alone.
 namespace moe_diag::cuda {
 
+enum class Numerics : std::uint8_t { f32, bf16, q8_1 };
+
 inline constexpr int segment = 64;
+inline constexpr int causal_threads = 128;  // that share the sum over the keys of a position
 
 // A weight on the device, in its file's block format, 256-byte aligned and with room to read 4 bytes past its end.
 struct Matrix {
@@ -35,6 +39,7 @@ struct Matrices {
   Matrix w[3];
   float* y[3] = {};
   int count = 0;
+  bool swiglu = false;  // the first is the gate, the second the other factor, and y[0] is swiglu of their products
 };
 
 // What matrices are multiplied with. Vector v is row order[v] / divide of x and its result row order[v] of y; without
@@ -42,20 +47,59 @@ struct Matrices {
 struct Vectors {
   const float* x = nullptr;
   std::int64_t x_stride = 0, y_stride = 0;
-  const int* order = nullptr;
-  int divide = 1;
-  const Tile* tiles = nullptr;  // on the device, with their count; null: `count` vectors, all of one matrix
-  const int* tile_count = nullptr;
   int count = 0;
+  int divide = 1;
+  // Of experts, all on the device: vectors sorted by expert, or, when `ids` is set, each on its own.
+  const int* order = nullptr;
+  const Tile* tiles = nullptr;
+  const int* tile_count = nullptr;
   int most_tiles = 0;
+  const std::int32_t* ids = nullptr;
+  int shift = 0, experts = 1;  // of ids: expert (id + shift) % experts is meant
 };
 
-// Two kernels with the same bytes: one decodes weights in registers for up to 4 vectors, one in shared memory for 32.
-inline constexpr int few_tile = 4, many_tile = 32;
+// Rows of x as products of many vectors read them: bf16, or int8 with the scales of their blocks; `padded` values a
+// row.
+struct Operand {
+  std::byte* data = nullptr;
+  float* scales = nullptr;  // two a block of 32, see BlockScale
+  std::int64_t padded = 0;
+};
 
-// True when the kernel for few vectors can hold 4 of `cols` values in shared memory.
-bool few_fits(std::int64_t cols, std::size_t shared_bytes);
-void products(const Matrices& w, const Vectors& v, int tile, int processors, cudaStream_t stream);
+// How a product goes about its vectors: few are whole in shared memory, many pass through it.
+enum class Way : std::uint8_t { few, many };
+
+// Vectors in a tile of each way.
+int tile_of(Numerics numerics, Way way);
+
+// True when the way for few vectors of `cols` values fits in shared memory.
+bool few_fits(Numerics numerics, std::int64_t cols, const Device& device);
+// Shared memory that a device must have for products of these numerics.
+std::size_t least_shared(Numerics numerics);
+
+// `operand` is what prepare() made of the vectors' rows; only the way for many reads it, and f32 none.
+void products(Numerics numerics, Way way, const Matrices& w, const Vectors& v, const Operand& operand,
+              const Device& device, cudaStream_t stream);
+std::size_t few_bytes_f32(std::int64_t cols);
+std::size_t few_bytes_bf16(std::int64_t cols);
+std::size_t few_bytes_q8_1(std::int64_t cols);
+std::size_t many_bytes_bf16();
+std::size_t many_bytes_q8_1();
+void products_f32(Way way, const Matrices& w, const Vectors& v, const Device& device, cudaStream_t stream);
+void products_bf16(Way way, const Matrices& w, const Vectors& v, const Operand& operand, const Device& device,
+                   cudaStream_t stream);
+void products_q8_1(Way way, const Matrices& w, const Vectors& v, const Operand& operand, const Device& device,
+                   cudaStream_t stream);
+
+// The numerics a product with weights of this type has in a lane of `numerics`: q8_1 has integers of blocks only.
+Numerics numerics_for(Numerics numerics, BlockType type);
+
+// Rounds or quantises `rows` rows of x.
+void prepare(Numerics numerics, const float* x, std::int64_t x_stride, std::int64_t cols, int rows,
+             const Operand& operand, cudaStream_t stream);
+std::int64_t padded_cols(std::int64_t cols);
+std::size_t operand_bytes(Numerics numerics, std::int64_t cols, std::int64_t rows);
+std::size_t scale_bytes(Numerics numerics, std::int64_t cols, std::int64_t rows);
 
 // Sorts the `count` ids by expert: order, and tiles of at most `tile`. `shift` is Params::expert_shift.
 void group_by_expert(const std::int32_t* ids, int count, int experts, int shift, int tile, int* order, Tile* tiles,
@@ -92,8 +136,41 @@ void swiglu(const float* gate, const float* up, std::int64_t count, float* y, cu
 void weigh(const float* x, const float* weights, std::int64_t rows, int width, float* y, cudaStream_t stream);
 void combine(const float* x, int rows, int used, int width, float* y, cudaStream_t stream);
 
-// weigh, combine and add in one, for when nobody looks at what is between them: y = residual + combined.
-void combine_into(const float* x, const float* weights, const float* residual, int rows, int used, int width, float* y,
-                  cudaStream_t stream);
+// ---- for when nobody looks at what is between: the same arithmetic without storing it
+// --------------------------------
+
+// RMSNorm and rotation of the heads of q and k, which stand with v in rows of qkv: q goes to `q`, k and v to the cache.
+struct Heads {
+  const float* qkv = nullptr;
+  Matrix q_norm, k_norm;
+  float q_eps = 0, k_eps = 0;
+  const float *cosines = nullptr, *sines = nullptr;
+  float *q = nullptr, *keys = nullptr, *values = nullptr;
+};
+void prepare_heads(const Heads& h, const Attention& a, cudaStream_t stream);
+
+// scores, softmax and mix of a few positions, where their scores fit in shared memory.
+bool attend_fits(const Attention& a, std::size_t shared_bytes);
+void attend(const float* q, const float* keys, const float* values, const Attention& a, float scale, float* out,
+            cudaStream_t stream);
+
+// softmax and topk.
+void route(const float* logits, int rows, int experts, int used, std::int32_t* ids, float* weights,
+           cudaStream_t stream);
+
+// What a layer adds to its residual: one vector, or those of the experts, weighed and combined.
+struct Addend {
+  const float* x = nullptr;
+  const float* weights = nullptr;  // null: one vector
+  int used = 1;
+};
+// sum = residual + addend, and, when there is a norm, y = RMSNorm(sum).
+struct Norm {
+  Matrix w;
+  float eps = 0;
+  float* y = nullptr;
+};
+void add_norm(const float* residual, const Addend& addend, int rows, int width, float* sum, const Norm& norm,
+              cudaStream_t stream);
 
 }  // namespace moe_diag::cuda

@@ -16,7 +16,7 @@ namespace {
 
 // Offsets of tensors; the kernels read 16 bytes at a time, and up to 4 past the end.
 constexpr std::size_t alignment = 256;
-constexpr std::size_t chunk_bytes = std::size_t{8} << 20;
+constexpr std::size_t chunk_bytes = std::size_t{4} << 20;
 constexpr std::size_t most_threads = 16;
 
 constexpr std::size_t aligned(std::size_t bytes) { return (bytes + 4 + alignment - 1) / alignment * alignment; }

@@ -49,21 +49,25 @@ TEST_CASE("the cuda backend is listed, built or with the reason why not") {
 }
 
 TEST_CASE("without a device what needs the cuda lane is untested, and the report says what is missing") {
-  const Finished finished = run_with("f32", "CUDA_VISIBLE_DEVICES= ");
-  INFO(finished.out << finished.err);
-  CHECK(finished.code == 3);
-  CHECK_THAT(finished.out, Contains("untested   ERROR") && Contains("lane 'gpu' is absent: "));
-  CHECK_THAT(finished.out, Contains("no NVIDIA driver") || Contains("shows no device") || Contains("was not built"));
+  for (const std::string numerics : {"f32", "bf16", "q8_1"}) {
+    const Finished finished = run_with(numerics, "CUDA_VISIBLE_DEVICES= ");
+    INFO(finished.out << finished.err);
+    CHECK(finished.code == 3);
+    CHECK_THAT(finished.out, Contains("untested   ERROR") && Contains("lane 'gpu' is absent: "));
+    CHECK_THAT(finished.out, Contains("no NVIDIA driver") || Contains("shows no device") || Contains("was not built"));
+  }
 }
 
 TEST_CASE("numerics that the cuda backend does not have are refused, device or not") {
   PluginHost host({MOE_DIAG_PLUGINS});
   for (const PluginRecord& record : host.list())
     if (record.name == "cuda" && record.absent.empty()) {
-      const Finished finished = run_with("f64");
-      INFO(finished.out << finished.err);
-      CHECK(finished.code == 2);
-      CHECK_THAT(finished.err, Contains("numerics: found 'f64', expected one of f32"));
+      for (const std::string numerics : {"f64", "q8_k"}) {
+        const Finished finished = run_with(numerics);
+        INFO(finished.out << finished.err);
+        CHECK(finished.code == 2);
+        CHECK_THAT(finished.err, Contains("numerics: found '" + numerics + "', expected one of f32, bf16, q8_1"));
+      }
     }
 }
 

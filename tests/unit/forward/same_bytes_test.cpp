@@ -35,7 +35,59 @@ void check_same(Recorder& a, Recorder& b, const std::string& what) {
   }
 }
 
+// When layer 1's attn_norm is shown: what the lane has as qkv_matmul, which is the step behind it.
+class Peek final : public Hook {
+ public:
+  explicit Peek(RunningLane& lane) : lane_(lane) {}
+  bool wants(int, int, Site) const override { return true; }
+  void show(Sighting& sighting) override {
+    if (!(sighting.site == Site{Stage::attn_norm, 1})) return;
+    const Tensor t = lane_.read(Stage::qkv_matmul, sighting.rows());
+    seen_.assign(t.as<std::byte>(), t.as<std::byte>() + t.bytes());
+  }
+  const std::vector<std::byte>& seen() const { return seen_; }
+
+ private:
+  RunningLane& lane_;
+  std::vector<std::byte> seen_;
+};
+
 }  // namespace
+
+TEST_CASE("a lane that returns early computes ahead of those who look, unless its values are replaced") {
+  for (const bool early : {false, true})
+    for (const bool fed : {false, true}) {
+      Lockstep lockstep(
+          tiny(),
+          {lane_spec("truth", {{"numerics", "f64"}}),
+           lane_spec("lane", fed ? Keys{{"numerics", "f32"}, {"inputs", "truth"}} : Keys{{"numerics", "f32"}})},
+          9);
+      Recorder plain = lockstep.record(tokens_of(9));
+      lockstep.lanes()[1].description.asynchronous = early;
+      Peek peek(lockstep.lanes()[1]);
+      Recorder seen(2);
+      lockstep.run(tokens_of(9), {&seen, &peek});
+      for (const auto& [key, what] : plain.all()) CHECK(what == seen.all().at(key));
+      const bool was_ahead = peek.seen() == seen.at(1, {Stage::qkv_matmul, 1}).bytes;
+      INFO("early " << early << ", fed " << fed);
+      CHECK(was_ahead == (early && !fed));
+    }
+}
+
+TEST_CASE("a fault is in what comes behind it, though a lane computes ahead") {
+  Lockstep lockstep(tiny(), {lane_spec("lane", {{"numerics", "f32"}})}, 3);
+  lockstep.lanes()[0].description.asynchronous = true;
+  Recorder healthy(1), faulty(1);
+  lockstep.run(tokens_of(3), {&healthy});
+  PlantedFault fault;
+  fault.lane = 0;
+  fault.spec.kind = FaultSpec::Kind::nan;
+  fault.spec.stage = Stage::attn_norm;
+  fault.spec.layer = 1;
+  lockstep.run(tokens_of(3), {&faulty}, {fault});
+  CHECK(healthy.at(0, {Stage::qkv_matmul, 0}) == faulty.at(0, {Stage::qkv_matmul, 0}));
+  CHECK_FALSE(healthy.at(0, {Stage::qkv_matmul, 1}) == faulty.at(0, {Stage::qkv_matmul, 1}));
+}
 
 TEST_CASE("threads change no byte") {
   for (const std::string& numerics : all_numerics) {

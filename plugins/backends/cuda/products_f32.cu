@@ -2,8 +2,12 @@
 #include <algorithm>
 
 #include "plugins/backends/cuda/decode.cuh"
-#include "plugins/backends/cuda/device.hpp"
 #include "plugins/backends/cuda/kernels.hpp"
+#include "plugins/backends/cuda/launch.cuh"
+#include "plugins/backends/cuda/vectors.cuh"
+
+// Products in f32. Two kernels with the same bytes: one decodes weights in registers for up to 4 vectors, one in shared
+// memory for 32.
 
 namespace moe_diag::cuda {
 namespace {
@@ -14,16 +18,7 @@ constexpr int few_threads = 256, few_warps = few_threads / 32;
 constexpr int few_stride = segment + 4;
 constexpr int many_threads = 128;
 
-__device__ inline int ceil_div(std::int64_t a, int b) { return static_cast<int>((a + b - 1) / b); }
-
-__device__ inline Tile tile_at(const Vectors& v, int index, int size) {
-  if (v.tiles) return index < *v.tile_count ? v.tiles[index] : Tile{0, 0, 0};
-  return {0, index * size, min(size, v.count - index * size)};
-}
-__device__ inline int result_row(const Vectors& v, int i) { return v.order ? v.order[i] : i; }
-__device__ inline const float* vector_at(const Vectors& v, int i) {
-  return v.x + std::int64_t{result_row(v, i) / v.divide} * v.x_stride;
-}
+constexpr int few_tile = 4, many_tile = 32;  // see tile_of()
 
 // ---- few vectors ---------------------------------------------------------------------------------------------------
 
@@ -52,13 +47,10 @@ struct Segments {
                                         std::int64_t end, int at, int segments) {
 #pragma unroll
     for (int r = 0; r < rows_at_once<B>; ++r) {
-      if (row + r * apart < end && at < segments) {
+      // Behind the end the last is read again: nobody uses what comes of it.
+      const std::byte* from = base + min(row + r * apart, end - 1) * w.row_bytes;
 #pragma unroll
-        for (int p = 0; p < 4; ++p) parts[r][p].fetch(base + (row + r * apart) * w.row_bytes, w.cols, at, p);
-      } else {
-#pragma unroll
-        for (int p = 0; p < 4; ++p) parts[r][p].clear();
-      }
+      for (int p = 0; p < 4; ++p) parts[r][p].fetch(from, w.cols, min(at, segments - 1), p);
     }
   }
   __device__ __forceinline__ void ready() {
@@ -121,66 +113,90 @@ __device__ __forceinline__ float add_in_order(float total, const float* from, in
   return total;
 }
 
-// A row is given to `lanes` lanes of a warp, a segment to each; lane m of them adds up the segments for vector m.
+// What the lanes of a warp do with rows: `lanes` to a row, a segment to each.
+struct Share {
+  int segments, lanes, apart, sub;  // segments of a row; lanes of a row; rows side by side; which lane of its row
+
+  __device__ explicit Share(std::int64_t cols)
+      : segments(ceil_div(cols, segment)), lanes(lanes_of_row(segments)), apart(32 / lanes), sub(threadIdx.x % lanes) {}
+};
+
+// Products of the rows of all lanes, from `row` on; lane m of a row adds up the segments for vector m. `fetched`: the
+// first segments are on their way already.
 template <BlockType B, int M>
-__device__ __forceinline__ void few_rows(const Matrix& w, const Vectors& v, float* y, const Tile& tile, const float* xs,
-                                         float* sums, Segments<B>& fetched, std::int64_t begin, std::int64_t end) {
+__device__ __forceinline__ void few_products(const Matrix& w, const std::byte* base, const Share& share,
+                                             const float* xs, float* sums, Segments<B>& parts, bool fetched,
+                                             std::int64_t row, std::int64_t end, float (&total)[rows_at_once<B>]) {
   constexpr int R = rows_at_once<B>;
-  const int segments = ceil_div(w.cols, segment), lanes = lanes_of_row(segments), apart = 32 / lanes;
-  const int lane = threadIdx.x % 32, sub = lane % lanes;
-  const std::byte* base = w.data + tile.expert * w.expert_bytes;
-  const std::int64_t x_size = std::int64_t{segments} * few_stride;
+  const int lane = threadIdx.x % 32;
+  const std::int64_t x_size = std::int64_t{share.segments} * few_stride;
   float* mine = sums + threadIdx.x / 32 * few_tile * 32;
-  for (std::int64_t r = begin; r < end; r += few_warps * apart * R) {
-    const std::int64_t row = r + lane / lanes;
-    float total[R] = {};
-    for (int first = 0; first < segments; first += lanes) {
-      if (r != begin || first > 0) fetched.fetch(w, base, row, apart, end, first + sub, segments);
-      fetched.ready();
-      float sum[R][M];
-      dot_segments<B, M>(fetched, xs + min(first + sub, segments - 1) * few_stride, x_size, sum);
+  for (int first = 0; first < share.segments; first += share.lanes) {
+    if (!fetched || first > 0) parts.fetch(w, base, row, share.apart, end, first + share.sub, share.segments);
+    parts.ready();
+    float sum[R][M];
+    dot_segments<B, M>(parts, xs + min(first + share.sub, share.segments - 1) * few_stride, x_size, sum);
 #pragma unroll
-      for (int i = 0; i < R; ++i) {
-        __syncwarp();
+    for (int i = 0; i < R; ++i) {
+      __syncwarp();
 #pragma unroll
-        for (int m = 0; m < M; ++m) mine[m * 32 + lane] = sum[i][m];
-        __syncwarp();
-        if (sub < M)
-          total[i] = add_in_order(total[i], mine + sub * 32 + lane / lanes * lanes, min(lanes, segments - first));
-      }
+      for (int m = 0; m < M; ++m) mine[m * 32 + lane] = sum[i][m];
+      __syncwarp();
+      if (share.sub < M)
+        total[i] = add_in_order(total[i], mine + share.sub * 32 + lane / share.lanes * share.lanes,
+                                min(share.lanes, share.segments - first));
     }
+  }
+}
+
+template <BlockType B, int M>
+__device__ __forceinline__ void few_rows(const Matrices& all, int set, const Vectors& v, const Tile& tile,
+                                         const Share& share, const float* xs, float* sums, Segments<B>& parts,
+                                         std::int64_t begin, std::int64_t end) {
+  constexpr int R = rows_at_once<B>;
+  const Matrix& w = all.w[set];
+  for (std::int64_t r = begin; r < end; r += few_warps * share.apart * R) {
+    const std::int64_t row = r + threadIdx.x % 32 / share.lanes;
+    float total[R] = {}, up[R] = {};
+    few_products<B, M>(w, w.data + tile.expert * w.expert_bytes, share, xs, sums, parts, r == begin, row, end, total);
+    if (all.swiglu)
+      few_products<B, M>(all.w[1], all.w[1].data + tile.expert * all.w[1].expert_bytes, share, xs, sums, parts, false,
+                         row, end, up);
 #pragma unroll
     for (int i = 0; i < R; ++i)
-      if (row + i * apart < end && sub < tile.count)
-        y[result_row(v, tile.first + sub) * v.y_stride + row + i * apart] = total[i];
+      if (row + i * share.apart < end && share.sub < tile.count)
+        all.y[set][result_row(v, tile.first + share.sub) * v.y_stride + row + i * share.apart] =
+            all.swiglu ? swiglu_of(total[i], up[i]) : total[i];
   }
 }
 
 template <BlockType B>
 __global__ void __launch_bounds__(few_threads, 2) few(Matrices all, Vectors v, int rows_per_block) {
   extern __shared__ __align__(16) float shared[];
-  const Matrix& w = all.w[blockIdx.z];
+  const int set = blockIdx.z;
+  const Matrix& w = all.w[set];
   const std::int64_t block_begin = std::int64_t{blockIdx.x} * rows_per_block;
+  if (by_expert(v)) wait_for_earlier();
   const Tile tile = tile_at(v, blockIdx.y, few_tile);
   if (tile.count <= 0 || block_begin >= w.rows) return;
-  const int segments = ceil_div(w.cols, segment), lanes = lanes_of_row(segments), lane = threadIdx.x % 32;
+  const Share share(w.cols);
   const std::int64_t end = min(w.rows, block_begin + rows_per_block);
-  const std::int64_t begin = block_begin + threadIdx.x / 32 * (32 / lanes) * rows_at_once<B>;
-  // The first rows are on their way while the vectors are read.
-  Segments<B> fetched;
-  fetched.fetch(w, w.data + tile.expert * w.expert_bytes, begin + lane / lanes, 32 / lanes, end, lane % lanes,
-                segments);
+  const std::int64_t begin = block_begin + threadIdx.x / 32 * share.apart * rows_at_once<B>;
+  // The first rows are on their way while the vectors are waited for and read.
+  Segments<B> parts;
+  parts.fetch(w, w.data + tile.expert * w.expert_bytes, begin + threadIdx.x % 32 / share.lanes, share.apart, end,
+              share.sub, share.segments);
+  if (!by_expert(v)) wait_for_earlier();
   float* sums = shared;
   float* xs = shared + few_warps * few_tile * 32;
-  load_vectors(v, tile, w.cols, segments, xs);
+  load_vectors(v, tile, w.cols, share.segments, xs);
   __syncthreads();
-  float* y = all.y[blockIdx.z];
   if (tile.count == 1)
-    few_rows<B, 1>(w, v, y, tile, xs, sums, fetched, begin, end);
+    few_rows<B, 1>(all, set, v, tile, share, xs, sums, parts, begin, end);
   else if (tile.count == 2)
-    few_rows<B, 2>(w, v, y, tile, xs, sums, fetched, begin, end);
+    few_rows<B, 2>(all, set, v, tile, share, xs, sums, parts, begin, end);
   else
-    few_rows<B, 4>(w, v, y, tile, xs, sums, fetched, begin, end);
+    few_rows<B, 4>(all, set, v, tile, share, xs, sums, parts, begin, end);
 }
 
 std::size_t few_bytes(std::int64_t cols) {
@@ -188,34 +204,27 @@ std::size_t few_bytes(std::int64_t cols) {
   return static_cast<std::size_t>(few_warps * few_tile * 32 + few_tile * segments * few_stride) * sizeof(float);
 }
 
-std::int64_t most_rows(const Matrices& w) {
-  std::int64_t rows = 0;
-  for (int i = 0; i < w.count; ++i) rows = std::max(rows, w.w[i].rows);
-  return rows;
-}
-
 template <BlockType B>
-void launch_few(const Matrices& w, const Vectors& v, int tiles, int processors, cudaStream_t stream) {
+void launch_few(const Matrices& w, const Vectors& v, int tiles, const Device& device, cudaStream_t stream) {
   const std::int64_t cols = w.w[0].cols, rows = most_rows(w);
-  // One vector alone needs room for one only. The tiles of experts may hold more: nothing says that a token's differ.
-  const bool alone = !v.tiles && v.count == 1;
+  // One vector alone needs room for one only.
+  const bool alone = v.ids || (!v.tiles && v.count == 1);
   const std::size_t bytes = few_bytes(cols) - (alone ? 3 * (few_bytes(cols) - few_bytes(0)) / 4 : 0);
-  if (bytes > 48 * 1024)
-    MOE_DIAG_CUDA(cudaFuncSetAttribute(few<B>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+  allow_shared(few<B>, bytes);
   const std::int64_t segments = (cols + segment - 1) / segment;
   int lanes = 4;
   while (lanes < 32 && lanes < segments) lanes *= 2;
   int rows_per_block = few_warps * (32 / lanes) * rows_at_once<B>;
   // Enough blocks to fill the device: then each does more, for what it has read of the vectors.
-  while (rows_per_block < 64 && rows * tiles * w.count / rows_per_block > 16 * processors) rows_per_block *= 2;
-  const auto blocks = static_cast<unsigned>((rows + rows_per_block - 1) / rows_per_block);
-  few<B><<<dim3(blocks, static_cast<unsigned>(tiles), static_cast<unsigned>(w.count)), few_threads, bytes, stream>>>(
-      w, v, rows_per_block);
+  const int sets = sets_of(w);
+  while (rows_per_block < 64 && rows * tiles * sets / rows_per_block > 16 * device.processors) rows_per_block *= 2;
+  const dim3 grid(blocks_for(rows, rows_per_block), static_cast<unsigned>(tiles), static_cast<unsigned>(sets));
+  launch(few<B>, grid, few_threads, bytes, stream, w, v, rows_per_block);
 }
 
 // ---- many vectors --------------------------------------------------------------------------------------------------
 
-// N weight rows by 32 vectors a block; a thread has 4 rows by N / 16 vectors.
+// N weight rows by 32 vectors a block; a thread has 4 rows by N / 16 vectors. Of gate and up, N / 2 rows each.
 
 // Column of weight row r at value k of a segment in shared memory. Threads that decode different eighths of a segment
 // write, and threads that read 4 rows at a time read, different banks.
@@ -232,14 +241,10 @@ struct Next {
   Part<B> parts[jobs];
   float4 x[quads];
 
-  __device__ __forceinline__ void fetch_weights(const Matrix& w, const std::byte* base, int row, int at) {
+  __device__ __forceinline__ void fetch_weights(const std::byte* const (&rows)[jobs], std::int64_t cols, int at) {
 #pragma unroll
     for (int j = 0; j < jobs; ++j) {
-      const int job = threadIdx.x + j * many_threads, r = job / 4;
-      if (r < N && row + r < w.rows)
-        parts[j].fetch(base + (row + r) * w.row_bytes, w.cols, at, job % 4);
-      else
-        parts[j].clear();
+      parts[j].fetch(rows[j], cols, at, static_cast<int>(threadIdx.x) % 4);
     }
   }
   __device__ __forceinline__ void fetch_vectors(const float* const (&rows)[quads], std::int64_t cols, bool aligned,
@@ -247,13 +252,11 @@ struct Next {
 #pragma unroll
     for (int j = 0; j < quads; ++j) {
       const std::int64_t column = std::int64_t{at} * segment + threadIdx.x % (segment / 4) * 4;
-      x[j] = float4{0, 0, 0, 0};
-      if (!rows[j] || column >= cols) continue;
       const float* from = rows[j] + column;
-      if (aligned) {
+      if (aligned && (at + 1) * segment <= cols) {
         x[j] = *reinterpret_cast<const float4*>(from);
       } else {
-        x[j].x = from[0];
+        x[j].x = column < cols ? from[0] : 0.0f;
         x[j].y = column + 1 < cols ? from[1] : 0.0f;
         x[j].z = column + 2 < cols ? from[2] : 0.0f;
         x[j].w = column + 3 < cols ? from[3] : 0.0f;
@@ -308,130 +311,117 @@ __device__ __forceinline__ void multiply_tile(const float* ws, const float* xs, 
     for (int n = 0; n < 4; ++n) totals[m][n] += sums[m][n];
 }
 
+// Row r of a block's N: of which matrix, and which of its rows.
+template <int N>
+struct Place {
+  int set;
+  std::int64_t row;
+
+  __device__ Place(const Matrices& all, int r)
+      : set(all.swiglu ? r / (N / 2) : blockIdx.z),
+        row(all.swiglu ? std::int64_t{blockIdx.x} * (N / 2) + r % (N / 2) : std::int64_t{blockIdx.x} * N + r) {}
+};
+
+template <int N, int V>
+__device__ __forceinline__ void write_tile(const Matrices& all, const Vectors& v, const Tile& tile, int tx, int ty,
+                                           const float (&totals)[V][4]) {
+  const Place<N> place(all, tx * 4);
+  const std::int64_t rows = all.w[place.set].rows;
+#pragma unroll
+  for (int m = 0; m < V; ++m) {
+    float value[4];
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      value[n] = totals[m][n];
+      // The other half of the lanes of a row of threads has the other matrix.
+      if (all.swiglu) value[n] = swiglu_of(totals[m][n], __shfl_xor_sync(~0u, totals[m][n], N / 8));
+    }
+    if (ty * V + m >= tile.count || (all.swiglu && place.set > 0)) continue;
+    float* y = all.y[place.set] + result_row(v, tile.first + ty * V + m) * v.y_stride;
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+      if (place.row + n < rows) y[place.row + n] = value[n];
+  }
+}
+
 template <BlockType B, int N>
 __global__ void __launch_bounds__(many_threads) many(Matrices all, Vectors v) {
   constexpr int V = N / 16;
   __shared__ __align__(16) float ws[segment * N];
   __shared__ __align__(16) float xs[many_tile * few_stride];
-  const Matrix& w = all.w[blockIdx.z];
-  const int row = blockIdx.x * N, tx = threadIdx.x % (N / 4), ty = threadIdx.x / (N / 4);
+  wait_for_earlier();
+  const std::int64_t cols = all.w[0].cols;
+  const int tx = threadIdx.x % (N / 4), ty = threadIdx.x / (N / 4);
   const Tile tile = tile_at(v, blockIdx.y, many_tile);
-  if (tile.count <= 0 || row >= w.rows) return;
-  const std::byte* base = w.data + tile.expert * w.expert_bytes;
-  const bool aligned = w.cols % 4 == 0 && v.x_stride % 4 == 0;
+  if (tile.count <= 0) return;
   Next<B, N> next;
+  const std::byte* weights[Next<B, N>::jobs];
+#pragma unroll
+  for (int j = 0; j < Next<B, N>::jobs; ++j) {
+    const int r = (threadIdx.x + j * many_threads) / 4;
+    const Place<N> place(all, r < N ? r : 0);
+    const Matrix& w = all.w[place.set];
+    weights[j] = w.data + tile.expert * w.expert_bytes + min(place.row, w.rows - 1) * w.row_bytes;
+  }
+  const bool aligned = cols % 4 == 0 && v.x_stride % 4 == 0;
   const float* rows[Next<B, N>::quads];
 #pragma unroll
   for (int j = 0; j < Next<B, N>::quads; ++j) {
     const int m = (threadIdx.x + j * many_threads) / (segment / 4);
-    rows[j] = m < tile.count ? vector_at(v, tile.first + m) : nullptr;
+    rows[j] = vector_at(v, tile.first + min(m, tile.count - 1));
   }
   float totals[V][4] = {};
   // A warp has 8 of the 32 vectors, and the last tile of a group seldom has as many.
   const bool busy = static_cast<int>(threadIdx.x) / 32 * 8 < tile.count;
-  const int segments = ceil_div(w.cols, segment);
-  next.fetch_weights(w, base, row, 0);
-  next.fetch_vectors(rows, w.cols, aligned, 0);
+  const int segments = ceil_div(cols, segment);
+  next.fetch_weights(weights, cols, 0);
+  next.fetch_vectors(rows, cols, aligned, 0);
   for (int at = 0; at < segments; ++at) {
     next.store(ws, xs);
     __syncthreads();
     if (at + 1 < segments) {
-      next.fetch_weights(w, base, row, at + 1);
-      next.fetch_vectors(rows, w.cols, aligned, at + 1);
+      next.fetch_weights(weights, cols, at + 1);
+      next.fetch_vectors(rows, cols, aligned, at + 1);
     }
     if (busy) multiply_tile<N>(ws, xs, tx, ty, totals);
     __syncthreads();
   }
-#pragma unroll
-  for (int m = 0; m < V; ++m) {
-    if (ty * V + m >= tile.count) continue;
-    float* y = all.y[blockIdx.z] + result_row(v, tile.first + ty * V + m) * v.y_stride;
-#pragma unroll
-    for (int n = 0; n < 4; ++n)
-      if (row + tx * 4 + n < w.rows) y[row + tx * 4 + n] = totals[m][n];
-  }
+  write_tile<N>(all, v, tile, tx, ty, totals);
 }
 
 template <BlockType B, int N>
 void launch_many(const Matrices& w, const Vectors& v, int tiles, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>((most_rows(w) + N - 1) / N);
-  many<B, N>
-      <<<dim3(blocks, static_cast<unsigned>(tiles), static_cast<unsigned>(w.count)), many_threads, 0, stream>>>(w, v);
+  const int rows = w.swiglu ? N / 2 : N;
+  launch(many<B, N>,
+         dim3(blocks_for(most_rows(w), rows), static_cast<unsigned>(tiles), static_cast<unsigned>(sets_of(w))),
+         many_threads, 0, stream, w, v);
 }
 
 template <BlockType B>
-void launch(const Matrices& w, const Vectors& v, int tile, int processors, cudaStream_t stream) {
-  const int tiles = v.tiles ? v.most_tiles : (v.count + tile - 1) / tile;
+void launch_product(Way way, const Matrices& w, const Vectors& v, const Device& device, cudaStream_t stream) {
+  const int tiles = tiles_of(v, way == Way::few ? few_tile : many_tile);
   if (tiles <= 0 || most_rows(w) <= 0) return;
-  if (tile == few_tile)
-    launch_few<B>(w, v, tiles, processors, stream);
-  else if (most_rows(w) / 64 * tiles * w.count < 3 * processors)
+  if (way == Way::few)
+    launch_few<B>(w, v, tiles, device, stream);
+  else if (most_rows(w) / 64 * tiles * w.count < 3 * device.processors)
     launch_many<B, 16>(w, v, tiles, stream);
   else
     launch_many<B, 64>(w, v, tiles, stream);
-  MOE_DIAG_CUDA(cudaGetLastError());
-}
-
-// ---- grouping ------------------------------------------------------------------------------------------------------
-
-// The sum of the values of the lanes before this one.
-__device__ int sum_before(int value) {
-  const int lane = threadIdx.x % 32;
-  int sum = value;
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(~0u, sum, step);
-    if (lane >= step) sum += other;
-  }
-  return sum - value;
-}
-
-// One block. The order within a group is left open: each vector's result is its own.
-__global__ void group(const std::int32_t* ids, int count, int experts, int shift, int tile, int* order, Tile* tiles,
-                      int* tile_count) {
-  extern __shared__ int counts[];
-  int* next = counts + experts;
-  for (int e = threadIdx.x; e < experts; e += blockDim.x) counts[e] = 0;
-  __syncthreads();
-  for (int i = threadIdx.x; i < count; i += blockDim.x) atomicAdd(&counts[(ids[i] + shift) % experts], 1);
-  __syncthreads();
-  if (threadIdx.x < 32) {
-    int first = 0, tile_at = 0;  // of the experts before these 32
-    for (int e = threadIdx.x; e < experts + static_cast<int>(threadIdx.x); e += 32) {
-      const int mine = e < experts ? counts[e] : 0, my_tiles = (mine + tile - 1) / tile;
-      const int before = sum_before(mine), tiles_before = sum_before(my_tiles);
-      if (e < experts) next[e] = first + before;
-      for (int i = 0; i < my_tiles; ++i)
-        tiles[tile_at + tiles_before + i] = {e, first + before + i * tile, min(tile, mine - i * tile)};
-      first += __shfl_sync(~0u, before + mine, 31);
-      tile_at += __shfl_sync(~0u, tiles_before + my_tiles, 31);
-    }
-    if (threadIdx.x == 0) *tile_count = tile_at;
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < count; i += blockDim.x) order[atomicAdd(&next[(ids[i] + shift) % experts], 1)] = i;
 }
 
 }  // namespace
 
-bool few_fits(std::int64_t cols, std::size_t shared_bytes) { return few_bytes(cols) <= shared_bytes; }
+std::size_t few_bytes_f32(std::int64_t cols) { return few_bytes(cols); }
 
-void products(const Matrices& w, const Vectors& v, int tile, int processors, cudaStream_t stream) {
+void products_f32(Way way, const Matrices& w, const Vectors& v, const Device& device, cudaStream_t stream) {
   switch (w.w[0].type) {
-    case BlockType::f32: return launch<BlockType::f32>(w, v, tile, processors, stream);
-    case BlockType::f16: return launch<BlockType::f16>(w, v, tile, processors, stream);
-    case BlockType::bf16: return launch<BlockType::bf16>(w, v, tile, processors, stream);
-    case BlockType::q8_0: return launch<BlockType::q8_0>(w, v, tile, processors, stream);
-    case BlockType::q4_k: return launch<BlockType::q4_k>(w, v, tile, processors, stream);
-    case BlockType::q6_k: return launch<BlockType::q6_k>(w, v, tile, processors, stream);
+    case BlockType::f32: return launch_product<BlockType::f32>(way, w, v, device, stream);
+    case BlockType::f16: return launch_product<BlockType::f16>(way, w, v, device, stream);
+    case BlockType::bf16: return launch_product<BlockType::bf16>(way, w, v, device, stream);
+    case BlockType::q8_0: return launch_product<BlockType::q8_0>(way, w, v, device, stream);
+    case BlockType::q4_k: return launch_product<BlockType::q4_k>(way, w, v, device, stream);
+    case BlockType::q6_k: return launch_product<BlockType::q6_k>(way, w, v, device, stream);
   }
-}
-
-void group_by_expert(const std::int32_t* ids, int count, int experts, int shift, int tile, int* order, Tile* tiles,
-                     int* tile_count, cudaStream_t stream) {
-  const int threads = std::clamp((std::max(count, experts) + 31) / 32 * 32, 32, 1024);
-  const auto bytes = static_cast<std::size_t>(experts) * 2 * sizeof(int);
-  group<<<1, threads, bytes, stream>>>(ids, count, experts, shift, tile, order, tiles, tile_count);
-  MOE_DIAG_CUDA(cudaGetLastError());
 }
 
 }  // namespace moe_diag::cuda

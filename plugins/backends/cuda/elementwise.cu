@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+#include "plugins/backends/cuda/decode.cuh"
+#include "plugins/backends/cuda/kernels.hpp"
+#include "plugins/backends/cuda/launch.cuh"
+#include "plugins/backends/cuda/vectors.cuh"
+
+// Operators whose every result is a thread's own.
+namespace moe_diag::cuda {
+namespace {
+
+constexpr int block_threads = 256;
+
+__global__ void embed_rows(Matrix table, const std::int32_t* tokens, float* out) {
+  wait_for_earlier();
+  const std::byte* row = table.data + tokens[blockIdx.x] * table.row_bytes;
+  for (int k = threadIdx.x; k < table.cols; k += blockDim.x)
+    out[std::int64_t{blockIdx.x} * table.cols + k] = decode_at(table.type, row, k);
+}
+
+__global__ void add_all(const float* a, const float* b, std::int64_t count, float* y) {
+  wait_for_earlier();
+  const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (at < count) y[at] = a[at] + b[at];
+}
+
+__global__ void swiglu_all(const float* gate, const float* up, std::int64_t count, float* y) {
+  wait_for_earlier();
+  const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (at < count) y[at] = swiglu_of(gate[at], up[at]);
+}
+
+__global__ void weigh_rows(const float* x, const float* weights, std::int64_t count, int width, float* y) {
+  wait_for_earlier();
+  const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (at < count) y[at] = x[at] * weights[at / width];
+}
+
+__global__ void combine_rows(const float* x, std::int64_t count, int used, int width, float* y) {
+  wait_for_earlier();
+  const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (at >= count) return;
+  x += at / width * used * width + at % width;
+  float sum = x[0];
+  for (int slot = 1; slot < used; ++slot) sum += x[std::int64_t{slot} * width];
+  y[at] = sum;
+}
+
+}  // namespace
+
+void embed(const Matrix& table, const std::int32_t* tokens, int rows, float* out, cudaStream_t stream) {
+  if (rows == 0) return;
+  launch(embed_rows, static_cast<unsigned>(rows), block_threads, 0, stream, table, tokens, out);
+}
+
+void add(const float* a, const float* b, std::int64_t count, float* y, cudaStream_t stream) {
+  launch(add_all, blocks_for(count, block_threads), block_threads, 0, stream, a, b, count, y);
+}
+
+void swiglu(const float* gate, const float* up, std::int64_t count, float* y, cudaStream_t stream) {
+  launch(swiglu_all, blocks_for(count, block_threads), block_threads, 0, stream, gate, up, count, y);
+}
+
+void weigh(const float* x, const float* weights, std::int64_t rows, int width, float* y, cudaStream_t stream) {
+  const std::int64_t count = rows * width;
+  launch(weigh_rows, blocks_for(count, block_threads), block_threads, 0, stream, x, weights, count, width, y);
+}
+
+void combine(const float* x, int rows, int used, int width, float* y, cudaStream_t stream) {
+  const std::int64_t count = std::int64_t{rows} * width;
+  launch(combine_rows, blocks_for(count, block_threads), block_threads, 0, stream, x, count, used, width, y);
+}
+
+}  // namespace moe_diag::cuda

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+#include "plugins/backends/cuda/fusions.hpp"
+
+#include <algorithm>
+#include <initializer_list>
+
+namespace moe_diag::cuda {
+namespace {
+
+bool are(std::span<const Step> steps, std::initializer_list<Op> ops) {
+  return steps.size() >= ops.size() &&
+         std::equal(ops.begin(), ops.end(), steps.begin(), [](Op op, const Step& step) { return step.op == op; });
+}
+
+// True when input `i` of `to` is the first output of `from`.
+bool feeds(const Step& from, const Step& to, std::size_t i) { return to.in[i] == from.out[0]; }
+
+bool same_kind(const Weight& a, const Weight& b) { return a.type == b.type && a.cols == b.cols && a.rows == b.rows; }
+
+}  // namespace
+
+std::size_t attention_steps(std::span<const Step> s) {
+  if (!are(s, {Op::rms_norm, Op::rms_norm, Op::rope, Op::rope, Op::scores, Op::softmax, Op::mix})) return 0;
+  const bool chained = feeds(s[0], s[2], 0) && feeds(s[1], s[3], 0) && feeds(s[2], s[4], 0) && feeds(s[3], s[4], 1) &&
+                       feeds(s[4], s[5], 0) && feeds(s[5], s[6], 0);
+  const bool of_one = s[0].in[0] == s[1].in[0] && s[0].in[0] == s[6].in[1];
+  return chained && of_one && s[5].params.causal && s[2].params.theta == s[3].params.theta ? 7 : 0;
+}
+
+std::size_t routing_steps(std::span<const Step> s) {
+  return are(s, {Op::softmax, Op::topk}) && !s[0].params.causal && feeds(s[0], s[1], 0) ? 2 : 0;
+}
+
+std::size_t paired_steps(std::span<const Step> s) {
+  if (!are(s, {Op::expert_linear, Op::expert_linear})) return 0;
+  const bool of_one = s[0].in[0] == s[1].in[0] && s[0].in[1] == s[1].in[1] && s[0].out[0] != s[1].in[0] &&
+                      s[0].params.expert_shift == s[1].params.expert_shift;
+  return of_one && same_kind(*s[0].weights[0], *s[1].weights[0]) ? 2 : 0;
+}
+
+std::size_t gated_steps(std::span<const Step> s) {
+  if (paired_steps(s) == 0 || s.size() < 3 || s[2].op != Op::swiglu) return 0;
+  return feeds(s[0], s[2], 0) && feeds(s[1], s[2], 1) ? 3 : 0;
+}
+
+Sum sum_steps(std::span<const Step> s) {
+  Sum sum;
+  if (are(s, {Op::weigh, Op::combine, Op::add}) && feeds(s[0], s[1], 0) && feeds(s[1], s[2], 1) &&
+      s[2].in[0] != s[1].out[0]) {
+    sum.weigh = &s[0];
+    sum.steps = 2;
+  } else if (!are(s, {Op::add})) {
+    return sum;
+  }
+  sum.add = &s[sum.steps++];
+  if (sum.steps < s.size() && s[sum.steps].op == Op::rms_norm && feeds(*sum.add, s[sum.steps], 0) &&
+      s[sum.steps].params.offset == 0)
+    sum.norm = &s[sum.steps++];
+  return sum;
+}
+
+}  // namespace moe_diag::cuda
