@@ -20,8 +20,8 @@ struct PlantedFault {
   Site site() const { return {spec.stage, spec.layer}; }
 };
 
-// Plants one fault in the passes of a walk. A fault of the computation is computed here, on the host and in double, from
-// what the lane's step has read, so that it is the same fault whatever the backend.
+// Plants one fault in the passes of a walk. A fault of the computation is computed here, on the host and in double,
+// from what the lane's step has read, so that it is the same fault whatever the backend.
 class FaultPlanter {
  public:
   // `step` writes the fault's site.

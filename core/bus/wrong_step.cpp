@@ -103,9 +103,8 @@ class Computation {
     if (is(Kind::rope_theta)) options.theta = fault_->theta;
     if (is(Kind::rope_interleaved)) options.pairs = host::RopePairs::neighbours;
     const int later = is(Kind::off_by_one_position) ? 1 : 0;
-    return by_row([&](std::size_t r) {
-      return host::rope(row(0, r), config_.head_dim, inputs_.positions[r] + later, options);
-    });
+    return by_row(
+        [&](std::size_t r) { return host::rope(row(0, r), config_.head_dim, inputs_.positions[r] + later, options); });
   }
 
   Values scores() const {
@@ -124,8 +123,7 @@ class Computation {
     Values stale = keys;
     for (int position : fault_->positions.resolve(inputs_.total)) {
       const std::size_t at = static_cast<std::size_t>(position) * width;
-      if (position > 0 && at < keys.size())
-        std::copy_n(keys.data() + (at - width), width, stale.data() + at);
+      if (position > 0 && at < keys.size()) std::copy_n(keys.data() + (at - width), width, stale.data() + at);
     }
     return stale;
   }

@@ -17,8 +17,9 @@ struct StepInputs {
   std::array<host::Values, 2> in;  // as Step::in, [rows, ...]; the keys of `scores`: of all positions up to the last
 };
 
-// The step's output for those rows in double, [rows, ...]: as the fault makes it, or as it should be without one (null).
-// For the operators that is_computed() faults fit. Throws Error(environment) when the inputs do not fit the step.
+// The step's output for those rows in double, [rows, ...]: as the fault makes it, or as it should be without one
+// (null). For the operators that is_computed() faults fit. Throws Error(environment) when the inputs do not fit the
+// step.
 host::Values compute(const Step& step, const ModelConfig& config, const StepInputs& inputs, const FaultSpec* fault);
 
 }  // namespace moe_diag

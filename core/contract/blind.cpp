@@ -64,8 +64,8 @@ std::string blind_to_explained(const FalsifierSpec& falsifier, const FaultSpec& 
   using Kind = FaultSpec::Kind;
   if (falsifier.metric != Metric::routing_real_flips) return "";
   if (!info(fault.kind).stays_finite && fault.kind != Kind::scale) return "";
-  const bool misleads = fault.stage == Stage::moe_router_indices ||
-                        (fault.stage == Stage::moe_router_probs && !keeps_order(fault));
+  const bool misleads =
+      fault.stage == Stage::moe_router_indices || (fault.stage == Stage::moe_router_probs && !keeps_order(fault));
   if (!misleads)
     return fmt::format(
         "{} counts the flips that the lane's own moe_router_logits do not explain, and these follow the "
@@ -124,8 +124,9 @@ std::string blind_to(const FalsifierSpec& falsifier, const FaultSpec& fault, con
   const std::string same = last == planted ? same_at_own_site(falsifier.metric, fault) : "";
   if (!same.empty()) return fmt::format("{}, and the falsifier looks at nothing that follows", same);
   if (!shares_positions(falsifier, fault, contract, fed))
-    return fmt::format("planted at positions {}, it reaches none of the positions {} that the falsifier looks at",
-                       fault.positions.text(), falsifier.positions.text());
+    return fmt::format("planted at positions {},{} it reaches none of the positions {} that the falsifier looks at",
+                       fault.positions.text(), spares_the_first(fault) ? " and changing nothing at position 0," : "",
+                       falsifier.positions.text());
   return "";
 }
 

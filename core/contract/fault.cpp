@@ -70,12 +70,13 @@ bool keeps_order(const FaultSpec& fault) {
   return info(fault.kind).keeps_order && (fault.kind != Kind::scale || fault.factor > 0);
 }
 
+bool spares_the_first(const FaultSpec& fault) {
+  return fault.kind == Kind::rope_theta || fault.kind == Kind::rope_interleaved || fault.kind == Kind::stale_kv;
+}
+
 std::vector<int> positions_changed(const FaultSpec& fault, int tokens) {
   std::vector<int> positions = fault.positions.resolve(tokens);
-  // Nothing is rotated at position 0, and the key there has none before it.
-  const bool not_the_first =
-      fault.kind == Kind::rope_theta || fault.kind == Kind::rope_interleaved || fault.kind == Kind::stale_kv;
-  if (not_the_first && !positions.empty() && positions.front() == 0) positions.erase(positions.begin());
+  if (spares_the_first(fault) && !positions.empty() && positions.front() == 0) positions.erase(positions.begin());
   if (fault.kind == Kind::stale_kv && !positions.empty()) {
     const int first_key = positions.front();
     positions.clear();

@@ -14,8 +14,8 @@ namespace moe_diag {
 struct FaultInfo {
   FaultSpec::Kind kind;
   std::string_view name;
-  bool computed;     // of the computation: the step is computed anew, wrongly; else the values it gave are edited
-  bool keeps_order;  // what it makes of a row is the row times a positive factor
+  bool computed;      // of the computation: the step is computed anew, wrongly; else the values it gave are edited
+  bool keeps_order;   // what it makes of a row is the row times a positive factor
   bool stays_finite;  // what it makes of finite values is finite
 };
 
@@ -56,6 +56,8 @@ bool is_computed(const FaultSpec& fault);
 // True when the fault makes of a row the row times a positive factor.
 bool keeps_order(const FaultSpec& fault);
 
+// True when nothing at position 0 can change: nothing is rotated there, and its key has none before it.
+bool spares_the_first(const FaultSpec& fault);
 // The positions, of a sequence of so many tokens, whose values at its site the fault can change.
 std::vector<int> positions_changed(const FaultSpec& fault, int tokens);
 

@@ -57,8 +57,8 @@ std::optional<Value> find_key_of(std::initializer_list<Kind> owners, std::string
   if (!value || !kind || std::find(owners.begin(), owners.end(), *kind) != owners.end()) return value;
   std::vector<std::string_view> names;
   for (Kind owner : owners) names.push_back(name_of(owner));
-  value->refuse(fmt::format("is for the fault{} '{}': remove it", names.size() > 1 ? "s" : "",
-                            fmt::join(names, "', '")));
+  value->refuse(
+      fmt::format("is for the fault{} '{}': remove it", names.size() > 1 ? "s" : "", fmt::join(names, "', '")));
   return std::nullopt;
 }
 

@@ -41,7 +41,8 @@ Forward::Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<Planted
 // The lane must store what the fault replaces, and what it reads: each stage as the last step before it wrote it.
 void Forward::prepare(PlantedFault fault) {
   const Program& program = programs_.front();
-  const auto step = std::find_if(program.begin(), program.end(), [&](const Step& s) { return writes(s, fault.site()); });
+  const auto step =
+      std::find_if(program.begin(), program.end(), [&](const Step& s) { return writes(s, fault.site()); });
   if (step == program.end())
     throw Error(ErrorKind::usage, "fault '" + fault.spec.text + "': the model has no such layer");
   std::vector<bool>& needs = fault_needs_[static_cast<std::size_t>(fault.lane)];
@@ -131,8 +132,8 @@ void Forward::plan_stops(int prompt) {
       step.want = fault_needs_[static_cast<std::size_t>(lane)][i];
       for (Stage stage : step.out) {
         const Site site = site_of(step, stage);
-        step.want = step.want || bus_.wanted(prompt, lane, site) ||
-                    feeder(lanes_[static_cast<std::size_t>(lane)], stage) >= 0;
+        step.want =
+            step.want || bus_.wanted(prompt, lane, site) || feeder(lanes_[static_cast<std::size_t>(lane)], stage) >= 0;
         for (int other : feeding_order_)
           step.want = step.want || feeder(lanes_[static_cast<std::size_t>(other)], stage) == lane;
       }

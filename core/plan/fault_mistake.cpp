@@ -59,10 +59,9 @@ std::string block_mistake(const FaultSpec& fault, const Step& step) {
 }
 
 std::string positions_mistake(const FaultSpec& fault, const Contract& contract) {
-  const bool changes =
-      std::any_of(contract.prompts.begin(), contract.prompts.end(), [&](const PromptSpec& prompt) {
-        return !positions_changed(fault, prompt.length()).empty();
-      });
+  const bool changes = std::any_of(contract.prompts.begin(), contract.prompts.end(), [&](const PromptSpec& prompt) {
+    return !positions_changed(fault, prompt.length()).empty();
+  });
   return changes ? "" : "it changes nothing at position 0";
 }
 

@@ -170,10 +170,10 @@ void Runner::check_bits() const {
     const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(lanes_->index_of(fault.lane))];
     const int bits = static_cast<int>(size_of(lane.description.values)) * 8;
     if (lane.absent.empty() && fault.bit >= bits)
-      throw Error(ErrorKind::usage, fmt::format("{}: fault '{}': bit {} is not there, the values of lane '{}' are {} "
-                                                "and have bits 0..{}",
-                                                place, fault.text, fault.bit, lane.name,
-                                                name_of(lane.description.values), bits - 1));
+      throw Error(ErrorKind::usage,
+                  fmt::format("{}: fault '{}': bit {} is not there, the values of lane '{}' are {} "
+                              "and have bits 0..{}",
+                              place, fault.text, fault.bit, lane.name, name_of(lane.description.values), bits - 1));
   }
 }
 
@@ -321,7 +321,7 @@ Digests Runner::digests() {
       throw Error(ErrorKind::absent, fmt::format("lane '{}' is absent: {}", (*lanes_)[i].name, (*lanes_)[i].absent));
   std::vector<Hook*> hooks = call_witnesses();
   hooks.push_back(sequences_.get());
-  walk(hooks, {}, lockstep_, "");
+  walk(hooks, planted(), lockstep_, "");
   for (int p = 0; p < static_cast<int>(contract_.prompts.size()); ++p)
     if (!sequences_->stopped(p).empty()) throw Error(ErrorKind::environment, sequences_->stopped(p));
   Digests digests;
@@ -456,7 +456,8 @@ void Runner::fail(const Error& error) {
 
 Verdict Runner::verdict() {
   for (const std::string& fault : planted_in_vain_) {
-    verdict_.failure = fmt::format("fault '{}' changed nothing: it was planted where nothing is computed, or makes no difference there", fault);
+    verdict_.failure = fmt::format(
+        "fault '{}' changed nothing: it was planted where nothing is computed, or makes no difference there", fault);
     verdict_.failure_is_usage = true;
   }
   if (const Judgement* first = verdict_.first_divergence(); first && has_stage(first->spec->metric))

@@ -262,8 +262,9 @@ TEST_CASE("a control is refused only where its fault makes no difference to the 
 
 TEST_CASE("planted faults are read as those of the command line") {
   CHECK(with({}).planted.empty());
-  const Contract c = with({{"planted", "[{inject: wrong_type, stage: attn_out, layer: 2, type: q6_k, lane: f32}, "
-                                       "{inject: zero, stage: moe_expert_up, layer: 1, expert: 3, lane: step}]"}});
+  const Contract c = with({{"planted",
+                            "[{inject: wrong_type, stage: attn_out, layer: 2, type: q6_k, lane: f32}, "
+                            "{inject: zero, stage: moe_expert_up, layer: 1, expert: 3, lane: step}]"}});
   REQUIRE(c.planted.size() == 2);
   CHECK(c.planted[0].text == "wrong_type Q6_K at attn_out, layer 2");
   CHECK(c.planted[0].lane == "f32");

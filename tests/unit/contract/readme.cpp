@@ -87,7 +87,7 @@ TEST_CASE("the guide says of every metric which threshold and stages it takes") 
 }
 
 TEST_CASE("the guide says of every fault which stages it fits") {
-  const std::string text = readme();
+  const std::string text = guide();
   for (const FaultInfo& f : fault_table) {
     INFO(f.name);
     const std::string row = row_of(text, f.name), stages = row.substr(row.rfind(" | ", row.size() - 3) + 3);

@@ -32,8 +32,7 @@ Model tiny(const std::string& quant) {
 class Faulty {
  public:
   explicit Faulty(const std::string& numerics = "f64", const std::string& quant = "q4_k_m")
-      : lockstep_(tiny(quant), {test::lane_spec("lane", {{"numerics", numerics}})},
-                  static_cast<int>(tokens.size())),
+      : lockstep_(tiny(quant), {test::lane_spec("lane", {{"numerics", numerics}})}, static_cast<int>(tokens.size())),
         right_(lockstep_.record(tokens)) {}
 
   // The stage with the fault in it, which sits in the first layer or in none.
@@ -183,8 +182,8 @@ TEST_CASE("rope_interleaved pairs neighbours, rope_theta turns more slowly or fa
       const double angle = r * std::pow(1e6, -2.0 * i / (2 * half)), slow = r * std::pow(1e4, -2.0 * i / (2 * half));
       const auto a = static_cast<std::size_t>(2 * i), h = static_cast<std::size_t>(i);
       CHECK(neighbours[a] == Approx(in[a] * std::cos(angle) - in[a + 1] * std::sin(angle)).margin(1e-12));
-      CHECK(other[h] == Approx(in[h] * std::cos(slow) - in[h + static_cast<std::size_t>(half)] * std::sin(slow))
-                            .margin(1e-12));
+      CHECK(other[h] ==
+            Approx(in[h] * std::cos(slow) - in[h + static_cast<std::size_t>(half)] * std::sin(slow)).margin(1e-12));
     }
   }
 }

@@ -53,8 +53,8 @@ TEST_CASE("faults that the model or the lane cannot have are refused wherever th
       {"inject: wrong_type, stage: moe_router_logits, layer: 1", "the weight there is F32: name a 'type'"},
       {"inject: wrong_type, stage: attn_out, layer: 1, type: Q4_K", "the weight there is Q4_K: name another 'type'"},
       {"inject: rope_theta, stage: q_post_rope, layer: 1, theta: 1e6", "is the model's own theta: give another"},
-      {"inject: stale_kv, stage: attn_scores, layer: 1, positions: 0", "it changes nothing at position 0"},
-      {"inject: rope_interleaved, stage: k_post_rope, layer: 1, positions: 0", "it changes nothing at position 0"},
+      {"inject: stale_kv, stage: attn_scores, layer: 1, positions: 0", "nothing at position 0"},
+      {"inject: rope_interleaved, stage: k_post_rope, layer: 1, positions: 0", "nothing at position 0"},
   };
   for (const auto& [fault, message] : cases) {
     INFO(fault);
@@ -88,8 +88,7 @@ TEST_CASE("faults that need other experts, pairs or blocks are refused where the
 TEST_CASE("bits above 31 are there in lanes of doubles") {
   const std::string text = contract_text(
       "  - {id: ERROR, claim: c, lane: free, against: truth, stage: all, metric: rel_l2, at_most: 1e-5}\n");
-  const Verdict verdict =
-      judge_text(text, {}, {"{inject: bitflip, stage: attn_out, layer: 1, bit: 62, lane: truth}"});
+  const Verdict verdict = judge_text(text, {}, {"{inject: bitflip, stage: attn_out, layer: 1, bit: 62, lane: truth}"});
   REQUIRE(verdict.first_divergence());
   CHECK(verdict.first_divergence()->first_failing()->site == Site{Stage::attn_out, 1});
 }
@@ -105,8 +104,7 @@ TEST_CASE("a fault that is part of the contract is treated as one of the command
     CHECK(verdict->first_divergence()->first_failing()->site == Site{Stage::moe_expert_out, 2});
   }
   CHECK(planted.first_divergence()->failing == injected.first_divergence()->failing);
-  const Verdict both =
-      judge_text(with_planted(fault), {}, {"{inject: nan, stage: attn_out, layer: 1, lane: step}"});
+  const Verdict both = judge_text(with_planted(fault), {}, {"{inject: nan, stage: attn_out, layer: 1, lane: step}"});
   CHECK(both.planted == std::vector<std::string>{told, "nan at attn_out, layer 1, lane step"});
   CHECK(both.first_divergence()->first_failing()->site == Site{Stage::attn_out, 1});
 }
