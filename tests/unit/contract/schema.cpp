@@ -77,7 +77,8 @@ bool begins_with_one_of(const std::string& name, const std::vector<std::string>&
 }  // namespace
 
 TEST_CASE("the schema has the keys that the parser takes, and no others") {
-  const Json s = schema(), defs = s["definitions"];
+  const Json s = schema();
+  const Json& defs = s["definitions"];
   const std::vector<std::pair<std::string, Json>> places{
       {"", s},
       {"metadata", s["properties"]["metadata"]},

@@ -73,8 +73,9 @@ std::set<Site> failing_sites(const Verdict& verdict) {
 }
 
 // A lane that is fed drops each fault after its site, so that all of a kind can be planted in one run.
-void check_found_everywhere(Kind kind, const std::string& more = "") {
-  INFO(name_of(kind) << more);
+void check_found_everywhere(Kind kind, const std::string& more = "",
+                            const std::string& text = contract_text(claims_about("step"))) {
+  INFO(name_of(kind) << more << text);
   std::set<Site> planted;
   std::vector<std::string> faults;
   for (Stage stage : stages_of(kind))
@@ -83,7 +84,7 @@ void check_found_everywhere(Kind kind, const std::string& more = "") {
       faults.push_back(fault_at(kind, site, "step", more));
     }
   REQUIRE_FALSE(planted.empty());
-  const Verdict verdict = judge(contract_text(claims_about("step")), faults);
+  const Verdict verdict = judge(text, faults);
   CHECK(verdict.failure.empty());
   CHECK(told(failing_sites(verdict)) == told(planted));
 }
@@ -103,6 +104,21 @@ TEST_CASE("a fault at one position, or of another strength, is found at exactly 
   check_found_everywhere(Kind::quantise_activations, ", block: 32");
 }
 
+TEST_CASE("every fault is found at exactly its site in lanes of coarser numerics, beside the error they may make") {
+  // One rounding to 8 bits is no more than these lanes do themselves, and half of one value is less than all of them.
+  const std::set<Kind> within_error = {Kind::quantise_activations, Kind::bitflip};
+  for (const std::string numerics : {"bf16", "q8_k"}) {
+    std::string text = contract_text(R"(
+  - {id: ERROR, claim: c, lane: step, stage: all, metric: noise_ratio, floor: expected, at_most: 8}
+  - {id: ROUTING, claim: c, lane: step, stage: moe_router_indices, metric: routing_flips, equals: 0}
+)");
+    const std::string fed = "numerics: f32, inputs", coarse = "numerics: " + numerics + ", inputs";
+    text.replace(text.find(fed), fed.size(), coarse);
+    for (const FaultInfo& fault : fault_table)
+      if (within_error.count(fault.kind) == 0) check_found_everywhere(fault.kind, "", text);
+  }
+}
+
 TEST_CASE("every fault is seen first where it stands on a lane that is free") {
   for (const FaultInfo& fault : fault_table)
     for (Stage stage : stages_of(fault.kind))
@@ -115,6 +131,27 @@ TEST_CASE("every fault is seen first where it stands on a lane that is free") {
         REQUIRE(first);
         CHECK(text_of(first->first_failing()->site) == text_of(site));
       }
+}
+
+TEST_CASE("every fault serves as a control, on a lane that is fed and on one that is free") {
+  for (const std::string lane : {"step", "free"})
+    for (const FaultInfo& fault : fault_table) {
+      const Stage stage = stages_of(fault.kind).back();
+      const std::string of_lane = fault_at(fault.kind, sites_of(stage, {2}).front(), lane);
+      const std::string control = of_lane.substr(0, of_lane.rfind(", lane:")) + "}";
+      INFO(lane << " " << control);
+      const bool choice = stage == Stage::moe_router_indices;
+      const std::string text = fmt::format(
+          "  - {{id: F, claim: c, lane: {}, stage: {}, controls: [{}]}}\n", lane,
+          choice ? "moe_router_indices, metric: routing_flips, equals: 0" : "all, metric: rel_l2, at_most: 1e-5",
+          control);
+      RunOptions options;
+      options.controls = true;
+      const Verdict verdict = judge_text(contract_text(text), options);
+      CHECK(verdict.judgements.at(0).outcome == Outcome::held);
+      REQUIRE(verdict.judgements[0].controls.size() == 1);
+      CHECK(verdict.judgements[0].controls[0].tripped);
+    }
 }
 
 TEST_CASE("a wrong expert is found in every layer") {
