@@ -45,13 +45,12 @@ enum class Op : std::uint8_t {
 };
 
 struct Params {
-  int offset = 0;        // rms_norm: first column read
-  int width = 0;         // rms_norm: values per group
-  double eps = 0;        // rms_norm
-  double theta = 0;      // rope
-  double scale = 1;      // scores
-  bool causal = false;   // softmax
-  int expert_shift = 0;  // expert_linear: weights of expert (id + shift) mod E are used; 0 but in a faulty lane
+  int offset = 0;       // rms_norm: first column read
+  int width = 0;        // rms_norm: values per group
+  double eps = 0;       // rms_norm
+  double theta = 0;     // rope
+  double scale = 1;     // scores
+  bool causal = false;  // softmax
 };
 
 // One operator of the program at one layer.

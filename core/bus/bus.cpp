@@ -11,11 +11,6 @@
 namespace moe_diag {
 namespace {
 
-Rows rows_of(const Pass& pass, Stage stage) {
-  const int first = stage >= Stage::final_norm ? pass.head_first : 0;
-  return {first, pass.rows() - first};
-}
-
 std::string text_of(const Shape& shape) {
   return fmt::format("[{}]", fmt::join(std::span(shape.dims).first(static_cast<std::size_t>(shape.rank)), ", "));
 }
@@ -23,7 +18,12 @@ std::string text_of(const Shape& shape) {
 }  // namespace
 
 Sighting::Sighting(Lanes& lanes, const Pass& at, int in_prompt, Site where)
-    : pass(at), prompt(in_prompt), site(where), lanes_(lanes), rows_(rows_of(at, where.stage)), seen_(lanes.size()) {}
+    : pass(at), prompt(in_prompt), site(where), lanes_(lanes), rows_(rows_of(where.stage)), seen_(lanes.size()) {}
+
+Rows Sighting::rows_of(Stage stage) const {
+  const int first = stage >= Stage::final_norm ? pass.head_first : 0;
+  return {first, pass.rows() - first};
+}
 
 Tensor Sighting::tensor(int lane) {
   const auto i = static_cast<std::size_t>(lane);
@@ -31,7 +31,7 @@ Tensor Sighting::tensor(int lane) {
   return seen_[i];
 }
 
-Tensor Sighting::now(int lane, Stage stage) { return read(lane, stage, rows_of(pass, stage)); }
+Tensor Sighting::now(int lane, Stage stage) { return read(lane, stage, rows_of(stage)); }
 
 Tensor Sighting::read(int lane, Stage stage, Rows rows) {
   RunningLane& from = lanes_[static_cast<std::size_t>(lane)];

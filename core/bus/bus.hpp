@@ -20,6 +20,8 @@ class Sighting {
 
   // Rows of the pass the stage has: row r is position pass.first + r.
   Rows rows() const { return rows_; }
+  // The same of another stage.
+  Rows rows_of(Stage stage) const;
   int position(int row) const { return pass.first + rows_.first + row; }
 
   // [rows().count, ...] on the host; copied once however many ask. Null when the lane does not run or lacks the stage.

@@ -2,69 +2,166 @@
 #include "core/bus/fault.hpp"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstring>
 #include <limits>
-#include <span>
-#include <vector>
+#include <type_traits>
+#include <utility>
+
+#include "core/bus/wrong_step.hpp"
+#include "core/contract/fault.hpp"
 
 namespace moe_diag {
 namespace {
 
-// One row of what a lane holds, changed.
+using host::Values;
+using Kind = FaultSpec::Kind;
+
+bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
+
+// Bit -1 is the highest of the mantissa: the value changes by a quarter to a half of itself.
 template <class T>
-void edit_row(const FaultSpec& spec, std::span<T> row, int experts) {
+T with_bit_flipped(T value, int bit) {
+  using Bits = std::conditional_t<sizeof(T) == 8, std::uint64_t, std::uint32_t>;
+  if (bit < 0) bit = std::numeric_limits<T>::digits - 2;
+  return std::bit_cast<T>(std::bit_cast<Bits>(value) ^ Bits{1} << bit);
+}
+
+// One row of values; `beside` is what the lane holds of the stage the fault reads for this row, if it reads one.
+template <class T>
+void edit_values(const FaultSpec& spec, std::span<T> row, std::span<const double> beside) {
+  T& element = row[static_cast<std::size_t>(spec.index)];
   switch (spec.kind) {
-    case FaultSpec::Kind::nan: row[static_cast<std::size_t>(spec.index)] = std::numeric_limits<T>::quiet_NaN(); break;
-    case FaultSpec::Kind::scale:
+    case Kind::nan: element = std::numeric_limits<T>::quiet_NaN(); break;
+    case Kind::inf: element = std::numeric_limits<T>::infinity(); break;
+    case Kind::bitflip: element = with_bit_flipped(element, spec.bit); break;
+    case Kind::scale:
       for (T& v : row) v = static_cast<T>(v * spec.factor);
       break;
-    case FaultSpec::Kind::wrong_expert:
-      // The best expert makes room for the first one that was not chosen.
-      for (int e = 0; e < experts; ++e)
-        if (std::find(row.begin(), row.end(), static_cast<T>(e)) == row.end()) {
-          row[0] = static_cast<T>(e);
-          break;
-        }
+    case Kind::zero: {
+      const std::size_t width = beside.empty() ? row.size() : row.size() / beside.size();
+      for (std::size_t i = 0; i < row.size(); ++i)
+        if (beside.empty() || beside[i / width] == spec.expert) row[i] = 0;
       break;
+    }
+    case Kind::uniform_weights: std::fill(row.begin(), row.end(), T{1} / static_cast<T>(row.size())); break;
+    default: break;
   }
 }
 
-template <class T>
-std::int64_t edit(const PlantedFault& fault, const Tensor& held, Sighting& sighting, Lanes& lanes) {
-  const auto width = static_cast<std::size_t>(held.shape.row());
-  std::vector<T> values(held.as<T>(), held.as<T>() + held.shape.count());
-  for (int position : fault.spec.positions.resolve(sighting.pass.total)) {
-    const int r = position - sighting.position(0);
-    if (r >= 0 && r < sighting.rows().count)
-      edit_row(fault.spec, std::span(values).subspan(static_cast<std::size_t>(r) * width, width),
-               lanes.config().experts);
+// One row of chosen experts.
+void edit_choice(const FaultSpec& spec, std::span<std::int32_t> row, int experts, std::span<const double> probs) {
+  const auto chosen = [&](std::int32_t id) { return std::find(row.begin(), row.end(), id); };
+  if (spec.kind == Kind::wrong_expert) {
+    // The best expert makes room for the first one that was not chosen.
+    for (std::int32_t e = 0; e < experts; ++e)
+      if (chosen(e) == row.end()) {
+        row[0] = e;
+        return;
+      }
+  } else if (spec.kind == Kind::swap_tie) {
+    const std::vector<std::int32_t> best = host::topk(probs, static_cast<std::int64_t>(row.size()) + 1).experts;
+    if (const auto last = chosen(best[row.size() - 1]); last != row.end()) *last = best.back();
   }
-  std::int64_t changed = 0;
-  for (std::size_t i = 0; i < values.size(); ++i) changed += std::memcmp(&values[i], held.as<T>() + i, sizeof(T)) != 0;
-  lanes[static_cast<std::size_t>(fault.lane)].write(sighting.site.stage, sighting.rows(),
-                                                    {values.data(), held.dtype, held.shape});
-  return changed;
 }
 
 }  // namespace
 
-bool edits_values(const PlantedFault& fault) {
-  return fault.spec.kind != FaultSpec::Kind::wrong_expert || fault.spec.stage == Stage::moe_router_indices;
+FaultPlanter::FaultPlanter(PlantedFault fault, const Step& step) : fault_(std::move(fault)), step_(step) {}
+
+std::vector<Stage> FaultPlanter::reads() const {
+  if (is_computed(fault_.spec)) return {step_.in.begin(), step_.in.end()};
+  if (fault_.spec.kind == Kind::swap_tie) return {Stage::moe_router_probs};
+  if (fault_.spec.expert >= 0) return {Stage::moe_router_indices};
+  return {};
 }
 
-void edit_step(const PlantedFault& fault, Step& step) {
-  if (!edits_values(fault)) step.params.expert_shift = 1;
-}
-
-std::int64_t edit_values(const PlantedFault& fault, Sighting& sighting, Lanes& lanes) {
-  const Tensor held = sighting.now(fault.lane, sighting.site.stage);
-  if (!held) return 0;
+void FaultPlanter::plant(Sighting& sighting, Lanes& lanes) {
+  const Tensor held = sighting.now(fault_.lane, sighting.site.stage);
+  if (!held) return;
   switch (held.dtype) {
-    case DType::f32: return edit<float>(fault, held, sighting, lanes);
-    case DType::f64: return edit<double>(fault, held, sighting, lanes);
-    case DType::i32: return edit<std::int32_t>(fault, held, sighting, lanes);
+    case DType::f32: return replace<float>(held, sighting, lanes);
+    case DType::f64: return replace<double>(held, sighting, lanes);
+    case DType::i32: return replace<std::int32_t>(held, sighting, lanes);
   }
-  return 0;
+}
+
+template <class T>
+void FaultPlanter::replace(const Tensor& held, Sighting& sighting, Lanes& lanes) {
+  const std::vector<T> before(held.as<T>(), held.as<T>() + held.shape.count());
+  std::vector<T> values = before;
+  if (is_computed(fault_.spec))
+    recompute(std::span(values), sighting, lanes.config());
+  else
+    edit(std::span(values), sighting, lanes.config());
+  for (std::size_t i = 0; i < values.size(); ++i) changed_ += std::memcmp(&values[i], &before[i], sizeof(T)) != 0;
+  lanes[static_cast<std::size_t>(fault_.lane)].write(sighting.site.stage, sighting.rows(),
+                                                     {values.data(), held.dtype, held.shape});
+}
+
+// Rows of the sighting that the fault can change.
+std::vector<int> FaultPlanter::rows_to_change(const Sighting& sighting) const {
+  std::vector<int> rows;
+  for (int position : positions_changed(fault_.spec, sighting.pass.total)) {
+    const int r = position - sighting.position(0);
+    if (r >= 0 && r < sighting.rows().count) rows.push_back(r);
+  }
+  return rows;
+}
+
+// What the lane holds of another stage in those rows.
+Values FaultPlanter::read_rows(Stage stage, Sighting& sighting) const {
+  const Tensor tensor = sighting.now(fault_.lane, stage);
+  const int skipped = sighting.rows().first - sighting.rows_of(stage).first;
+  Values values;
+  if (!tensor) return values;
+  for (int r : rows_to_change(sighting)) {
+    const Values row = host::values_of(tensor, r + skipped, 1);
+    values.insert(values.end(), row.begin(), row.end());
+  }
+  return values;
+}
+
+// Where the wrong computation and the right one differ, the lane gets the wrong one's values. Elsewhere it keeps its
+// own, so that a fault that changes nothing changes no rounding either.
+template <class T>
+void FaultPlanter::recompute(std::span<T> values, Sighting& sighting, const ModelConfig& config) {
+  StepInputs inputs;
+  inputs.total = sighting.pass.total;
+  for (std::size_t i = 0; i < step_.in.size(); ++i) inputs.in[i] = read_rows(step_.in[i], sighting);
+  if (step_.op == Op::scores) {
+    if (sighting.pass.first == 0) keys_.clear();
+    const Values new_keys = host::values_of(sighting.now(fault_.lane, step_.in[1]));
+    keys_.insert(keys_.end(), new_keys.begin(), new_keys.end());
+    inputs.in[1] = keys_;
+  }
+  const std::vector<int> rows = rows_to_change(sighting);
+  if (rows.empty() || inputs.in[0].empty()) return;
+  for (int r : rows) inputs.positions.push_back(sighting.position(r));
+  const Values right = compute(step_, config, inputs, nullptr);
+  const Values wrong = compute(step_, config, inputs, &fault_.spec);
+  const std::size_t width = right.size() / rows.size();
+  for (std::size_t i = 0; i < right.size(); ++i)
+    if (!same(right[i], wrong[i]))
+      values[static_cast<std::size_t>(rows[i / width]) * width + i % width] = static_cast<T>(wrong[i]);
+}
+
+template <class T>
+void FaultPlanter::edit(std::span<T> values, Sighting& sighting, const ModelConfig& config) const {
+  const std::vector<int> rows = rows_to_change(sighting);
+  const std::vector<Stage> read = reads();
+  const Values all_beside = read.empty() ? Values() : read_rows(read[0], sighting);
+  const std::size_t width = values.size() / static_cast<std::size_t>(sighting.rows().count);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::span<T> row = values.subspan(static_cast<std::size_t>(rows[i]) * width, width);
+    const std::size_t beside_width = all_beside.size() / rows.size();
+    const auto beside = std::span(all_beside).subspan(i * beside_width, beside_width);
+    if constexpr (std::is_same_v<T, std::int32_t>)
+      edit_choice(fault_.spec, row, config.experts, beside);
+    else
+      edit_values(fault_.spec, row, beside);
+  }
 }
 
 }  // namespace moe_diag

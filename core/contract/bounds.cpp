@@ -47,18 +47,6 @@ void read_per_stage(const Value& list, FalsifierSpec& spec, std::optional<Metric
   }
 }
 
-std::optional<BlockType> read_type(const Value& value) {
-  const auto text = value.text();
-  if (!text) return std::nullopt;
-  std::vector<std::string> known;
-  for (const BlockInfo& block : block_table) {
-    if (lower(block.name) == lower(*text)) return block.type;
-    known.emplace_back(block.name);
-  }
-  value.refuse(unknown("type", *text, known));
-  return std::nullopt;
-}
-
 void read_per_type(const Value& list, FalsifierSpec& spec, std::optional<Metric> metric) {
   std::vector<BlockType> taken;
   for (const Value& item : list.items()) {
@@ -68,7 +56,7 @@ void read_per_type(const Value& list, FalsifierSpec& spec, std::optional<Metric>
     entry.where = item.node().where;
     if (const auto type = map.require("type"))
       for (const Value& word : type->one_or_more())
-        if (const auto one = read_type(word)) {
+        if (const auto one = read_block_type(word)) {
           if (contains(taken, *one)) word.refuse("is never in force: an override before it is for the same type");
           entry.types.push_back(*one);
         }
@@ -80,6 +68,18 @@ void read_per_type(const Value& list, FalsifierSpec& spec, std::optional<Metric>
 }
 
 }  // namespace
+
+std::optional<BlockType> read_block_type(const Value& value) {
+  const auto text = value.text();
+  if (!text) return std::nullopt;
+  std::vector<std::string> known;
+  for (const BlockInfo& block : block_table) {
+    if (lower(block.name) == lower(*text)) return block.type;
+    known.emplace_back(block.name);
+  }
+  value.refuse(unknown("type", *text, known));
+  return std::nullopt;
+}
 
 std::optional<Bound> read_bound(Map& map, std::string_view owner, std::optional<Metric> metric) {
   std::optional<Bound> bound;

@@ -181,6 +181,7 @@ void read_all(const YamlNode& root, Contract& contract, Mistakes& mistakes) {
   part("prompts", true, read_prompts);
   part("lanes", true, read_lanes);
   part("oracle", false, read_oracle);
+  part("planted", false, read_planted);
   part("sinks", false, read_sinks);
   const bool capture_right = part("capture", false, read_capture);
   const bool falsifiers_right = part("falsifiers", false, read_falsifiers);

@@ -73,17 +73,41 @@ struct CaptureSpec {
   Where where;
 };
 
-// A planted change of one lane.
+// A planted change of one lane. What each kind does stands in contracts/README.md, "Faults".
 struct FaultSpec {
-  enum class Kind { nan, scale, wrong_expert };
+  enum class Kind {
+    nan,
+    inf,
+    scale,
+    zero,
+    bitflip,
+    wrong_expert,
+    drop_top_expert,
+    uniform_weights,
+    swap_tie,
+    wrong_type,
+    skip_norm,
+    skip_qk_norm,
+    rope_theta,
+    rope_interleaved,
+    quantise_activations,
+    transpose,
+    off_by_one_position,
+    stale_kv,
+  };
   Kind kind = Kind::nan;
   Stage stage = Stage::embedding;
-  int layer = -1;            // -1 for stages of the whole model
-  std::string lane;          // of `run --inject`; controls take their falsifier's lane
-  IndexSelection positions;  // default all
-  int index = 0;             // nan: element of the row
-  double factor = 2;         // scale
-  std::string text;          // as written, for reports: "nan at moe_expert_out, layer 6"
+  int layer = -1;                 // -1 for stages of the whole model
+  std::string lane;               // of `planted` and `run --inject`; controls take their falsifier's lane
+  IndexSelection positions;       // default all; of stale_kv: the keys'
+  int index = 0;                  // nan, inf, bitflip: element of the row
+  int bit = -1;                   // bitflip; -1: the highest of the mantissa
+  double factor = 2;              // scale
+  int expert = -1;                // zero: only this expert's slot; -1: the row
+  std::optional<BlockType> type;  // wrong_type; none: Q4_K and Q6_K for each other
+  double theta = 10000;           // rope_theta
+  int block = 256;                // quantise_activations: values that share a step
+  std::string text;               // as written, for reports: "nan at moe_expert_out, layer 6"
   Where where;
 };
 
@@ -173,6 +197,7 @@ struct Contract {
   std::vector<PromptSpec> prompts;
   std::string oracle;  // empty: none
   std::vector<LaneSpec> lanes;
+  std::vector<FaultSpec> planted;  // in every run of the contract; each names its lane
   std::vector<CaptureSpec> capture;
   std::vector<SinkSpec> sinks;
   std::vector<FalsifierSpec> falsifiers;

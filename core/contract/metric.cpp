@@ -8,28 +8,8 @@
 #include "core/contract/nearest.hpp"
 
 namespace moe_diag {
-namespace {
-
-template <class What>
-std::string stages_that_fit(What what) {
-  std::vector<std::string> fitting, others;
-  for (const StageInfo& s : stage_table) (fits(what, s.stage) ? fitting : others).emplace_back(s.name);
-  if (others.empty()) return "every stage";
-  return fitting.size() > others.size() ? "every stage but " + listed(others) : listed(fitting);
-}
-
-}  // namespace
 
 std::string_view name_of(Metric metric) { return info(metric).name; }
-
-std::string_view name_of(FaultSpec::Kind kind) {
-  switch (kind) {
-    case FaultSpec::Kind::nan: return "nan";
-    case FaultSpec::Kind::scale: return "scale";
-    case FaultSpec::Kind::wrong_expert: return "wrong_expert";
-  }
-  return "unknown";
-}
 
 std::string_view name_of(Bound::Kind kind) {
   switch (kind) {
@@ -85,14 +65,16 @@ bool fits(Metric metric, Stage stage) {
   return false;
 }
 
-bool fits(FaultSpec::Kind kind, Stage stage) {
-  if (kind != FaultSpec::Kind::wrong_expert) return info(stage).payload == Payload::values;
-  return stage == Stage::moe_router_indices || stage == Stage::moe_expert_gate || stage == Stage::moe_expert_up ||
-         stage == Stage::moe_expert_out;
+std::string stages_listed(const std::function<bool(Stage)>& fit) {
+  std::vector<std::string> fitting, others;
+  for (const StageInfo& s : stage_table) (fit(s.stage) ? fitting : others).emplace_back(s.name);
+  if (others.empty()) return "every stage";
+  return fitting.size() > others.size() ? "every stage but " + listed(others) : listed(fitting);
 }
 
-std::string fitting_stages(Metric metric) { return stages_that_fit(metric); }
-std::string fitting_stages(FaultSpec::Kind kind) { return stages_that_fit(kind); }
+std::string fitting_stages(Metric metric) {
+  return stages_listed([&](Stage stage) { return fits(metric, stage); });
+}
 
 std::vector<std::string> metric_names() {
   std::vector<std::string> names;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <limits>
 #include <string>
 #include <string_view>
@@ -51,9 +52,10 @@ inline constexpr std::array metric_table{
 constexpr const MetricInfo& info(Metric metric) { return metric_table[static_cast<std::size_t>(metric)]; }
 
 std::vector<std::string> metric_names();
-// The stages at which the metric can be computed, or the fault planted: "every stage but moe_router_indices".
+// The stages that fit, for messages: "every stage but moe_router_indices".
+std::string stages_listed(const std::function<bool(Stage)>& fit);
+// The stages at which the metric can be computed.
 std::string fitting_stages(Metric metric);
-std::string fitting_stages(FaultSpec::Kind kind);
 
 // Why the bound is no claim about the metric (it holds or fails whatever is computed, or points the wrong way); empty
 // when it is one.

@@ -33,6 +33,10 @@ void refuse_stage_keys(Map& map, Metric metric);
 bool fits(const FalsifierSpec& spec, Metric metric, Stage stage);
 std::string fitting_stages(const FalsifierSpec& spec, Metric metric);
 
+// The name of a block type.
+std::optional<BlockType> read_block_type(const Value& value);
+
+void read_planted(const Value& value, Contract& contract);
 // A fault, in the lane of the falsifier it controls; without one (null), in the lane its own key `lane` names. None
 // after a mistake.
 std::optional<FaultSpec> read_fault(const Value& value, const Contract& contract, const FalsifierSpec* falsifier);

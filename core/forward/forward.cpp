@@ -2,11 +2,17 @@
 #include "core/forward/forward.hpp"
 
 #include <algorithm>
+#include <utility>
+
+#include "core/contract/fault.hpp"
 
 namespace moe_diag {
 namespace {
 
 bool is_routing(Stage stage) { return stage == Stage::moe_router_indices || stage == Stage::moe_router_weights; }
+
+bool has(const Step& step, Stage stage) { return std::find(step.out.begin(), step.out.end(), stage) != step.out.end(); }
+bool writes(const Step& step, Site site) { return step.layer == site.layer && has(step, site.stage); }
 
 // The lane whose values of the stage replace this lane's, or -1.
 int feeder(const RunningLane& lane, Stage stage) {
@@ -20,8 +26,8 @@ Forward::Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<Planted
                  const std::vector<bool>& active)
     : lanes_(lanes),
       bus_(bus),
-      faults_(std::move(faults)),
       programs_(lanes.size(), build_program(model)),
+      fault_needs_(lanes.size(), std::vector<bool>(programs_.front().size())),
       feeding_order_(lanes.feeding_order()) {
   feeding_order_.erase(std::remove_if(feeding_order_.begin(), feeding_order_.end(),
                                       [&](int lane) { return !active[static_cast<std::size_t>(lane)]; }),
@@ -29,13 +35,31 @@ Forward::Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<Planted
   launch_order_ = feeding_order_;
   std::stable_partition(launch_order_.begin(), launch_order_.end(),
                         [&](int lane) { return lanes_[static_cast<std::size_t>(lane)].description.asynchronous; });
-  for (std::size_t f = 0; f < faults_.size(); ++f) {
-    const PlantedFault& fault = faults_[f];
-    for (Step& step : programs_[static_cast<std::size_t>(fault.lane)])
-      if (step.layer == fault.spec.layer && std::count(step.out.begin(), step.out.end(), fault.spec.stage) > 0)
-        edit_step(fault, step);
-    changed_.push_back(edits_values(fault) || !active[static_cast<std::size_t>(fault.lane)] ? 0 : 1);
-  }
+  for (PlantedFault& fault : faults) prepare(std::move(fault));
+}
+
+// The lane must store what the fault replaces, and what it reads: each stage as the last step before it wrote it.
+void Forward::prepare(PlantedFault fault) {
+  const Program& program = programs_.front();
+  const auto step =
+      std::find_if(program.begin(), program.end(), [&](const Step& s) { return writes(s, fault.site()); });
+  if (step == program.end())
+    throw Error(ErrorKind::usage, "fault '" + fault.spec.text + "': the model has no such layer");
+  std::vector<bool>& needs = fault_needs_[static_cast<std::size_t>(fault.lane)];
+  needs[static_cast<std::size_t>(step - program.begin())] = true;
+  faults_.emplace_back(std::move(fault), *step);
+  for (Stage stage : faults_.back().reads())
+    for (auto before = step + 1; before != program.begin();)
+      if (has(*--before, stage)) {
+        needs[static_cast<std::size_t>(before - program.begin())] = true;
+        break;
+      }
+}
+
+std::vector<std::int64_t> Forward::changed() const {
+  std::vector<std::int64_t> changed;
+  for (const FaultPlanter& fault : faults_) changed.push_back(fault.changed());
+  return changed;
 }
 
 void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>& at_layer) {
@@ -79,8 +103,8 @@ bool Forward::may_run_ahead(std::size_t at, std::size_t end) const {
   for (Stage stage : before.out) {
     for (int lane : feeding_order_)
       if (feeder(lanes_[static_cast<std::size_t>(lane)], stage) >= 0) return false;
-    for (const PlantedFault& fault : faults_)
-      if (edits_values(fault) && fault.site() == site_of(before, stage)) return false;
+    for (const FaultPlanter& planter : faults_)
+      if (planter.fault().site() == site_of(before, stage)) return false;
   }
   return at < end;
 }
@@ -97,7 +121,7 @@ std::size_t Forward::span_end(std::size_t at, bool by_layer) const {
   return end;
 }
 
-// Lanes stop after a step when a hook wants one of its outputs, a fault changes one, or a lane's are replaced.
+// Lanes stop after a step when a hook wants one of its outputs, a fault needs one, or a lane's are replaced.
 void Forward::plan_stops(int prompt) {
   if (prompt == planned_prompt_) return;
   planned_prompt_ = prompt;
@@ -105,14 +129,11 @@ void Forward::plan_stops(int prompt) {
   for (std::size_t i = 0; i < stops_.size(); ++i)
     for (int lane : feeding_order_) {
       Step& step = programs_[static_cast<std::size_t>(lane)][i];
-      step.want = false;
+      step.want = fault_needs_[static_cast<std::size_t>(lane)][i];
       for (Stage stage : step.out) {
         const Site site = site_of(step, stage);
-        step.want = step.want || bus_.wanted(prompt, lane, site) ||
-                    feeder(lanes_[static_cast<std::size_t>(lane)], stage) >= 0 ||
-                    std::any_of(faults_.begin(), faults_.end(), [&](const PlantedFault& f) {
-                      return f.lane == lane && f.site() == site && edits_values(f);
-                    });
+        step.want =
+            step.want || bus_.wanted(prompt, lane, site) || feeder(lanes_[static_cast<std::size_t>(lane)], stage) >= 0;
         for (int other : feeding_order_)
           step.want = step.want || feeder(lanes_[static_cast<std::size_t>(other)], stage) == lane;
       }
@@ -123,9 +144,7 @@ void Forward::plan_stops(int prompt) {
 void Forward::stop(const Step& step, const Pass& pass, int prompt) {
   for (Stage stage : step.out) {
     Sighting sighting(lanes_, pass, prompt, site_of(step, stage));
-    for (std::size_t f = 0; f < faults_.size(); ++f)
-      if (faults_[f].site() == sighting.site && edits_values(faults_[f]))
-        changed_[f] += edit_values(faults_[f], sighting, lanes_);
+    plant(sighting);
     bus_.deliver(sighting, feeding_order_);
   }
   // Only now: the outputs of one step belong together, as the router's weights belong to its indices.
@@ -133,6 +152,17 @@ void Forward::stop(const Step& step, const Pass& pass, int prompt) {
     Sighting sighting(lanes_, pass, prompt, site_of(step, stage));
     hand_over(sighting);
   }
+}
+
+// Of several faults at one site, those of the computation come first: they would undo the others.
+void Forward::plant(Sighting& sighting) {
+  for (const bool computed : {true, false})
+    for (FaultPlanter& planter : faults_) {
+      const PlantedFault& fault = planter.fault();
+      const bool takes_part = std::count(feeding_order_.begin(), feeding_order_.end(), fault.lane) > 0;
+      if (takes_part && fault.site() == sighting.site && is_computed(fault.spec) == computed)
+        planter.plant(sighting, lanes_);
+    }
 }
 
 void Forward::hand_over(Sighting& sighting) {

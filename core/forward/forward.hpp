@@ -23,26 +23,28 @@ class Forward {
   // layer as it begins; it may be empty.
   void pass(const Pass& pass, int prompt, const std::function<void(int)>& at_layer = {});
 
-  // How much each fault has changed: values, or 1 for a step. 0: it was planted where nothing is computed.
-  const std::vector<std::int64_t>& changed() const { return changed_; }
+  // How many values each fault has changed. 0: it was planted where nothing is computed, or made no difference.
+  std::vector<std::int64_t> changed() const;
 
  private:
+  void prepare(PlantedFault fault);
   void plan_stops(int prompt);
   std::size_t span_end(std::size_t at, bool by_layer) const;
   void run(int lane, std::size_t at, std::size_t end);
   bool is_asynchronous(int lane) const;
   bool may_run_ahead(std::size_t at, std::size_t end) const;
   void stop(const Step& step, const Pass& pass, int prompt);
+  void plant(Sighting& sighting);
   void hand_over(Sighting& sighting);
 
   Lanes& lanes_;
   Bus& bus_;
-  std::vector<PlantedFault> faults_;
-  std::vector<std::int64_t> changed_;  // per fault
-  std::vector<Program> programs_;      // per lane: a fault changes the steps of one
-  std::vector<int> feeding_order_;     // lanes that take part
-  std::vector<int> launch_order_;      // the same, those that return early first
-  std::vector<bool> stops_;            // per step: lanes stop after it
+  std::vector<FaultPlanter> faults_;
+  std::vector<Program> programs_;               // per lane, whose wants differ
+  std::vector<std::vector<bool>> fault_needs_;  // per lane and step: a fault needs its outputs
+  std::vector<int> feeding_order_;              // lanes that take part
+  std::vector<int> launch_order_;               // the same, those that return early first
+  std::vector<bool> stops_;                     // per step: lanes stop after it
   int planned_prompt_ = -1;
 };
 

@@ -34,6 +34,7 @@ class Planner {
       if (controls_)
         for (const FaultSpec& fault : spec.controls) check_fault(fault);
     }
+    for (const FaultSpec& fault : contract_.planted) check_fault(fault);
     for (const CaptureSpec& spec : contract_.capture)
       (spec.when == CaptureSpec::When::always ? plan.captures : plan.evidence).push_back(capture(spec));
     if (!mistakes_.empty()) throw Error(ErrorKind::usage, mistakes_);
@@ -167,7 +168,7 @@ class Planner {
   }
 
   void check_fault(const FaultSpec& fault) {
-    const std::string what = mistake_of(fault, contract_, config_);
+    const std::string what = mistake_of(fault, contract_, config_, program_);
     if (!what.empty()) mistake(fault.where, what);
   }
 
@@ -237,23 +238,6 @@ std::vector<Stretch> stretches_of(const PromptSpec& prompt) {
 
 Plan make_plan(const Contract& contract, const Model& model, bool controls) {
   return Planner(contract, model, controls).make();
-}
-
-std::string mistake_of(const FaultSpec& fault, const Contract& contract, const ModelConfig& config) {
-  if (fault.layer >= config.layers)
-    return fmt::format("fault '{}': layer {} is not there, the model has layers 0..{}", fault.text, fault.layer,
-                       config.layers);
-  if (fault.kind == FaultSpec::Kind::wrong_expert &&
-      (config.experts == 1 || (fault.stage == Stage::moe_router_indices && config.used == config.experts)))
-    return fmt::format("fault '{}': there is no other expert, the model uses {} of {}", fault.text, config.used,
-                       config.experts);
-  for (const PromptSpec& prompt : contract.prompts) {
-    const std::int64_t row = config.shape_of(fault.stage, 1, prompt.length()).count();
-    if (fault.index >= row)
-      return fmt::format("fault '{}': element {} is not there, a row of {} has {} values with prompt '{}'", fault.text,
-                         fault.index, name_of(fault.stage), row, prompt.id);
-  }
-  return "";
 }
 
 bool in_lockstep(const FalsifierSpec& falsifier) {

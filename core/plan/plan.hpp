@@ -73,11 +73,13 @@ std::vector<Stretch> stretches_of(const PromptSpec& prompt);
 
 // Throws Error(usage), every mistake at file:line:column: a layer or position that is not there (naming what is), a
 // token outside the vocabulary, a prompt longer than the model's context, a selection or an override that reaches
-// nothing, more values asked for than a row has; with `controls`, also controls that cannot be planted in this model.
+// nothing, more values asked for than a row has, a planted fault that this model cannot have; with `controls`, also
+// controls that it cannot have.
 Plan make_plan(const Contract& contract, const Model& model, bool controls);
 
 // Why the fault cannot be planted in this model with these prompts; empty: it can.
-std::string mistake_of(const FaultSpec& fault, const Contract& contract, const ModelConfig& config);
+std::string mistake_of(const FaultSpec& fault, const Contract& contract, const ModelConfig& config,
+                       const Program& program);
 
 // True when the falsifier looks at the lockstep run, and not only at passes of its lane alone.
 bool in_lockstep(const FalsifierSpec& falsifier);

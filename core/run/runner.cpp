@@ -62,7 +62,9 @@ Runner::Runner(const Contract& contract, PluginHost& host, const RunOptions& opt
     : contract_(contract), host_(host), options_(options) {
   verdict_.contract = &contract;
   verdict_.started = std::time(nullptr);
-  for (const FaultSpec& fault : options.inject)
+  for (const FaultSpec& fault : contract.planted) planted_.push_back({contract.at(fault.where), fault});
+  for (const FaultSpec& fault : options.inject) planted_.push_back({"--inject", fault});
+  for (const auto& [place, fault] : planted_)
     verdict_.planted.push_back(fmt::format("{}, lane {}", fault.text, fault.lane));
 }
 
@@ -108,7 +110,7 @@ bool Runner::open_model() {
 void Runner::plan() {
   plan_ = make_plan(contract_, *model_, options_.controls);
   for (const FaultSpec& fault : options_.inject)
-    if (const std::string what = mistake_of(fault, contract_, model_->config()); !what.empty())
+    if (const std::string what = mistake_of(fault, contract_, model_->config(), plan_.program); !what.empty())
       throw Error(ErrorKind::usage, "--inject: " + what);
 }
 
@@ -131,6 +133,7 @@ void Runner::describe_lanes() {
     verdict_.lanes.push_back(report_of(contract_.lanes[i], (*lanes_)[i]));
   capture_ = std::make_unique<Capture>(contract_, plan_.captures, host_);
   const Capture refused_now_if_wrong(contract_, plan_.evidence, host_);
+  check_bits();
 }
 
 void Runner::open_lanes() {
@@ -139,7 +142,7 @@ void Runner::open_lanes() {
   check_memory(opened);
   lanes_->open(opened);
   lockstep_ = lockstep_lanes(plan_, *lanes_);
-  check_injected();
+  check_planted();
   for (std::size_t i = 0; i < lanes_->size(); ++i) verdict_.lanes[i] = report_of(contract_.lanes[i], (*lanes_)[i]);
   judge_ = std::make_unique<Judge>(plan_, *lanes_);
   sequences_ = std::make_unique<Sequences>(contract_, plan_.chooser);
@@ -147,13 +150,30 @@ void Runner::open_lanes() {
 }
 
 // A fault in a lane that does not run would be found by nobody, and look like proof that nothing is wrong.
-void Runner::check_injected() const {
-  for (const FaultSpec& fault : options_.inject) {
+void Runner::check_planted() const {
+  for (const auto& [place, fault] : planted_) {
     const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(lanes_->index_of(fault.lane))];
     if (lockstep_[static_cast<std::size_t>(lanes_->index_of(fault.lane))] || !lane.absent.empty()) continue;
     throw Error(ErrorKind::usage,
-                fmt::format("--inject: fault '{}': nothing looks at lane '{}' in the lockstep run, so it does not run",
+                fmt::format("{}: fault '{}': nothing looks at lane '{}' in the lockstep run, so it does not run", place,
                             fault.text, lane.name));
+  }
+}
+
+// How wide values are, only the lanes know.
+void Runner::check_bits() const {
+  std::vector<std::pair<std::string, FaultSpec>> faults = planted_;
+  if (options_.controls)
+    for (const FalsifierSpec& falsifier : contract_.falsifiers)
+      for (const FaultSpec& fault : falsifier.controls) faults.emplace_back(contract_.at(fault.where), fault);
+  for (const auto& [place, fault] : faults) {
+    const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(lanes_->index_of(fault.lane))];
+    const int bits = static_cast<int>(size_of(lane.description.values)) * 8;
+    if (lane.absent.empty() && fault.bit >= bits)
+      throw Error(ErrorKind::usage,
+                  fmt::format("{}: fault '{}': bit {} is not there, the values of lane '{}' are {} "
+                              "and have bits 0..{}",
+                              place, fault.text, fault.bit, lane.name, name_of(lane.description.values), bits - 1));
   }
 }
 
@@ -229,9 +249,9 @@ void Runner::open_sinks(Capture& capture) {
   capture.open(info);
 }
 
-std::vector<PlantedFault> Runner::injected() const {
+std::vector<PlantedFault> Runner::planted() const {
   std::vector<PlantedFault> faults;
-  for (const FaultSpec& fault : options_.inject) faults.push_back({lanes_->index_of(fault.lane), fault});
+  for (const auto& [place, fault] : planted_) faults.push_back({lanes_->index_of(fault.lane), fault});
   return faults;
 }
 
@@ -240,7 +260,7 @@ void Runner::forward() {
   stop_without_oracle();
   std::vector<Hook*> hooks = call_witnesses();
   hooks.insert(hooks.end(), {judge_.get(), capture_.get(), sequences_.get()});
-  const std::vector<std::int64_t> changed = walk(hooks, injected(), lockstep_, "");
+  const std::vector<std::int64_t> changed = walk(hooks, planted(), lockstep_, "");
   note_ends();
   for (std::size_t f = 0; f < changed.size(); ++f)
     if (changed[f] == 0) planted_in_vain_.push_back(verdict_.planted[f]);
@@ -301,7 +321,7 @@ Digests Runner::digests() {
       throw Error(ErrorKind::absent, fmt::format("lane '{}' is absent: {}", (*lanes_)[i].name, (*lanes_)[i].absent));
   std::vector<Hook*> hooks = call_witnesses();
   hooks.push_back(sequences_.get());
-  walk(hooks, {}, lockstep_, "");
+  walk(hooks, planted(), lockstep_, "");
   for (int p = 0; p < static_cast<int>(contract_.prompts.size()); ++p)
     if (!sequences_->stopped(p).empty()) throw Error(ErrorKind::environment, sequences_->stopped(p));
   Digests digests;
@@ -367,7 +387,7 @@ void Runner::capture_evidence() {
   evidence_ = std::make_unique<Capture>(contract_, captures, host_);
   note_absent_lanes(plan_.evidence);
   open_sinks(*evidence_);
-  walk({evidence_.get()}, injected(), lanes_needed_by(captures, *lanes_), "evidence");
+  walk({evidence_.get()}, planted(), lanes_needed_by(captures, *lanes_), "evidence");
   evidence_->close();
   verdict_.outputs.insert(verdict_.outputs.end(), evidence_->completed().begin(), evidence_->completed().end());
   verdict_.timing.evidence = seconds() - before;
@@ -436,7 +456,8 @@ void Runner::fail(const Error& error) {
 
 Verdict Runner::verdict() {
   for (const std::string& fault : planted_in_vain_) {
-    verdict_.failure = fmt::format("fault '{}' changed nothing: it was planted where nothing is computed", fault);
+    verdict_.failure = fmt::format(
+        "fault '{}' changed nothing: it was planted where nothing is computed, or makes no difference there", fault);
     verdict_.failure_is_usage = true;
   }
   if (const Judgement* first = verdict_.first_divergence(); first && has_stage(first->spec->metric))

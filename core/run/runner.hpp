@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/forward/forward.hpp"
@@ -48,14 +49,15 @@ class Runner {
   // Returns how much each fault has changed.
   std::vector<std::int64_t> walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults,
                                  const std::vector<bool>& active, const std::string& what);
-  void check_injected() const;
+  void check_planted() const;
+  void check_bits() const;
   std::vector<bool> lanes_to_open() const;
   std::uint64_t host_bytes(const std::vector<bool>& needed) const;
   void check_memory(const std::vector<bool>& needed) const;
   std::shared_ptr<const Model> opened_model() const;
   void note_absent_lanes(const std::vector<WatchedCapture>& captures);
   void open_sinks(Capture& capture);
-  std::vector<PlantedFault> injected() const;
+  std::vector<PlantedFault> planted() const;
   void note_ends();
   void stop_without_oracle();
   SoloParts solo_parts();
@@ -84,6 +86,7 @@ class Runner {
   std::vector<std::unique_ptr<RowRecord>> witnesses_;  // per falsifier; null: it needs none
   std::vector<bool> lockstep_;                         // lanes that take part in the lockstep run
   Verdict verdict_;
+  std::vector<std::pair<std::string, FaultSpec>> planted_;  // of the contract and of the options, with their place
   std::vector<std::string> planted_in_vain_;
 };
 

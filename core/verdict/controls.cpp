@@ -26,7 +26,8 @@ ControlResult judge_control(const Judgement& with_fault, const FaultSpec& fault,
   ControlResult result{fault.text, false, ""};
   const SiteResult* first = with_fault.first_failing();
   if (changed == 0) {
-    result.message = "the fault changed nothing: it was planted where nothing is computed";
+    result.message =
+        "the fault changed nothing: it was planted where nothing is computed, or makes no difference there";
   } else if (!expected) {
     result.message = "the falsifier watches no site that this fault reaches";
   } else if (!first) {

@@ -128,7 +128,7 @@ struct Verdict {
   std::vector<PromptReport> prompts;  // as many as the contract has
   std::vector<LaneReport> lanes;
   std::vector<Judgement> judgements;
-  std::vector<std::string> planted;  // faults of `run --inject`, and what each has changed
+  std::vector<std::string> planted;  // faults of the contract, then of `run --inject`
   std::vector<NotCaptured> captured_nothing;
   std::vector<std::string> tensors;  // of the step at the first divergence, with their types: "blk.6.... Q4_K"
   std::vector<std::string> outputs;  // what sinks completed, relative to the output folder

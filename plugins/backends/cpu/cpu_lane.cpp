@@ -393,7 +393,7 @@ void CpuLane<T>::group_by_expert(const Step& step) {
     if (id < 0 || id >= experts)
       fail("layer " + std::to_string(step.layer) + ": moe_router_indices holds expert " + std::to_string(id) +
            ", the model has experts 0.." + std::to_string(experts));
-    return static_cast<std::size_t>((id + step.params.expert_shift) % experts);
+    return static_cast<std::size_t>(id);
   };
   const std::size_t count = static_cast<std::size_t>(rows_) * static_cast<std::size_t>(used);
   std::fill(groups_.begin(), groups_.end(), Group{});

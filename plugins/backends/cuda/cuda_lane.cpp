@@ -134,7 +134,7 @@ void CudaLane::run(std::span<const Step> steps) {
     for (Stage stage : step.out) overwrite(stage);
   if (rows_ == 0 || steps.empty()) return;
   prepare_angles(steps);
-  grouped_shift_ = -1;
+  grouped_tile_ = 0;
   if (!recordable(steps)) {
     run_steps(steps);
   } else if (recorded(steps)) {

@@ -79,8 +79,8 @@ class CudaLane final : public Lane {
   bool recorded(std::span<const Step> steps) const;
   void record(std::span<const Step> steps);
   void forget_recording();
-  void group(int shift, int tile);
-  void sort_vectors(Vectors& v, int shift, Way way, Numerics numerics);
+  void group(int tile);
+  void sort_vectors(Vectors& v, Way way, Numerics numerics);
   Way expert_way(Numerics numerics) const;
   Way dense_way(const Matrices& set, int count) const;
 
@@ -123,8 +123,7 @@ class CudaLane final : public Lane {
   double theta_ = 0;
   int angles_ = 0;
   DeviceBuffer order_, tiles_, tile_count_;  // vectors by expert
-  int grouped_shift_ = -1;                   // what they hold within a span; -1: nothing of use
-  int grouped_tile_ = 0;
+  int grouped_tile_ = 0;                     // the tile they are for within a span; 0: they hold nothing of use
   DeviceBuffer operand_, scales_;  // vectors as products of many read them
 
   PinnedBuffer pass_staging_, write_staging_;

@@ -202,12 +202,12 @@ void CudaLane::add(const Step& step) {
 }
 
 void CudaLane::topk(const Step& step) {
-  grouped_shift_ = -1;
+  grouped_tile_ = 0;
   cuda::topk(slot(step.in[0]), rows_, config_.experts, config_.used, indices(), slot(step.out[1]), stream_.get());
 }
 
 void CudaLane::route(const Step& softmax, const Step& topk) {
-  grouped_shift_ = -1;
+  grouped_tile_ = 0;
   cuda::route(slot(softmax.in[0]), rows_, config_.experts, config_.used, indices(), slot(topk.out[1]), stream_.get());
 }
 
@@ -219,25 +219,22 @@ Way CudaLane::expert_way(Numerics numerics) const {
   return few ? Way::few : Way::many;
 }
 
-void CudaLane::group(int shift, int tile) {
-  if (grouped_shift_ == shift && grouped_tile_ == tile) return;
-  group_by_expert(indices(), rows_ * config_.used, config_.experts, shift, tile, order_.as<int>(), tiles_.as<Tile>(),
+void CudaLane::group(int tile) {
+  if (grouped_tile_ == tile) return;
+  group_by_expert(indices(), rows_ * config_.used, config_.experts, tile, order_.as<int>(), tiles_.as<Tile>(),
                   tile_count_.as<int>(), stream_.get());
-  grouped_shift_ = shift;
   grouped_tile_ = tile;
 }
 
 // Which vectors belong to which expert, as `way` wants it.
-void CudaLane::sort_vectors(Vectors& v, int shift, Way way, Numerics numerics) {
+void CudaLane::sort_vectors(Vectors& v, Way way, Numerics numerics) {
   v.count = rows_ * config_.used;
   if (way == Way::few && v.count <= unsorted_vectors) {
     v.ids = indices();
-    v.shift = shift;
-    v.experts = config_.experts;
     return;
   }
   const int tile = tile_of(numerics, way);
-  group(shift, tile);
+  group(tile);
   v.order = order_.as<int>();
   v.tiles = tiles_.as<Tile>();
   v.tile_count = tile_count_.as<int>();
@@ -256,7 +253,7 @@ void CudaLane::expert_linear(const Step& step, const Step* second, const Step* s
   v.x_stride = own_input ? row_size(in) / config_.used : row_size(in);
   v.y_stride = row_size(out) / config_.used;
   v.divide = own_input ? 1 : config_.used;
-  sort_vectors(v, step.params.expert_shift, way, numerics);
+  sort_vectors(v, way, numerics);
   Matrices set;
   set.swiglu = swiglu != nullptr;
   set.w[set.count] = weights_->at(*step.weights[0]);

@@ -33,8 +33,7 @@ std::size_t routing_steps(std::span<const Step> s) {
 
 std::size_t paired_steps(std::span<const Step> s) {
   if (!are(s, {Op::expert_linear, Op::expert_linear})) return 0;
-  const bool of_one = s[0].in[0] == s[1].in[0] && s[0].in[1] == s[1].in[1] && s[0].out[0] != s[1].in[0] &&
-                      s[0].params.expert_shift == s[1].params.expert_shift;
+  const bool of_one = s[0].in[0] == s[1].in[0] && s[0].in[1] == s[1].in[1] && s[0].out[0] != s[1].in[0];
   return of_one && same_kind(*s[0].weights[0], *s[1].weights[0]) ? 2 : 0;
 }
 

@@ -55,7 +55,6 @@ struct Vectors {
   const int* tile_count = nullptr;
   int most_tiles = 0;
   const std::int32_t* ids = nullptr;
-  int shift = 0, experts = 1;  // of ids: expert (id + shift) % experts is meant
 };
 
 // Rows of x as products of many vectors read them: bf16, or int8 with the scales of their blocks; `padded` values a
@@ -101,8 +100,8 @@ std::int64_t padded_cols(std::int64_t cols);
 std::size_t operand_bytes(Numerics numerics, std::int64_t cols, std::int64_t rows);
 std::size_t scale_bytes(Numerics numerics, std::int64_t cols, std::int64_t rows);
 
-// Sorts the `count` ids by expert: order, and tiles of at most `tile`. `shift` is Params::expert_shift.
-void group_by_expert(const std::int32_t* ids, int count, int experts, int shift, int tile, int* order, Tile* tiles,
+// Sorts the `count` ids by expert: order, and tiles of at most `tile`.
+void group_by_expert(const std::int32_t* ids, int count, int experts, int tile, int* order, Tile* tiles,
                      int* tile_count, cudaStream_t stream);
 
 void embed(const Matrix& table, const std::int32_t* tokens, int rows, float* out, cudaStream_t stream);

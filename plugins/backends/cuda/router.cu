@@ -139,14 +139,14 @@ __device__ int sum_before(int value) {
 }
 
 // One block. The order within a group is left open: each vector's result is its own.
-__global__ void group(const std::int32_t* ids, int count, int experts, int shift, int tile, int* order, Tile* tiles,
+__global__ void group(const std::int32_t* ids, int count, int experts, int tile, int* order, Tile* tiles,
                       int* tile_count) {
   extern __shared__ int counts[];
   int* next = counts + experts;
   wait_for_earlier();
   for (int e = threadIdx.x; e < experts; e += blockDim.x) counts[e] = 0;
   __syncthreads();
-  for (int i = threadIdx.x; i < count; i += blockDim.x) atomicAdd(&counts[(ids[i] + shift) % experts], 1);
+  for (int i = threadIdx.x; i < count; i += blockDim.x) atomicAdd(&counts[ids[i]], 1);
   __syncthreads();
   if (threadIdx.x < 32) {
     int first = 0, tile_at = 0;  // of the experts before these 32
@@ -162,7 +162,7 @@ __global__ void group(const std::int32_t* ids, int count, int experts, int shift
     if (threadIdx.x == 0) *tile_count = tile_at;
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < count; i += blockDim.x) order[atomicAdd(&next[(ids[i] + shift) % experts], 1)] = i;
+  for (int i = threadIdx.x; i < count; i += blockDim.x) order[atomicAdd(&next[ids[i]], 1)] = i;
 }
 
 std::size_t topk_bytes(int experts) { return static_cast<std::size_t>(experts) * (sizeof(float) + sizeof(int)); }
@@ -184,11 +184,11 @@ void route(const float* logits, int rows, int experts, int used, std::int32_t* i
          used, ids, weights);
 }
 
-void group_by_expert(const std::int32_t* ids, int count, int experts, int shift, int tile, int* order, Tile* tiles,
+void group_by_expert(const std::int32_t* ids, int count, int experts, int tile, int* order, Tile* tiles,
                      int* tile_count, cudaStream_t stream) {
   const int threads = std::clamp((std::max(count, experts) + 31) / 32 * 32, 32, 1024);
-  launch(group, 1, threads, static_cast<std::size_t>(experts) * 2 * sizeof(int), stream, ids, count, experts, shift,
-         tile, order, tiles, tile_count);
+  launch(group, 1, threads, static_cast<std::size_t>(experts) * 2 * sizeof(int), stream, ids, count, experts, tile,
+         order, tiles, tile_count);
 }
 
 }  // namespace moe_diag::cuda

@@ -8,7 +8,7 @@
 namespace moe_diag::cuda {
 
 __device__ __forceinline__ Tile tile_at(const Vectors& v, int index, int size) {
-  if (v.ids) return {(v.ids[index] + v.shift) % v.experts, index, 1};
+  if (v.ids) return {v.ids[index], index, 1};
   if (v.tiles) return index < *v.tile_count ? v.tiles[index] : Tile{0, 0, 0};
   return {0, index * size, min(size, v.count - index * size)};
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/contract/fault.hpp"
 #include "core/contract/metric.hpp"
 #include "tests/support/catch.hpp"
 
@@ -183,6 +184,9 @@ TEST_CASE("the stages each metric and fault fits") {
   for (const Metric m : {Metric::routing_flips, Metric::routing_real_flips}) CHECK(count(m) == 1);
   CHECK(count(FaultSpec::Kind::nan) == stage_count - 1);
   CHECK(count(FaultSpec::Kind::wrong_expert) == 4);
+  CHECK(count(FaultSpec::Kind::transpose) == 7);
+  for (std::size_t i = 0; i < fault_table.size(); ++i) CHECK(static_cast<std::size_t>(fault_table[i].kind) == i);
+  for (const FaultInfo& f : fault_table) CHECK(count(f.kind) > 0);
   for (std::size_t i = 0; i < metric_table.size(); ++i) CHECK(static_cast<std::size_t>(metric_table[i].metric) == i);
 }
 
@@ -221,6 +225,61 @@ TEST_CASE("controls that cannot be seen are refused") {
                     Contains("the last of which is embedding"));
   const std::string norm = "lane: f32, stage: final_norm, metric: rel_l2, at_most: 0.1, ";
   CHECK_THROWS_WITH(falsifier(norm + "controls: [{inject: nan, stage: lm_head}]"), Contains("can never be seen"));
+}
+
+TEST_CASE("a control is refused only where its fault makes no difference to the metric") {
+  const auto takes = [](const std::string& claim, const std::string& fault) {
+    try {
+      return falsifier(claim + ", controls: [" + fault + "]").controls.size() == 1;
+    } catch (const Error& e) {
+      CHECK_THAT(e.what(), Contains("can never be seen"));
+      return false;
+    }
+  };
+  const std::string norm = "stage: ffn_norm, metric: cosine_similarity, at_least: 0.9",
+                    skip = "{inject: skip_norm, stage: ffn_norm, layer: 1}";
+  CHECK_FALSE(takes("lane: step, " + norm, skip));
+  CHECK(takes("lane: f32, " + norm, skip));  // seen in the next layer
+  CHECK(takes("lane: step, stage: q_norm, metric: cosine_similarity, at_least: 0.9",
+              "{inject: skip_qk_norm, stage: q_norm, layer: 1}"));
+  const std::string finite = "stage: moe_expert_out, metric: nonfinite, equals: 0";
+  CHECK(takes("lane: step, " + finite, "{inject: inf, stage: moe_expert_out, layer: 1}"));
+  CHECK(takes("lane: step, " + finite, "{inject: wrong_type, stage: moe_expert_out, layer: 1}"));
+  CHECK_FALSE(takes("lane: step, " + finite, "{inject: transpose, stage: moe_expert_out, layer: 1}"));
+  const std::string real = "lane: f32, stage: moe_router_indices, metric: routing_real_flips, equals: 0";
+  CHECK(takes(real, "{inject: swap_tie, stage: moe_router_indices, layer: 1}"));
+  CHECK(takes(real, "{inject: inf, stage: attn_norm, layer: 1}"));
+  CHECK(takes(real, "{inject: zero, stage: moe_router_probs, layer: 1}"));
+  CHECK_FALSE(takes(real, "{inject: transpose, stage: moe_router_logits, layer: 1}"));
+  CHECK_FALSE(takes(real, "{inject: stale_kv, stage: attn_scores, layer: 1}"));
+  const std::string scores = "lane: step, stage: attn_scores, metric: rel_l2, at_most: 0.1, positions: ";
+  CHECK(takes(scores + "last", "{inject: stale_kv, stage: attn_scores, layer: 1, positions: 1}"));
+  CHECK_FALSE(takes(scores + "0", "{inject: stale_kv, stage: attn_scores, layer: 1}"));
+  const std::string query = "lane: step, stage: q_post_rope, metric: rel_l2, at_most: 0.1, positions: 0";
+  CHECK_FALSE(takes(query, "{inject: rope_interleaved, stage: q_post_rope, layer: 1}"));
+  CHECK(takes(query, "{inject: off_by_one_position, stage: q_post_rope, layer: 1}"));
+}
+
+TEST_CASE("planted faults are read as those of the command line") {
+  CHECK(with({}).planted.empty());
+  const Contract c = with({{"planted",
+                            "[{inject: wrong_type, stage: attn_out, layer: 2, type: q6_k, lane: f32}, "
+                            "{inject: zero, stage: moe_expert_up, layer: 1, expert: 3, lane: step}]"}});
+  REQUIRE(c.planted.size() == 2);
+  CHECK(c.planted[0].text == "wrong_type Q6_K at attn_out, layer 2");
+  CHECK(c.planted[0].lane == "f32");
+  CHECK(c.planted[0].type == BlockType::q6_k);
+  CHECK(c.planted[1].text == "zero at moe_expert_up, layer 1, expert 3");
+}
+
+TEST_CASE("faults are told as they were written") {
+  const Contract c = with({});
+  const auto told = [&](const std::string& fault) { return parse_fault("{" + fault + ", lane: f32}", c).text; };
+  CHECK(told("inject: bitflip, stage: lm_head, bit: 30, index: 4") == "bitflip of bit 30 at lm_head, element 4");
+  CHECK(told("inject: bitflip, stage: lm_head") == "bitflip at lm_head");
+  CHECK(told("inject: rope_theta, stage: q_post_rope, layer: 1") == "rope_theta 10000 at q_post_rope, layer 1");
+  CHECK(told("inject: quantise_activations, stage: lm_head, block: 32, positions: last") ==
+        "quantise_activations in blocks of 32 at lm_head, positions last");
 }
 
 TEST_CASE("a fault of the command line") {

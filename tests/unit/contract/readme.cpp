@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/contract/contract.hpp"
+#include "core/contract/fault.hpp"
 #include "core/contract/metric.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/known_keys.hpp"
@@ -82,6 +83,23 @@ TEST_CASE("the guide says of every metric which threshold and stages it takes") 
       for (const StageInfo& s : stage_table)
         CHECK((row.find('`' + std::string(s.name) + '`') != std::string::npos) == fits(m.metric, s.stage));
     }
+  }
+}
+
+TEST_CASE("the guide says of every fault which stages it fits") {
+  const std::string text = guide();
+  for (const FaultInfo& f : fault_table) {
+    INFO(f.name);
+    const std::string row = row_of(text, f.name), stages = row.substr(row.rfind(" | ", row.size() - 3) + 3);
+    REQUIRE_FALSE(row.empty());
+    std::string expected = "`" + fitting_stages(f.kind) + "` |";
+    if (expected.find("every stage but") == 1) {
+      expected = "every stage but `moe_router_indices` |";
+    } else {
+      for (std::size_t at = expected.find(", "); at != std::string::npos; at = expected.find(", ", at + 4))
+        expected.replace(at, 2, "`, `");
+    }
+    CHECK(stages == expected);
   }
 }
 

@@ -93,6 +93,9 @@ TEST_CASE("the schema has the keys that the parser takes, and no others") {
     CHECK(place["additionalProperties"] == false);
     CHECK(keys_of(place["properties"]) == words_of(known_keys(path)));
   }
+  Words planted = keys_of(defs["fault"]["properties"]);
+  planted.insert("lane");
+  CHECK(keys_of(defs["planted_fault"]["properties"]) == planted);
 }
 
 TEST_CASE("the schema has the words that the parser takes, and no others") {
@@ -108,6 +111,9 @@ TEST_CASE("the schema has the words that the parser takes, and no others") {
   CHECK(words_of(defs["synthetic"]["enum"]) == words_of(synthetic_presets()));
   CHECK(words_of(schema()["properties"]["model"]["properties"]["quant"]["enum"]) == words_of(synthetic_quants()));
   CHECK(words_of(defs["fault"]["properties"]["inject"]["enum"]) == words_of(known_words("inject")));
+  Words types;
+  for (const BlockInfo& block : block_table) types.emplace(block.name);
+  CHECK(words_of(defs["fault"]["properties"]["type"]["enum"]) == types);
 }
 
 TEST_CASE("the schema says nothing against a contract that is right") {

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <set>
+#include <vector>
+
+#include "core/contract/fault.hpp"
+#include "core/model/host_ops.hpp"
+#include "core/plan/plan.hpp"
+
+namespace moe_diag {
+namespace {
+
+using Kind = FaultSpec::Kind;
+
+std::string experts_mistake(const FaultSpec& fault, const ModelConfig& config) {
+  const bool needs_unchosen =
+      fault.kind == Kind::swap_tie || (fault.kind == Kind::wrong_expert && fault.stage == Stage::moe_router_indices);
+  if ((fault.kind == Kind::wrong_expert && config.experts == 1) || (needs_unchosen && config.used == config.experts))
+    return fmt::format("there is no other expert, the model uses {} of {}", config.used, config.experts);
+  if (fault.kind == Kind::uniform_weights && config.used == 1)
+    return "the weight of one expert alone is 1 in any case, and the model uses one";
+  if (fault.expert >= config.experts)
+    return fmt::format("expert {} is not there, the model has experts 0..{}", fault.expert, config.experts);
+  return "";
+}
+
+std::string rope_mistake(const FaultSpec& fault, const ModelConfig& config) {
+  if (fault.kind == Kind::rope_theta && static_cast<float>(fault.theta) == config.rope_theta)
+    return fmt::format("{} is the model's own theta: give another", fault.theta);
+  if (fault.kind == Kind::rope_interleaved && config.head_dim == 2)
+    return "a head has 2 values, and they are one pair in any case";
+  return "";
+}
+
+std::string type_mistake(const FaultSpec& fault, const Step& step) {
+  std::set<std::string_view> types;
+  bool changes = false;
+  for (const Weight* weight : step.weights) {
+    const BlockType type = type_read(fault, weight->type);
+    types.insert(name_of(weight->type));
+    changes = changes || type != weight->type;
+    if (!host::can_read(*weight, type))
+      return fmt::format("{} cannot be read as {}: its rows have {} values, and a block has {}", weight->name,
+                         name_of(type), weight->cols, info(type).elements);
+  }
+  if (changes) return "";
+  const std::string_view remedy = fault.type ? "name another 'type'" : "name a 'type' to read it as";
+  return fmt::format("it changes nothing, the weight there is {}: {}", fmt::join(types, ", "), remedy);
+}
+
+std::string block_mistake(const FaultSpec& fault, const Step& step) {
+  const Weight& weight = *step.weights[0];
+  if (weight.cols % fault.block == 0) return "";
+  return fmt::format("the rows that {} is multiplied with have {} values, which is no whole number of blocks",
+                     weight.name, weight.cols);
+}
+
+std::string positions_mistake(const FaultSpec& fault, const Contract& contract) {
+  const bool changes = std::any_of(contract.prompts.begin(), contract.prompts.end(), [&](const PromptSpec& prompt) {
+    return !positions_changed(fault, prompt.length()).empty();
+  });
+  return changes ? "" : "it changes nothing at position 0";
+}
+
+std::string index_mistake(const FaultSpec& fault, const Contract& contract, const ModelConfig& config) {
+  for (const PromptSpec& prompt : contract.prompts) {
+    const std::int64_t row = config.shape_of(fault.stage, 1, prompt.length()).count();
+    if (fault.index >= row)
+      return fmt::format("element {} is not there, a row of {} has {} values with prompt '{}'", fault.index,
+                         name_of(fault.stage), row, prompt.id);
+  }
+  return "";
+}
+
+std::string what_is_wrong(const FaultSpec& fault, const Contract& contract, const ModelConfig& config,
+                          const Program& program) {
+  if (fault.layer >= config.layers)
+    return fmt::format("layer {} is not there, the model has layers 0..{}", fault.layer, config.layers);
+  if (std::string why = experts_mistake(fault, config); !why.empty()) return why;
+  if (std::string why = rope_mistake(fault, config); !why.empty()) return why;
+  if (std::string why = positions_mistake(fault, contract); !why.empty()) return why;
+  const Step* step = find_step(program, {fault.stage, fault.layer});
+  if (fault.kind == Kind::wrong_type) return type_mistake(fault, *step);
+  if (fault.kind == Kind::quantise_activations) return block_mistake(fault, *step);
+  return index_mistake(fault, contract, config);
+}
+
+}  // namespace
+
+std::string mistake_of(const FaultSpec& fault, const Contract& contract, const ModelConfig& config,
+                       const Program& program) {
+  const std::string why = what_is_wrong(fault, contract, config, program);
+  return why.empty() ? "" : fmt::format("fault '{}': {}", fault.text, why);
+}
+
+}  // namespace moe_diag
