@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "core/api/model.hpp"
@@ -31,6 +32,20 @@ struct Matrix {
 
 // Whether rows of the weight are whole blocks of the type: another one cannot be read.
 bool can_read(const Weight& weight, BlockType type);
+
+// How activations can be rounded before a product reads them.
+enum class Rounding {
+  bf16,  // ties to even
+  f16,   // ties to even
+  q8_0,  // blocks of 32 in steps of largest / 127, the step kept as f16; halves away from zero
+  q8_1,  // the same, the step kept as f32; ties to even
+  q8_k,  // blocks of 256 in steps of f32, the largest becomes -127; ties to even
+};
+std::string_view name_of(Rounding rounding);
+std::int64_t block_of(Rounding rounding);  // values that share a step
+
+// x is whole blocks of finite values. Sources: ggml/src/ggml-quants.c (quantize_row_q8_0_ref, quantize_row_q8_K_ref).
+Values rounded(std::span<const double> x, Rounding rounding);
 
 // Row r of the matrix: [cols].
 Values decode_row(const Matrix& matrix, std::int64_t r);

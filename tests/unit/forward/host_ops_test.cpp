@@ -217,6 +217,34 @@ TEST_CASE("the variants of an operator") {
   CHECK(host::softmax(Values{1, 1, 9, 5, 5, 5}, 3, 2) == Values{0.5, 0.5, 0, 0.5, 0.5, 0});
 }
 
+TEST_CASE("activations are rounded as products read them") {
+  CHECK(host::rounded(Values{1.00390625, 1.01171875, -3e38, 0}, host::Rounding::bf16) ==
+        Values{1, 1.015625, -0x1.c4p+127, 0});
+  CHECK(host::rounded(Values{1.00048828125, 70000, 0x1p-25, 0x1.8p-24}, host::Rounding::f16) ==
+        Values{1, INFINITY, 0, 0x1p-23});
+
+  Values x(256);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(std::sin(static_cast<double>(i * i)));
+  x[40] = -2.5;
+  for (auto rounding : {host::Rounding::q8_0, host::Rounding::q8_1, host::Rounding::q8_k}) {
+    const Values y = host::rounded(x, rounding);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const bool with_largest = rounding == host::Rounding::q8_k || i / 32 == 1;
+      const double step = (with_largest ? 2.5 : 1) / 127;
+      CHECK(std::fabs(x[i] - y[i]) <= step * 0.51);
+    }
+    CHECK(std::fabs(y[40] + 2.5) < 1e-3);
+    CHECK(host::rounded(Values(256), rounding) == Values(256));
+    CHECK_THROWS_AS(host::rounded(Values(31), rounding), Error);
+  }
+  // 0.5 of a step: away from zero, to even, to even.
+  Values half(256);
+  half[0] = 127, half[1] = 2.5;
+  CHECK(host::rounded(half, host::Rounding::q8_0)[1] == 3);
+  CHECK(host::rounded(half, host::Rounding::q8_1)[1] == 2);
+  CHECK(host::rounded(half, host::Rounding::q8_k)[1] == 2);
+}
+
 TEST_CASE("sizes that do not fit are refused with both numbers") {
   const Model model = Model::synthetic({"tiny", 0, "q4_k_m", 7});
   const Weight& keys = *model.layers()[0].attn_k;
