@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -25,10 +26,28 @@ constexpr std::int64_t few_elements = 16;  // of each
 constexpr double least_rows = 64, least_elements = 64;  // looked at then, whatever the budget
 constexpr std::int64_t all_elements = std::numeric_limits<std::int64_t>::max();
 
-std::vector<std::int64_t> spread(std::int64_t size, std::int64_t count) {
-  std::vector<std::int64_t> elements;
-  const std::int64_t n = std::min(size, count);
-  for (std::int64_t i = 0; i < n; ++i) elements.push_back(i * size / n);
+// At most `count` elements of a unit: three quarters spread evenly, and the largest the lane wrote, which outweigh all
+// others when a weight was read as something else.
+std::vector<std::int64_t> chosen_elements(const StepCase& c, const StepUnit& unit, std::int64_t count) {
+  std::vector<std::int64_t> elements(static_cast<std::size_t>(std::min(unit.size, count)));
+  if (unit.size <= count) {
+    std::iota(elements.begin(), elements.end(), std::int64_t{0});
+    return elements;
+  }
+  std::vector<std::int64_t> all(static_cast<std::size_t>(unit.size));
+  std::iota(all.begin(), all.end(), std::int64_t{0});
+  const auto size_of = [&](std::int64_t i) {
+    const double a = std::fabs(value_at(c.a, unit.in_a(i)));
+    return std::isfinite(a) ? a : 0;
+  };
+  const auto largest = all.begin() + count / 4;
+  std::partial_sort(all.begin(), largest, all.end(),
+                    [&](std::int64_t i, std::int64_t j) { return size_of(i) > size_of(j); });
+  std::copy(all.begin(), largest, elements.begin());
+  const std::int64_t even = count - count / 4;
+  for (std::int64_t i = 0; i < even; ++i) elements[static_cast<std::size_t>(count / 4 + i)] = i * unit.size / even;
+  std::sort(elements.begin(), elements.end());
+  elements.erase(std::unique(elements.begin(), elements.end()), elements.end());
   return elements;
 }
 
@@ -40,21 +59,35 @@ FailingUnits evenly(const FailingUnits& units, std::size_t count) {
   return some;
 }
 
-// Error of each unit under the hypothesis, in expected errors, over `count` elements spread evenly.
+// The unit with the largest value the lane wrote.
+const StepUnit& loudest(const StepCase& c, const FailingUnits& units) {
+  const StepUnit* found = units[0];
+  double most = 0;
+  for (const StepUnit* unit : units)
+    for (std::int64_t i = 0; i < unit->size; ++i) {
+      const double a = std::fabs(value_at(c.a, unit->in_a(i)));
+      if (!(a > most) || !std::isfinite(a)) continue;
+      most = a;
+      found = unit;
+    }
+  return *found;
+}
+
+// Error of each unit under the hypothesis, in expected errors, over at most `count` elements.
 std::vector<double> errors_of(const StepCase& c, const Hypothesis& h, const FailingUnits& units, std::int64_t count) {
   std::vector<double> errors;
   if (h.row) {
     for (const StepUnit* unit : units) {
       const host::Values all = h.row(*unit);
       if (static_cast<std::int64_t>(all.size()) != unit->size) return std::vector<double>(units.size(), infinity);
-      const auto elements = spread(unit->size, count);
+      const auto elements = chosen_elements(c, *unit, count);
       host::Values chosen;
       for (std::int64_t i : elements) chosen.push_back(all[static_cast<std::size_t>(i)]);
       errors.push_back(error_of(c, *unit, elements, chosen));
     }
     return errors;
   }
-  const auto elements = spread(units[0]->size, count);
+  const auto elements = chosen_elements(c, loudest(c, units), count);
   const host::Values values = h.elements(units, elements);
   for (std::size_t i = 0; i < units.size(); ++i)
     errors.push_back(error_of(c, *units[i], elements, std::span(values).subspan(i * elements.size(), elements.size())));

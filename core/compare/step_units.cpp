@@ -17,7 +17,7 @@
 namespace moe_diag {
 namespace {
 
-constexpr double element_error = 5;          // expected errors beyond which an element of a unit that fails is wrong
+constexpr double element_error = 8;          // expected errors beyond which an element of a unit that fails is wrong
 constexpr double small_beside_worst = 0.03;  // in a footprint: outliers are off by more than others
 constexpr double alone_error = 200;          // and beyond which one element makes its unit fail: outliers' sums cancel
 constexpr std::size_t most_ranges = 4;       // in a footprint's text

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <set>
@@ -32,16 +33,21 @@ Values lane_row(const StepCase& c, const StepUnit& unit) {
   return row;
 }
 
-// The elements that are wrong in any row: columns, or whole heads where a row's length differs from the next one's.
+// The elements that are wrong in more than a few rows: columns, or whole heads where rows differ in length.
 class Region {
  public:
   Region(const StepCase& c, const FailingUnits& failing) {
+    std::map<std::int64_t, std::size_t> times;
     for (const StepUnit* unit : failing) {
       const std::vector<std::int64_t> wrong = wrong_elements(c, *unit, 0);
       wrong_ += wrong.size();
-      for (std::int64_t i : wrong) all_zero_ = all_zero_ && value_at(c.a, unit->in_a(i)) == 0;
-      for (std::int64_t i : wrong) places_.insert(place(*unit, i));
+      for (std::int64_t i : wrong) {
+        all_zero_ = all_zero_ && value_at(c.a, unit->in_a(i)) == 0;
+        ++times[place(*unit, i)];
+      }
     }
+    for (const auto& [place, count] : times)
+      if (count > failing.size() / 8) places_.insert(place);
     if (places_.empty()) return;
     const std::int64_t first = *places_.begin(), last = *places_.rbegin();
     if (static_cast<double>(places_.size()) < nearly_all * static_cast<double>(last - first + 1)) return;

@@ -399,7 +399,7 @@ std::vector<float> stored(const Values& values, const StepCase& c, const ModelCo
       // Elements of a product are off by as much each, unless some are far larger; what is zero on purpose stays it.
       for (double v : some)
         out.push_back(
-            static_cast<float>(v + e * normal(random) * (product ? std::min(rms, 30 * std::fabs(v)) : std::fabs(v))));
+            static_cast<float>(v + e * normal(random) * (product ? std::min(rms, 5 * std::fabs(v)) : std::fabs(v))));
     }
   return out;
 }
@@ -412,7 +412,7 @@ void flip(float& value, int bit) {
 }
 
 struct Score {
-  int right = 0, plain = 0, unmoved = 0;
+  int right = 0, unmoved = 0;
   std::vector<std::string> wrong, merely;
 };
 
@@ -422,10 +422,10 @@ void judge(Score& score, const StepBench& bench, const StepCase& c, const Made& 
                                        e.text, e.error, e.left, e.footprint.text);
   if (e.cause == made.cause)
     ++score.right;
-  else if (e.cause == StepCause::none || e.error < 10)
+  else if (e.cause == StepCause::none || e.error < failing_error)
     ++score.unmoved;
   else if (e.cause == StepCause::plain_operator)
-    ++score.plain, score.merely.push_back(line);
+    score.merely.push_back(line);
   else
     score.wrong.push_back(line);
 }
@@ -453,17 +453,12 @@ Score score_of(const SyntheticSpec& spec, const std::string& numerics, const std
 }
 
 void check(const Score& score) {
-  if (getenv("SHOW")) {
-    for (auto& l : score.wrong) fprintf(stderr, "W %s\n", l.c_str());
-    for (auto& l : score.merely) fprintf(stderr, "M %s\n", l.c_str());
-  }
   for (const std::string& line : score.wrong) UNSCOPED_INFO("wrong: " << line);
   for (const std::string& line : score.merely) UNSCOPED_INFO("merely operator: " << line);
-  WARN(score.right << " right, " << score.plain << " merely operator, " << score.unmoved << " not moved, "
-                   << score.wrong.size() << " wrong");
+  INFO(score.right << " right, " << score.unmoved << " moved too little to count");
   CHECK(score.wrong.empty());
-  CHECK(score.right > 100);
-  CHECK(score.plain * 20 < score.right);
+  CHECK(score.right > 500);
+  CHECK(score.merely.size() * 20 < static_cast<std::size_t>(score.right));
 }
 
 }  // namespace
@@ -474,6 +469,185 @@ TEST_CASE("each cause is named, and none falsely: f32") {
 
 TEST_CASE("each cause is named, and none falsely: bf16") {
   check(score_of({"tiny", 0, "q4_k_m", 8}, "bf16", {-1, 1, 3}));
+}
+
+TEST_CASE("each cause is named, and none falsely: other types of weights") {
+  check(score_of({"tiny", 3, "q6_k", 9}, "f32", {-1, 1}));
+  check(score_of({"tiny", 3, "f32", 10}, "f32", {-1, 2}));
+}
+
+TEST_CASE("nothing is explained where nothing is wrong") {
+  for (std::uint64_t seed = 0; seed < 6; ++seed) {
+    StepBench bench({"tiny", 0, seed % 2 == 0 ? "q4_k_m" : "q8_0", seed}, "f32", {5, 17, 400, 33, 2, 2, 90, 411, 8});
+    std::mt19937 random(static_cast<unsigned>(seed));
+    for (const Step& step : bench.program())
+      for (Stage stage : step.out) {
+        StepCase c = bench.clean(step, stage);
+        INFO("seed " << seed << ", layer " << step.layer << ", " << name_of(stage));
+        CHECK(bench.explain(c).cause == StepCause::none);
+        if (info(stage).payload == Payload::indices) continue;
+        c.numerics = "bf16";
+        const std::vector<float> values = stored(host::values_of(c.b), c, bench.config(), random);
+        c.a.data = values.data();
+        const StepExplanation e = bench.explain(c);
+        CHECK(e.cause == StepCause::none);
+        CHECK(e.footprint.wrong == 0);
+        CHECK(e.footprint.text.empty());
+      }
+  }
+}
+
+namespace {
+
+// A clean case of the bench whose values can be changed.
+struct Changed {
+  StepBench& bench;
+  StepCase c;
+  std::vector<float> values;
+
+  Changed(StepBench& of, Stage stage, int layer)
+      : bench(of), c(of.clean(*find_step(of.program(), {stage, layer}), stage)) {
+    values.assign(c.a.as<float>(), c.a.as<float>() + c.a.shape.count());
+    c.a.data = values.data();
+  }
+  float& at(std::int64_t row, std::int64_t column) {
+    return values[static_cast<std::size_t>(row * c.a.shape.row() + column)];
+  }
+  StepExplanation explain() const { return bench.explain(c); }
+};
+
+const std::vector<std::int32_t> few_tokens{5, 17, 400, 33, 2, 2, 90};
+
+}  // namespace
+
+TEST_CASE("the footprint says which rows, columns and experts are wrong") {
+  StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
+  SECTION("columns of all rows") {
+    Changed changed(bench, Stage::attn_out, 1);
+    for (int r = 0; r < 7; ++r)
+      for (int k = 128; k < 256; ++k) changed.at(r, k) = 0;
+    const StepExplanation e = changed.explain();
+    CHECK(e.cause == StepCause::zero);
+    CHECK(e.footprint.text == "columns 128..255 of all rows");
+    CHECK(e.footprint.wrong > 7 * 120);
+    CHECK(e.footprint.compared == 7 * 256);
+  }
+  SECTION("every fourth column of some rows") {
+    Changed changed(bench, Stage::ffn_norm, 0);
+    for (int r : {2, 3, 6})
+      for (int k = 1; k < 256; k += 4) changed.at(r, k) *= 1.5F;
+    const StepExplanation e = changed.explain();
+    CHECK(e.cause == StepCause::scale);
+    CHECK(e.factor == Approx(1.5).epsilon(1e-6));
+    CHECK(e.text == "multiplied by 1.5");
+    CHECK(e.footprint.text == "every 4th column from 1 to 253 of positions 2..3, 6");
+    CHECK(e.footprint.positions == std::vector<int>{2, 3, 6});
+  }
+  SECTION("one element") {
+    Changed changed(bench, Stage::moe_ffn_out, 2);
+    flip(changed.at(4, 77), 29);
+    const StepExplanation e = changed.explain();
+    CHECK(e.cause == StepCause::bitflip);
+    CHECK(e.text == "bit 29 of element 77 is flipped");
+    CHECK(e.footprint.text == "column 77 of position 4");
+    CHECK(e.footprint.wrong == 1);
+  }
+  SECTION("an expert") {
+    Changed changed(bench, Stage::moe_expert_up, 2);
+    const auto* ids = changed.c.routing_a.as<std::int32_t>();
+    const std::int32_t expert = ids[0];
+    const std::int64_t width = bench.config().expert_width;
+    std::int64_t rows = 0;
+    for (std::int64_t i = 0; i < 7 * 3; ++i)
+      if (ids[i] == expert)
+        for (std::int64_t k = (++rows, 0); k < width; ++k)
+          changed.values[static_cast<std::size_t>(i * width + k)] *= -2;
+    const StepExplanation e = changed.explain();
+    CHECK(e.cause == StepCause::scale);
+    REQUIRE(e.footprint.experts.size() == 1);
+    CHECK(e.footprint.experts[0].expert == expert);
+    CHECK(e.footprint.experts[0].rows == rows);
+    CHECK_THAT(e.footprint.text,
+               Catch::Matchers::Contains(fmt::format("expert {} only, all its rows; all columns of", expert)));
+  }
+}
+
+TEST_CASE("texts name tensors, types, experts and numbers") {
+  StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
+  const auto explained = [&](Stage stage, int layer, const Values& values) {
+    Changed changed(bench, stage, layer);
+    REQUIRE(values.size() == changed.values.size());
+    std::copy(values.begin(), values.end(), changed.values.begin());
+    return changed.explain();
+  };
+  const StepCase down = bench.clean(*find_step(bench.program(), {Stage::moe_expert_out, 1}), Stage::moe_expert_out);
+  const Weight& weight = *down.step->weights[0];
+  std::vector<std::int32_t> ids(down.routing_a.as<std::int32_t>(), down.routing_a.as<std::int32_t>() + 21);
+  const Values x = host::values_of(down.in[0]);
+
+  for (std::int32_t& id : ids) id = (id + 1) % 12;
+  CHECK(explained(Stage::moe_expert_out, 1, host::expert_linear(Matrix(weight), ids, 3, x)).text ==
+        "each expert computed with the weights of expert (id + 1) mod 12");
+  for (std::int32_t& id : ids) id = (id + 11) % 12;
+  CHECK(explained(Stage::moe_expert_out, 1,
+                  host::expert_linear(Matrix(*bench.model().layers()[3].ffn_down_exps), ids, 3, x))
+            .text == "computed with blk.3.ffn_down_exps.weight instead of blk.1.ffn_down_exps.weight");
+  Matrix retyped(weight);
+  retyped.type = weight.type == BlockType::q4_k ? BlockType::q6_k : BlockType::q4_k;
+  CHECK(explained(Stage::moe_expert_out, 1, host::expert_linear(retyped, ids, 3, x)).text ==
+        fmt::format("blk.1.ffn_down_exps.weight ({}) read as {}", name_of(weight.type), name_of(retyped.type)));
+}
+
+TEST_CASE("experts chosen without the best one are named so, others are not") {
+  StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
+  StepCase c = bench.clean(*find_step(bench.program(), {Stage::moe_router_indices, 1}), Stage::moe_router_indices);
+  std::vector<std::int32_t> ids(c.a.as<std::int32_t>(), c.a.as<std::int32_t>() + c.a.shape.count());
+  c.a.data = ids.data();
+  const host::Chosen best = host::topk(host::values_of(c.in[0], 2, 1), 5);
+  std::copy_n(best.experts.begin() + 1, 3, ids.begin() + 6);
+  StepExplanation e = bench.explain(c);
+  CHECK(e.cause == StepCause::dropped_expert);
+  CHECK(e.footprint.text == "1 of 21 experts chosen, in 1 of 7 rows");
+  CHECK(e.footprint.positions == std::vector<int>{2});
+  ids[6] = best.experts[4];
+  CHECK(bench.explain(c).cause == StepCause::plain_operator);
+}
+
+TEST_CASE("values that are not finite are explained when their cause is") {
+  StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
+  Changed changed(bench, Stage::moe_ffn_out, 1);
+  changed.at(1, 5) = NAN;
+  StepExplanation e = changed.explain();
+  CHECK(e.cause == StepCause::plain_operator);
+  CHECK(std::isinf(e.error));
+  CHECK(e.footprint.text == "column 5 of position 1");
+}
+
+TEST_CASE("tensors that do not fit the step are refused; inputs that are not known explain less") {
+  StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
+  const Changed whole(bench, Stage::q_post_rope, 1);
+  const auto refused = [&](auto change) {
+    StepCase c = whole.c;
+    change(c);
+    CHECK_THROWS_AS(bench.explain(c), Error);
+  };
+  refused([](StepCase& c) { c.b = {}; });
+  refused([](StepCase& c) { c.a.shape.dims[0] = 6; });
+  refused([](StepCase& c) { c.in[0].shape.dims[0] = 6; });
+  refused([](StepCase& c) { c.stage = Stage::attn_out; });
+  refused([](StepCase& c) { c.numerics = "f16"; });
+  Changed experts(bench, Stage::moe_expert_out, 1);
+  experts.c.routing_a = {};
+  CHECK_THROWS_WITH(experts.explain(), "explaining moe_expert_out of layer 1: the experts chosen are not known");
+
+  Changed turned(bench, Stage::q_post_rope, 1);
+  for (std::int64_t r = 0; r < 7; ++r) {
+    const Values row = host::rope(host::values_of(turned.c.in[0], r, 1), bench.config().head_dim, r, {1e4});
+    std::copy(row.begin(), row.end(), turned.values.begin() + r * static_cast<std::int64_t>(row.size()));
+  }
+  CHECK(turned.explain().text == "rotated with theta 10000 instead of 1e+06");
+  turned.c.in[0] = {};
+  CHECK(turned.explain().cause == StepCause::plain_operator);
 }
 
 }  // namespace moe_diag::test
