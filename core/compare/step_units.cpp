@@ -97,7 +97,7 @@ std::int64_t column_of(const StepCase& c, const StepUnit& unit, std::int64_t i) 
 using Ranges = std::vector<std::pair<std::int64_t, std::int64_t>>;
 
 // Ascending columns as ranges; a gap is filled when the range stays nearly full.
-Ranges ranges_of(const std::set<std::int64_t>& columns) {
+Ranges ranges_of(const std::vector<std::int64_t>& columns) {
   Ranges ranges;
   std::int64_t held = 0;  // columns within the last range
   for (std::int64_t column : columns) {
@@ -114,11 +114,11 @@ Ranges ranges_of(const std::set<std::int64_t>& columns) {
 }
 
 // The step between columns that are spread evenly, with few missing; 0 when they are not.
-std::int64_t stride_of(const std::set<std::int64_t>& columns) {
+std::int64_t stride_of(const std::vector<std::int64_t>& columns) {
   if (columns.size() < 4) return 0;
   std::int64_t stride = 0;
-  for (std::int64_t column : columns) stride = std::gcd(stride, column - *columns.begin());
-  const std::int64_t places = (*columns.rbegin() - *columns.begin()) / std::max<std::int64_t>(stride, 1) + 1;
+  for (std::int64_t column : columns) stride = std::gcd(stride, column - columns.front());
+  const std::int64_t places = (columns.back() - columns.front()) / std::max<std::int64_t>(stride, 1) + 1;
   return stride > 1 && static_cast<double>(columns.size()) >= nearly_all * static_cast<double>(places) ? stride : 0;
 }
 
@@ -127,15 +127,15 @@ std::string range_text(std::pair<std::int64_t, std::int64_t> range) {
                                      : fmt::format("{}..{}", range.first, range.second);
 }
 
-std::string columns_text(const std::set<std::int64_t>& columns, const Ranges& ranges, std::int64_t width) {
+std::string columns_text(const std::vector<std::int64_t>& columns, const Ranges& ranges, std::int64_t width) {
   const std::int64_t covered = ranges.empty() ? 0 : ranges.back().second - ranges.front().first + 1;
   if (ranges.size() == 1 && static_cast<double>(covered) >= nearly_all * static_cast<double>(width))
     return "all columns";
-  if (columns.size() == 1) return fmt::format("column {}", *columns.begin());
+  if (columns.size() == 1) return fmt::format("column {}", columns.front());
   if (const std::int64_t stride = stride_of(columns))
-    return fmt::format("every {}th column from {} to {}", stride, *columns.begin(), *columns.rbegin());
+    return fmt::format("every {}th column from {} to {}", stride, columns.front(), columns.back());
   if (ranges.size() > most_ranges)
-    return fmt::format("{} columns between {} and {}", columns.size(), *columns.begin(), *columns.rbegin());
+    return fmt::format("{} columns between {} and {}", columns.size(), columns.front(), columns.back());
   std::string text = "columns ";
   for (const auto& range : ranges) text += fmt::format("{}{}", &range == &ranges[0] ? "" : ", ", range_text(range));
   return text;
@@ -248,7 +248,7 @@ double error_of(const StepCase& c, const StepUnit& unit, std::span<const std::in
 
 Footprint footprint_of(const StepCase& c, const std::vector<StepUnit>& units) {
   Footprint print;
-  std::set<std::int64_t> columns;
+  std::vector<bool> is_wrong(static_cast<std::size_t>(c.a.shape.row()));  // by column
   std::set<int> positions, rows;
   std::map<int, Footprint::Part> experts;
   for (const StepUnit& unit : units) {
@@ -260,12 +260,15 @@ Footprint footprint_of(const StepCase& c, const std::vector<StepUnit>& units) {
     if (!unit.fails) continue;
     const auto wrong = wrong_elements(c, unit, small_beside_worst);
     print.wrong += static_cast<std::int64_t>(wrong.size());
-    for (std::int64_t i : wrong) columns.insert(column_of(c, unit, i));
+    for (std::int64_t i : wrong) is_wrong[static_cast<std::size_t>(column_of(c, unit, i))] = true;
     positions.insert(c.first_position + unit.row);
     ++part.rows;
   }
   if (positions.empty()) return print;
   print.positions.assign(positions.begin(), positions.end());
+  std::vector<std::int64_t> columns;
+  for (std::size_t i = 0; i < is_wrong.size(); ++i)
+    if (is_wrong[i]) columns.push_back(static_cast<std::int64_t>(i));
   print.columns = ranges_of(columns);
   std::size_t ran = 0;
   for (const auto& [id, part] : experts) {

@@ -4,10 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <map>
 #include <numeric>
 #include <optional>
-#include <set>
 
 #include "core/compare/step_hypotheses.hpp"
 
@@ -37,31 +35,33 @@ Values lane_row(const StepCase& c, const StepUnit& unit) {
 class Region {
  public:
   Region(const StepCase& c, const FailingUnits& failing) {
-    std::map<std::int64_t, std::size_t> times;
+    std::int64_t size = 0;
+    for (const StepUnit* unit : failing) size = std::max(size, place(*unit, unit->size - 1) + 1);
+    std::vector<std::size_t> times(static_cast<std::size_t>(size));
     for (const StepUnit* unit : failing) {
       const std::vector<std::int64_t> wrong = wrong_elements(c, *unit, 0);
       wrong_ += wrong.size();
       for (std::int64_t i : wrong) {
         all_zero_ = all_zero_ && value_at(c.a, unit->in_a(i)) == 0;
-        ++times[place(*unit, i)];
+        ++times[static_cast<std::size_t>(place(*unit, i))];
       }
     }
-    for (const auto& [place, count] : times)
-      if (count > failing.size() / 8) places_.insert(place);
-    if (places_.empty()) return;
-    const std::int64_t first = *places_.begin(), last = *places_.rbegin();
-    if (static_cast<double>(places_.size()) < nearly_all * static_cast<double>(last - first + 1)) return;
-    for (std::int64_t i = first; i <= last; ++i) places_.insert(i);
+    for (std::size_t count : times) held_.push_back(count > failing.size() / 8);
+    const auto first = std::find(held_.begin(), held_.end(), true);
+    const auto last = std::find(held_.rbegin(), held_.rend(), true).base();
+    if (first == held_.end()) return;
+    const auto held = static_cast<double>(std::count(first, last, true));
+    if (held >= nearly_all * static_cast<double>(last - first)) std::fill(first, last, true);
   }
   std::size_t wrong() const { return wrong_; }
   bool all_zero() const { return all_zero_; }  // what the lane wrote there
-  bool holds(const StepUnit& unit, std::int64_t i) const { return places_.count(place(unit, i)) > 0; }
+  bool holds(const StepUnit& unit, std::int64_t i) const { return held_[static_cast<std::size_t>(place(unit, i))]; }
 
  private:
   static std::int64_t place(const StepUnit& unit, std::int64_t i) {
     return unit.segments.size() > 1 && unit.run() > 1 ? i / unit.run() : i;
   }
-  std::set<std::int64_t> places_;
+  std::vector<bool> held_;  // by place
   std::size_t wrong_ = 0;
   bool all_zero_ = true;
 };

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -21,6 +22,7 @@ using Change = std::function<Values(const Values&)>;      // of what is multipli
 
 constexpr std::int64_t few_elements = 4;  // that tell one expert's weights from another's
 constexpr std::size_t few_units = 3;
+constexpr std::size_t most_named = 4;  // experts in a text
 
 bool multiplies(Op op) { return op == Op::linear || op == Op::expert_linear; }
 
@@ -181,8 +183,11 @@ std::string experts_text(const std::map<int, int>& used, std::int64_t experts) {
   if (all && used.size() > 1)
     return fmt::format("each expert computed with the weights of expert (id + {}) mod {}", shift, experts);
   std::string text;
-  for (const auto& [expert, other] : used)
+  std::size_t named = 0;
+  for (const auto& [expert, other] : used) {
+    if (named++ == most_named) return fmt::format("{}, and so on for {} experts", text, used.size());
     text += fmt::format("{}expert {} computed with the weights of expert {}", text.empty() ? "" : ", ", expert, other);
+  }
   return text;
 }
 
