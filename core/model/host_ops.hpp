@@ -50,6 +50,8 @@ Values rounded(std::span<const double> x, Rounding rounding);
 // Row r of the matrix: [cols].
 Values decode_row(const Matrix& matrix, std::int64_t r);
 
+double dot(std::span<const double> a, std::span<const double> b);
+
 // out[i, j] = row rows[j] of the matrix times x[i]; x is [n, cols]. Without `rows`: all of them, in order.
 Values linear(const Matrix& matrix, std::span<const double> x, std::span<const std::int64_t> rows);
 Values linear(const Matrix& matrix, std::span<const double> x);

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: MIT
+#include "core/compare/explain_step.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <numeric>
+#include <optional>
+#include <utility>
+
+#include "core/compare/step_hypotheses.hpp"
+
+namespace moe_diag {
+namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+constexpr double clearly_better = 3;       // times less than without the hypothesis, or than with a simpler one
+constexpr double sampled_error = 16;       // of a few elements, which vary more than a row
+constexpr double budget = 1 << 28;         // multiplications to check one hypothesis with
+constexpr std::size_t few_units = 3;       // looked at first, with
+constexpr std::int64_t few_elements = 16;  // of each
+constexpr double least_rows = 64, least_elements = 64;  // looked at then, whatever the budget
+constexpr std::int64_t all_elements = std::numeric_limits<std::int64_t>::max();
+
+// At most `count` elements of a unit: three quarters spread evenly, and the largest the lane wrote, which outweigh all
+// others when a weight was read as something else.
+std::vector<std::int64_t> chosen_elements(const StepCase& c, const StepUnit& unit, std::int64_t count) {
+  std::vector<std::int64_t> elements(static_cast<std::size_t>(std::min(unit.size, count)));
+  if (unit.size <= count) {
+    std::iota(elements.begin(), elements.end(), std::int64_t{0});
+    return elements;
+  }
+  std::vector<std::int64_t> all(static_cast<std::size_t>(unit.size));
+  std::iota(all.begin(), all.end(), std::int64_t{0});
+  const auto size_of = [&](std::int64_t i) {
+    const double a = std::fabs(value_at(c.a, unit.in_a(i)));
+    return std::isfinite(a) ? a : 0;
+  };
+  const auto largest = all.begin() + count / 4;
+  std::partial_sort(all.begin(), largest, all.end(),
+                    [&](std::int64_t i, std::int64_t j) { return size_of(i) > size_of(j); });
+  std::copy(all.begin(), largest, elements.begin());
+  const std::int64_t even = count - count / 4;
+  for (std::int64_t i = 0; i < even; ++i) elements[static_cast<std::size_t>(count / 4 + i)] = i * unit.size / even;
+  std::sort(elements.begin(), elements.end());
+  elements.erase(std::unique(elements.begin(), elements.end()), elements.end());
+  return elements;
+}
+
+// At most `count` of the units, the first and the last among them.
+FailingUnits evenly(const FailingUnits& units, std::size_t count) {
+  if (units.size() <= count) return units;
+  FailingUnits some;
+  for (std::size_t i = 0; i < count; ++i) some.push_back(units[i * (units.size() - 1) / (count - 1)]);
+  return some;
+}
+
+// The unit with the largest value the lane wrote.
+const StepUnit& loudest(const StepCase& c, const FailingUnits& units) {
+  const StepUnit* found = units[0];
+  double most = 0;
+  for (const StepUnit* unit : units)
+    for (std::int64_t i = 0; i < unit->size; ++i) {
+      const double a = std::fabs(value_at(c.a, unit->in_a(i)));
+      if (!(a > most) || !std::isfinite(a)) continue;
+      most = a;
+      found = unit;
+    }
+  return *found;
+}
+
+// Error of each unit under the hypothesis, in expected errors, over at most `count` elements.
+std::vector<double> errors_of(const StepCase& c, const Hypothesis& h, const FailingUnits& units, std::int64_t count) {
+  std::vector<double> errors;
+  if (h.row) {
+    for (const StepUnit* unit : units) {
+      const host::Values all = h.row(*unit);
+      if (static_cast<std::int64_t>(all.size()) != unit->size) return std::vector<double>(units.size(), infinity);
+      const auto elements = chosen_elements(c, *unit, count);
+      host::Values chosen;
+      for (std::int64_t i : elements) chosen.push_back(all[static_cast<std::size_t>(i)]);
+      errors.push_back(error_of(c, *unit, elements, chosen));
+    }
+    return errors;
+  }
+  const auto elements = chosen_elements(c, loudest(c, units), count);
+  const host::Values values = h.elements(units, elements);
+  for (std::size_t i = 0; i < units.size(); ++i)
+    errors.push_back(error_of(c, *units[i], elements, std::span(values).subspan(i * elements.size(), elements.size())));
+  return errors;
+}
+
+double rms(const std::vector<double>& errors) {
+  double squares = 0;
+  for (double e : errors) squares += e * e;
+  return std::sqrt(squares / static_cast<double>(errors.size()));
+}
+
+double rms_before(const FailingUnits& units) {
+  std::vector<double> errors;
+  for (const StepUnit* unit : units) errors.push_back(unit->error);
+  return rms(errors);
+}
+
+// What is left of the error when the hypothesis explains every unit; nothing when it does not.
+std::optional<double> left_by(const StepCase& c, const Hypothesis& h, const FailingUnits& units) {
+  const auto within = [](const std::vector<double>& errors, double bound) {
+    return std::all_of(errors.begin(), errors.end(), [bound](double e) { return e <= bound; });
+  };
+  if (!within(errors_of(c, h, evenly(units, few_units), few_elements), sampled_error)) return std::nullopt;
+  const double affordable = budget / h.work;  // elements
+  std::vector<double> errors;
+  if (h.row) {
+    const double longest = static_cast<double>(units.back()->size);
+    errors = errors_of(c, h, evenly(units, static_cast<std::size_t>(std::max(least_rows, affordable / longest))),
+                       all_elements);
+  } else {
+    const double each = affordable / static_cast<double>(units.size());
+    errors = errors_of(c, h, units, static_cast<std::int64_t>(std::max(least_elements, each)));
+  }
+  if (!within(errors, explained_error) || rms(errors) * clearly_better > rms_before(units)) return std::nullopt;
+  return rms(errors);
+}
+
+// The units of one part that fail, and what explains them.
+StepExplanation explain_part(const StepKnowledge& known, const FailingUnits& failing) {
+  std::vector<Hypothesis> all = value_hypotheses(known, failing);
+  for (auto more : {weight_hypotheses, operator_hypotheses}) {
+    std::vector<Hypothesis> list = more(known, failing);
+    std::move(list.begin(), list.end(), std::back_inserter(all));
+  }
+  std::stable_sort(all.begin(), all.end(), [](const auto& x, const auto& y) { return x.cause < y.cause; });
+
+  StepExplanation result;
+  result.cause = StepCause::plain_operator;
+  result.error = result.left = rms_before(failing);
+  bool named = false;
+  for (const Hypothesis& h : all) {
+    const auto left = left_by(known.step_case, h, failing);
+    if (!left) continue;
+    if (named && (result.left <= 1 || *left * clearly_better > result.left)) continue;
+    named = true;
+    result.cause = h.cause;
+    result.text = h.text;
+    result.factor = h.factor;
+    result.left = *left;
+  }
+  return result;
+}
+
+// Several parts of one step are one cause only when it is the same for all.
+StepExplanation joined(StepExplanation first, const StepExplanation& second) {
+  first.error = std::max(first.error, second.error);
+  if (first.cause != second.cause) {
+    first.cause = StepCause::plain_operator;
+    first.text.clear();
+    first.left = first.error;
+    return first;
+  }
+  first.left = std::max(first.left, second.left);
+  if (first.text != second.text) first.text += "; " + second.text;
+  return first;
+}
+
+// Experts chosen have no error of their own: a row fails when they are others.
+StepExplanation explain_choice(const StepCase& c, const ModelConfig& config) {
+  StepExplanation result;
+  bool without_best = true;
+  for (int row = 0; row < static_cast<int>(c.a.shape[0]); ++row) {
+    const int flips = routing_flips(c.a, c.b, row);
+    result.footprint.compared += config.used;
+    if (flips == 0) continue;
+    result.footprint.wrong += flips;
+    result.footprint.positions.push_back(c.first_position + row);
+    without_best = without_best && chose_without_best(c, config, row);
+  }
+  if (result.footprint.wrong == 0) return result;
+  result.cause = without_best ? StepCause::dropped_expert : StepCause::plain_operator;
+  if (without_best) result.text = "the best expert was passed over, the next ones chosen";
+  result.footprint.text = fmt::format("{} of {} experts chosen, in {} of {} rows", result.footprint.wrong,
+                                      result.footprint.compared, result.footprint.positions.size(), c.a.shape[0]);
+  return result;
+}
+
+}  // namespace
+
+std::string_view name_of(StepCause cause) {
+  constexpr std::string_view names[] = {
+      "none",        "uniform_weights",     "dropped_expert", "zero",       "bitflip",      "skipped",
+      "permutation", "shifted_position",    "stale_kv",       "rope_theta", "wrong_tensor", "transposed",
+      "wrong_type",  "rounded_activations", "scale",          "operator"};
+  return names[static_cast<std::size_t>(cause)];
+}
+
+StepExplanation explain_step(const StepCase& c, const Model& model, const Program& program) {
+  if (info(c.stage).payload == Payload::indices) {
+    check_case(c, model.config());
+    return explain_choice(c, model.config());
+  }
+  const StepKnowledge known{c, model, program};
+  const std::vector<StepUnit> units = units_of(c, model.config());
+  std::map<std::size_t, FailingUnits> parts;
+  for (const StepUnit& unit : units)
+    if (unit.fails) parts[unit.part].push_back(&unit);
+  StepExplanation result;
+  for (const auto& [part, failing] : parts) {
+    StepExplanation own = explain_part(known, failing);
+    result = result.cause == StepCause::none ? std::move(own) : joined(std::move(result), own);
+  }
+  result.footprint = footprint_of(c, units);
+  return result;
+}
+
+}  // namespace moe_diag

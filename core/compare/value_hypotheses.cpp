@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <optional>
+
+#include "core/compare/step_hypotheses.hpp"
+
+namespace moe_diag {
+namespace {
+
+using host::Values;
+
+constexpr double bitflip_evidence = 64;     // times its tolerance an element must be off: no bit fits by chance
+constexpr double fine_error = 1e-5;         // expected errors below this tell values of one row apart
+constexpr std::size_t least_for_scale = 3;  // wrong elements; one factor always fits one element
+constexpr std::size_t least_for_coarse_scale = 8;
+constexpr double nearly_all = 0.7;
+
+Values oracle_row(const StepCase& c, const StepUnit& unit) {
+  Values row(static_cast<std::size_t>(unit.size));
+  for (std::int64_t i = 0; i < unit.size; ++i) row[static_cast<std::size_t>(i)] = value_at(c.b, unit.in_b(i));
+  return row;
+}
+Values lane_row(const StepCase& c, const StepUnit& unit) {
+  Values row(static_cast<std::size_t>(unit.size));
+  for (std::int64_t i = 0; i < unit.size; ++i) row[static_cast<std::size_t>(i)] = value_at(c.a, unit.in_a(i));
+  return row;
+}
+
+// The elements that are wrong in more than a few rows: columns, or whole heads where rows differ in length.
+class Region {
+ public:
+  Region(const StepCase& c, const FailingUnits& failing) {
+    std::int64_t size = 0;
+    for (const StepUnit* unit : failing) size = std::max(size, place(*unit, unit->size - 1) + 1);
+    std::vector<std::size_t> times(static_cast<std::size_t>(size));
+    for (const StepUnit* unit : failing) {
+      const std::vector<std::int64_t> wrong = wrong_elements(c, *unit, 0);
+      wrong_ += wrong.size();
+      for (std::int64_t i : wrong) {
+        all_zero_ = all_zero_ && value_at(c.a, unit->in_a(i)) == 0;
+        ++times[static_cast<std::size_t>(place(*unit, i))];
+      }
+    }
+    for (std::size_t count : times) held_.push_back(count > failing.size() / 8);
+    const auto first = std::find(held_.begin(), held_.end(), true);
+    const auto last = std::find(held_.rbegin(), held_.rend(), true).base();
+    if (first == held_.end()) return;
+    const auto held = static_cast<double>(std::count(first, last, true));
+    if (held >= nearly_all * static_cast<double>(last - first)) std::fill(first, last, true);
+  }
+  std::size_t wrong() const { return wrong_; }
+  bool all_zero() const { return all_zero_; }  // what the lane wrote there
+  bool holds(const StepUnit& unit, std::int64_t i) const { return held_[static_cast<std::size_t>(place(unit, i))]; }
+
+ private:
+  static std::int64_t place(const StepUnit& unit, std::int64_t i) {
+    return unit.segments.size() > 1 && unit.run() > 1 ? i / unit.run() : i;
+  }
+  std::vector<bool> held_;  // by place
+  std::size_t wrong_ = 0;
+  bool all_zero_ = true;
+};
+
+Hypothesis scaled(const StepCase& c, const Region& region, double factor) {
+  Hypothesis h{factor == 0 ? StepCause::zero : StepCause::scale,
+               factor == 0 ? std::string("zeros instead of values") : fmt::format("multiplied by {:.6g}", factor),
+               factor};
+  h.row = [&c, region, factor](const StepUnit& unit) {
+    Values row = oracle_row(c, unit);
+    for (std::int64_t i = 0; i < unit.size; ++i)
+      if (region.holds(unit, i)) row[static_cast<std::size_t>(i)] *= factor;
+    return row;
+  };
+  return h;
+}
+
+void add_scale(const StepCase& c, const FailingUnits& failing, std::vector<Hypothesis>& list) {
+  const Region region(c, failing);
+  if (region.all_zero()) return list.push_back(scaled(c, region, 0));
+  const bool fine = failing[0]->expected < fine_error;
+  if (region.wrong() < (fine ? least_for_scale : least_for_coarse_scale)) return;
+  double ab = 0, bb = 0;
+  for (const StepUnit* unit : failing)
+    for (std::int64_t i = 0; i < unit->size; ++i) {
+      if (!region.holds(*unit, i)) continue;
+      const double a = value_at(c.a, unit->in_a(i)) / unit->rms, b = value_at(c.b, unit->in_b(i)) / unit->rms;
+      ab += a * b;
+      bb += b * b;
+    }
+  const double factor = ab / bb;
+  if (std::isfinite(factor) && factor != 0) list.push_back(scaled(c, region, factor));
+}
+
+// ---- one bit -------------------------------------------------------------------------------------------------------
+
+// Element i of the tensor with a bit flipped. From its bytes: a NaN's do not survive a conversion.
+template <class Value, class Bits>
+double flipped(const Tensor& tensor, std::int64_t i, int bit) {
+  Bits bits;
+  std::memcpy(&bits, tensor.as<Value>() + i, sizeof bits);
+  bits ^= Bits{1} << bit;
+  Value value;
+  std::memcpy(&value, &bits, sizeof value);
+  return static_cast<double>(value);
+}
+
+struct Flip {
+  std::int64_t element = -1;
+  int bit = -1;
+};
+
+// The element of a unit that is farthest off, and the one bit that makes it right.
+std::optional<Flip> flip_of(const StepCase& c, const StepUnit& unit) {
+  if (c.a.dtype == DType::i32) return std::nullopt;
+  Flip found;
+  double worst = 0;
+  for (std::int64_t i = 0; i < unit.size; ++i) {
+    const double b = value_at(c.b, unit.in_b(i)), off = std::fabs(value_at(c.a, unit.in_a(i)) - b);
+    const double errors = off / unit.tolerance(explained_error, std::fabs(b));
+    if (errors <= worst) continue;
+    found.element = i;
+    worst = std::isnan(errors) ? INFINITY : errors;
+  }
+  if (worst < bitflip_evidence) return std::nullopt;
+  const std::int64_t place = unit.in_a(found.element);
+  const double b = value_at(c.b, unit.in_b(found.element)), tolerance = unit.tolerance(explained_error, std::fabs(b));
+  const bool wide = c.a.dtype == DType::f64;
+  for (int bit = 0; bit < (wide ? 64 : 32); ++bit) {
+    const double back =
+        wide ? flipped<double, std::uint64_t>(c.a, place, bit) : flipped<float, std::uint32_t>(c.a, place, bit);
+    if (!(std::fabs(back - b) <= tolerance)) continue;
+    if (found.bit >= 0) return std::nullopt;
+    found.bit = bit;
+  }
+  return found.bit < 0 ? std::nullopt : std::optional(found);
+}
+
+void add_bitflip(const StepCase& c, const FailingUnits& failing, std::vector<Hypothesis>& list) {
+  const auto first = flip_of(c, *failing[0]);
+  if (!first) return;
+  Hypothesis h{StepCause::bitflip, fmt::format("bit {} of element {} is flipped", first->bit, first->element)};
+  h.row = [&c, bit = first->bit](const StepUnit& unit) -> Values {
+    const auto own = flip_of(c, unit);
+    if (!own || own->bit != bit) return {};
+    Values row = oracle_row(c, unit);
+    row[static_cast<std::size_t>(own->element)] = value_at(c.a, unit.in_a(own->element));
+    return row;
+  };
+  list.push_back(std::move(h));
+}
+
+// ---- other places --------------------------------------------------------------------------------------------------
+
+void add_neighbours(const StepCase& c, std::vector<Hypothesis>& list) {
+  if (is_per_expert(c.stage)) return;
+  for (int shift : {-1, 1}) {
+    Hypothesis h{StepCause::shifted_position,
+                 fmt::format("each row holds the values of the position {} it", shift < 0 ? "before" : "after")};
+    h.row = [&c, shift](const StepUnit& unit) -> Values {
+      if (unit.row + shift < 0 || unit.row + shift >= c.b.shape[0]) return {};
+      Values row(static_cast<std::size_t>(unit.size));
+      for (std::int64_t i = 0; i < unit.size; ++i)
+        row[static_cast<std::size_t>(i)] = value_at(c.b, unit.in_b(i) + shift * c.b.shape.row());
+      return row;
+    };
+    list.push_back(std::move(h));
+  }
+}
+
+// Values of a head of the stage, when its rows are heads side by side; 0 when they are not.
+std::int64_t head_size(const StepKnowledge& known, const StepUnit& unit) {
+  switch (known.step_case.stage) {
+    case Stage::attn_scores:
+    case Stage::attn_softmax: return unit.run();
+    case Stage::qkv_matmul:
+    case Stage::q_norm:
+    case Stage::k_norm:
+    case Stage::q_post_rope:
+    case Stage::k_post_rope:
+    case Stage::attention: return known.config().head_dim;
+    default: return 0;
+  }
+}
+
+using Places = std::vector<std::size_t>;  // element i holds what place [i] should
+
+void add_places(const StepCase& c, std::string text, Places from, std::vector<Hypothesis>& list) {
+  Hypothesis h{StepCause::permutation, std::move(text)};
+  h.row = [&c, from = std::move(from)](const StepUnit& unit) -> Values {
+    if (from.size() != static_cast<std::size_t>(unit.size)) return {};
+    const Values right = oracle_row(c, unit);
+    Values row(right.size());
+    for (std::size_t i = 0; i < row.size(); ++i) row[i] = right[from[i]];
+    return row;
+  };
+  list.push_back(std::move(h));
+}
+
+double distance(const Values& a, std::size_t at_a, const Values& b, std::size_t at_b, std::size_t n) {
+  double squares = 0, all = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    squares += (a[at_a + i] - b[at_b + i]) * (a[at_a + i] - b[at_b + i]);
+    all += b[at_b + i] * b[at_b + i];
+  }
+  return std::sqrt(squares / all);
+}
+
+// The head whose values each head holds, found in one row; empty when one holds no head's.
+Places heads_held(const StepCase& c, const StepUnit& unit, std::size_t size) {
+  const Values a = lane_row(c, unit), b = oracle_row(c, unit);
+  const std::size_t heads = a.size() / size;
+  const auto is_near = [&](std::size_t own, std::size_t other) {
+    return distance(a, own * size, b, other * size, size) <= explained_error * unit.expected;
+  };
+  Places held;
+  for (std::size_t head = 0; head < heads; ++head) {
+    std::size_t other = is_near(head, head) ? head : 0;
+    while (other < heads && !is_near(head, other)) ++other;
+    if (other == heads) return {};
+    held.push_back(other);
+  }
+  return held;
+}
+
+void add_heads(const StepKnowledge& known, const FailingUnits& failing, std::vector<Hypothesis>& list) {
+  const StepCase& c = known.step_case;
+  const StepUnit& longest = *failing.back();
+  const std::int64_t size = head_size(known, longest);
+  if (size == 0 || longest.size < 2 * size) return;
+  const Places held = heads_held(c, longest, static_cast<std::size_t>(size));
+  std::string moved;
+  std::size_t count = 0;
+  for (std::size_t head = 0; head < held.size(); ++head)
+    if (held[head] != head && ++count <= 4)
+      moved += fmt::format("{}{} holds {}", count > 1 ? ", " : "", head, held[head]);
+  if (count == 0) return;
+  Hypothesis h{StepCause::permutation, fmt::format("heads changed places: {}{}", moved, count > 4 ? ", ..." : "")};
+  h.row = [&c, &known, held](const StepUnit& unit) {
+    const auto n = static_cast<std::size_t>(head_size(known, unit));
+    const Values right = oracle_row(c, unit);
+    Values row(right.size());
+    for (std::size_t i = 0; i < row.size(); ++i) row[i] = right[held[i / n] * n + i % n];
+    return row;
+  };
+  list.push_back(std::move(h));
+}
+
+void add_layouts(const StepKnowledge& known, const FailingUnits& failing, std::vector<Hypothesis>& list) {
+  const auto size = static_cast<std::size_t>(head_size(known, *failing[0]));
+  if (size == 0 || failing[0]->run() != failing[0]->size) return;
+  const auto all = static_cast<std::size_t>(failing[0]->size), heads = all / size, half = size / 2;
+  Places apart(all), together(all), turned(all), back(all);
+  for (std::size_t i = 0; i < all; ++i) {
+    const std::size_t head = i / size * size, k = i % size;
+    apart[i] = head + (k % half) * 2 + k / half;
+    together[i] = head + k % 2 * half + k / 2;
+    turned[i] = i % heads * size + i / heads;
+    back[i] = k * heads + i / size;
+  }
+  const StepCase& c = known.step_case;
+  add_places(c, "values of heads: pairs (2i, 2i + 1) stand at (i, i + h/2)", std::move(apart), list);
+  add_places(c, "values of heads: pairs (i, i + h/2) stand at (2i, 2i + 1)", std::move(together), list);
+  if (heads < 2) return;
+  add_places(c, "heads and their values changed places: [h, heads] instead of [heads, h]", std::move(turned), list);
+  add_places(c, "heads and their values changed places: [heads, h] read as [h, heads]", std::move(back), list);
+}
+
+// Finds for every wrong element another one that holds its value, in several rows at once.
+class Matching {
+ public:
+  Matching(const StepCase& c, const FailingUnits& failing) {
+    for (std::size_t i = 0; i < std::min<std::size_t>(failing.size(), 8); ++i) {
+      units_.push_back(failing[i]);
+      a_.push_back(lane_row(c, *failing[i]));
+      b_.push_back(oracle_row(c, *failing[i]));
+    }
+  }
+
+  // Empty when an element has no other, or none is needed.
+  Places find() const {
+    Places from(a_[0].size()), wrong;
+    std::iota(from.begin(), from.end(), std::size_t{0});
+    for (std::size_t i : from)
+      if (!is_near(i, i)) wrong.push_back(i);
+    if (wrong.size() < 2) return {};
+    Places sorted = wrong;
+    std::sort(sorted.begin(), sorted.end(), [&](std::size_t i, std::size_t j) { return b_[0][i] < b_[0][j]; });
+    std::vector<bool> taken(from.size());
+    for (std::size_t i : wrong) {
+      const double reach = units_[0]->tolerance(explained_error, std::fabs(a_[0][i]));
+      auto at = std::lower_bound(sorted.begin(), sorted.end(), a_[0][i] - reach,
+                                 [&](std::size_t j, double value) { return b_[0][j] < value; });
+      while (at != sorted.end() && (taken[*at] || !is_near(i, *at)) && b_[0][*at] <= a_[0][i] + reach) ++at;
+      if (at == sorted.end() || taken[*at] || !is_near(i, *at)) return {};
+      taken[*at] = true;
+      from[i] = *at;
+    }
+    return from;
+  }
+
+ private:
+  bool is_near(std::size_t i, std::size_t j) const {
+    for (std::size_t u = 0; u < units_.size(); ++u)
+      if (!(std::fabs(a_[u][i] - b_[u][j]) <= units_[u]->tolerance(explained_error, std::fabs(b_[u][j])))) return false;
+    return true;
+  }
+
+  FailingUnits units_;
+  std::vector<Values> a_, b_;
+};
+
+void add_matching(const StepCase& c, const FailingUnits& failing, std::vector<Hypothesis>& list) {
+  const StepUnit& first = *failing[0];
+  const bool same =
+      std::all_of(failing.begin(), failing.end(), [&](const StepUnit* u) { return u->size == first.size; });
+  if (!same || first.expected > fine_error || !std::isfinite(first.error)) return;
+  Places from = Matching(c, failing).find();
+  std::size_t moved = 0, shifted = 0;
+  for (std::size_t i = 0; i < from.size(); ++i) {
+    moved += from[i] != i;
+    shifted += from[i] == (i + from[0]) % from.size();
+  }
+  if (moved == 0) return;
+  std::string text = shifted == from.size() ? fmt::format("the values of a row moved by {} places", from[0])
+                                            : fmt::format("{} values of a row changed places", moved);
+  add_places(c, std::move(text), std::move(from), list);
+}
+
+// ---- rounding ------------------------------------------------------------------------------------------------------
+
+void add_rounding(const StepCase& c, const FailingUnits& failing, std::vector<Hypothesis>& list) {
+  using host::Rounding;
+  for (const Rounding rounding : {Rounding::bf16, Rounding::f16, Rounding::q8_0, Rounding::q8_1, Rounding::q8_k}) {
+    if (failing[0]->size % host::block_of(rounding) != 0 || failing[0]->run() != failing[0]->size) continue;
+    Hypothesis h{StepCause::rounded_activations,
+                 fmt::format("the values written are rounded to {}", name_of(rounding))};
+    h.row = [&c, rounding](const StepUnit& unit) { return host::rounded(oracle_row(c, unit), rounding); };
+    list.push_back(std::move(h));
+  }
+}
+
+}  // namespace
+
+std::vector<Hypothesis> value_hypotheses(const StepKnowledge& known, const FailingUnits& failing) {
+  const StepCase& c = known.step_case;
+  std::vector<Hypothesis> list;
+  add_scale(c, failing, list);
+  add_bitflip(c, failing, list);
+  add_neighbours(c, list);
+  add_heads(known, failing, list);
+  add_layouts(known, failing, list);
+  add_matching(c, failing, list);
+  add_rounding(c, failing, list);
+  return list;
+}
+
+}  // namespace moe_diag
