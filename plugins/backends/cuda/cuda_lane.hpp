@@ -124,7 +124,7 @@ class CudaLane final : public Lane {
   int angles_ = 0;
   DeviceBuffer order_, tiles_, tile_count_;  // vectors by expert
   int grouped_tile_ = 0;                     // the tile they are for within a span; 0: they hold nothing of use
-  DeviceBuffer operand_, scales_;  // vectors as products of many read them
+  DeviceBuffer operand_, scales_;            // vectors as products of many read them
 
   PinnedBuffer pass_staging_, write_staging_;
   Event pass_sent_, write_sent_;
