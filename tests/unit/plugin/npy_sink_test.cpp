@@ -263,7 +263,8 @@ TEST_CASE("a disk that is full ends with the file's name and leaves no manifest"
   CHECK_FALSE(fs::exists(folder / "dump/manifest.json"));
 }
 
-// Runs a capture in a child that is killed after it has reported `steps` calls, or `microseconds` after the last.
+// Runs a capture in a child that is killed after it has reported `steps` calls: it waits there to be killed, or, given
+// `microseconds`, goes on and is killed so much later.
 void killed_capture(const MadeRun& run, const std::vector<MadeEvent>& events, std::size_t steps,
                     useconds_t microseconds) {
   int ends[2];
@@ -271,7 +272,11 @@ void killed_capture(const MadeRun& run, const std::vector<MadeEvent>& events, st
   const pid_t child = ::fork();
   REQUIRE(child >= 0);
   if (child == 0) {
-    const auto report = [&] { (void)!::write(ends[1], "x", 1); };
+    std::size_t calls = 0;
+    const auto report = [&] {
+      (void)!::write(ends[1], "x", 1);
+      if (++calls == steps && microseconds == 0) ::pause();
+    };
     const auto sink = loaded_sink("npy", {{"dir", "dump"}});
     sink->open(run.info);
     report();
