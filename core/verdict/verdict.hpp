@@ -12,6 +12,7 @@
 #include "core/compare/measure.hpp"
 #include "core/compare/routing.hpp"
 #include "core/contract/contract.hpp"
+#include "core/verdict/divergence.hpp"
 
 namespace moe_diag {
 
@@ -77,6 +78,7 @@ struct Judgement {
   bool allowed = false;              // it is untested, and that was allowed
   std::vector<std::string> remarks;  // what a person wants to know beside the numbers
   std::vector<Spread> spreads;       // of what was measured several times
+  Explanation explanation;           // of a falsified one, once the run was diagnosed
 
   std::int64_t count(FlipKind kind) const { return flips[static_cast<std::size_t>(kind)]; }
   const SiteResult* first_failing() const;  // null: none
@@ -118,7 +120,7 @@ struct NotCaptured {
 
 // How long the parts of a run took, in seconds.
 struct Timing {
-  double open = 0, forward = 0, solo = 0, evidence = 0, controls = 0, total = 0;
+  double open = 0, forward = 0, solo = 0, evidence = 0, explain = 0, controls = 0, total = 0;
 };
 
 // All outcomes of a run.
@@ -128,6 +130,8 @@ struct Verdict {
   std::vector<PromptReport> prompts;  // as many as the contract has
   std::vector<LaneReport> lanes;
   std::vector<Judgement> judgements;
+  Diagnosis diagnosis;                  // of what is falsified
+  std::vector<LayerCoverage> coverage;  // of the layers whose experts anybody looked at
   std::vector<std::string> planted;  // faults of the contract, then of `run --inject`
   std::vector<NotCaptured> captured_nothing;
   std::vector<std::string> tensors;  // of the step at the first divergence, with their types: "blk.6.... Q4_K"
