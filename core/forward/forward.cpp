@@ -28,7 +28,8 @@ Forward::Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<Planted
       bus_(bus),
       programs_(lanes.size(), build_program(model)),
       fault_needs_(lanes.size(), std::vector<bool>(programs_.front().size())),
-      feeding_order_(lanes.feeding_order()) {
+      feeding_order_(lanes.feeding_order()),
+      steps_(programs_.front().size()) {
   feeding_order_.erase(std::remove_if(feeding_order_.begin(), feeding_order_.end(),
                                       [&](int lane) { return !active[static_cast<std::size_t>(lane)]; }),
                        feeding_order_.end());
@@ -54,6 +55,12 @@ void Forward::prepare(PlantedFault fault) {
         needs[static_cast<std::size_t>(before - program.begin())] = true;
         break;
       }
+}
+
+void Forward::end_after(Site site) {
+  const Program& program = programs_.front();
+  for (steps_ = 0; steps_ < program.size();)
+    if (writes(program[steps_++], site)) return;
 }
 
 std::vector<std::int64_t> Forward::changed() const {
@@ -125,7 +132,7 @@ std::size_t Forward::span_end(std::size_t at, bool by_layer) const {
 void Forward::plan_stops(int prompt) {
   if (prompt == planned_prompt_) return;
   planned_prompt_ = prompt;
-  stops_.assign(programs_.front().size(), false);
+  stops_.assign(steps_, false);
   for (std::size_t i = 0; i < stops_.size(); ++i)
     for (int lane : feeding_order_) {
       Step& step = programs_[static_cast<std::size_t>(lane)][i];

@@ -19,6 +19,9 @@ class Forward {
   Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults,
           const std::vector<bool>& active);
 
+  // Passes end behind the step that writes the site, instead of at the program's end. Before the first pass.
+  void end_after(Site site);
+
   // One pass of one prompt. Call it for a prompt's passes in the order of their positions. `at_layer` is told each
   // layer as it begins; it may be empty.
   void pass(const Pass& pass, int prompt, const std::function<void(int)>& at_layer = {});
@@ -44,6 +47,7 @@ class Forward {
   std::vector<std::vector<bool>> fault_needs_;  // per lane and step: a fault needs its outputs
   std::vector<int> feeding_order_;              // lanes that take part
   std::vector<int> launch_order_;               // the same, those that return early first
+  std::size_t steps_;                           // of the program that are run
   std::vector<bool> stops_;                     // per step: lanes stop after it
   int planned_prompt_ = -1;
 };

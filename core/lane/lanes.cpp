@@ -98,6 +98,21 @@ void Lanes::open(const std::vector<bool>& needed) {
   mark_unfed();
 }
 
+int Lanes::add_fed_copy(int lane, int feeder) {
+  const auto i = static_cast<std::size_t>(lane);
+  LaneSpec spec = contract_.lanes[i];
+  spec.name = fmt::format("{} fed by {}", spec.name, lanes_[static_cast<std::size_t>(feeder)].name);
+  RunningLane copy(spec);
+  copy.description = lanes_[i].description;
+  copy.inputs = feeder;
+  copy.attach(guard(copy.label(), "open", [&] { return backend_of_[i]->open(model_.view(), spec.options); }));
+  if (!copy.runs()) throw Error(ErrorKind::environment, copy.label() + ": open: returned no lane");
+  lanes_.push_back(std::move(copy));
+  return static_cast<int>(lanes_.size()) - 1;
+}
+
+void Lanes::drop_copies() { lanes_.erase(lanes_.begin() + static_cast<std::ptrdiff_t>(contract_.lanes.size()), lanes_.end()); }
+
 int Lanes::index_of(std::string_view name) const {
   for (std::size_t i = 0; i < lanes_.size(); ++i)
     if (!name.empty() && lanes_[i].name == name) return static_cast<int>(i);

@@ -51,6 +51,11 @@ class Lanes {
   // Opens the lanes that `needed` marks and that are not absent.
   void open(const std::vector<bool>& needed);
 
+  // A second execution of a lane that runs, of the same backend and options, with its inputs from another one; opened
+  // at once, behind all others. Returns its index. It stays until drop_copies(), and has no place in the contract.
+  int add_fed_copy(int lane, int feeder);
+  void drop_copies();
+
   const ModelConfig& config() const { return model_.config(); }
   std::size_t size() const { return lanes_.size(); }
   RunningLane& operator[](std::size_t i) { return lanes_[i]; }
@@ -68,7 +73,7 @@ class Lanes {
   const Model& model_;
   std::map<std::pair<std::string, std::string>, std::unique_ptr<Backend>> backends_;  // by plugin and device
   std::vector<Backend*> backend_of_;
-  std::vector<RunningLane> lanes_;
+  std::vector<RunningLane> lanes_;  // those of the contract, then copies
 };
 
 }  // namespace moe_diag

@@ -207,21 +207,6 @@ class Planner {
   std::string mistakes_;
 };
 
-std::vector<bool> with_feeders(const std::vector<int>& chosen, const Lanes& lanes) {
-  std::vector<bool> needed(lanes.size(), false);
-  const auto need = [&](int lane) {
-    if (lane >= 0) needed[static_cast<std::size_t>(lane)] = true;
-  };
-  for (int lane : chosen) need(lane);
-  for (std::size_t round = 0; round < lanes.size(); ++round)  // feeders may be fed themselves
-    for (std::size_t i = 0; i < lanes.size(); ++i)
-      if (needed[i]) {
-        need(lanes[i].inputs);
-        need(lanes[i].routing);
-      }
-  return needed;
-}
-
 }  // namespace
 
 std::vector<Site> SiteSet::in_forward_order() const {
@@ -243,6 +228,21 @@ Plan make_plan(const Contract& contract, const Model& model, bool controls) {
 bool in_lockstep(const FalsifierSpec& falsifier) {
   if (!is_solo(falsifier.metric)) return true;
   return falsifier.metric == Metric::identical && (falsifier.to == Twin::untraced || falsifier.to == Twin::digest);
+}
+
+std::vector<bool> with_feeders(const std::vector<int>& chosen, const Lanes& lanes) {
+  std::vector<bool> needed(lanes.size(), false);
+  const auto need = [&](int lane) {
+    if (lane >= 0) needed[static_cast<std::size_t>(lane)] = true;
+  };
+  for (int lane : chosen) need(lane);
+  for (std::size_t round = 0; round < lanes.size(); ++round)  // feeders may be fed themselves
+    for (std::size_t i = 0; i < lanes.size(); ++i)
+      if (needed[i]) {
+        need(lanes[i].inputs);
+        need(lanes[i].routing);
+      }
+  return needed;
 }
 
 std::vector<bool> lockstep_lanes(const Plan& plan, const Lanes& lanes) {

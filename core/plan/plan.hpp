@@ -84,6 +84,8 @@ std::string mistake_of(const FaultSpec& fault, const Contract& contract, const M
 // True when the falsifier looks at the lockstep run, and not only at passes of its lane alone.
 bool in_lockstep(const FalsifierSpec& falsifier);
 
+// The chosen lanes and their feeders; -1 chooses none.
+std::vector<bool> with_feeders(const std::vector<int>& chosen, const Lanes& lanes);
 // The lanes of the lockstep run: those that are looked at in it, the one that chooses tokens, and their feeders.
 std::vector<bool> lockstep_lanes(const Plan& plan, const Lanes& lanes);
 // The lanes that falsifiers and captures look at, evidence left out, the one that chooses tokens, and their feeders.

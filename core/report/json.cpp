@@ -42,6 +42,97 @@ Json flip_json(const Flip& flip) {
           {"kind", name_of(flip.kind)}};
 }
 
+Json lane_json(const Verdict& verdict, int lane) {
+  return lane < 0 ? Json(nullptr) : Json(verdict.contract->lanes[static_cast<std::size_t>(lane)].name);
+}
+Json prompt_id(const Verdict& verdict, int prompt) {
+  return verdict.contract->prompts[static_cast<std::size_t>(prompt)].id;
+}
+Json index_or_null(std::int64_t index) { return index < 0 ? Json(nullptr) : Json(index); }
+
+Json nonfinite_json(const Nonfinite& n) {
+  return {{"nan", n.nan},
+          {"inf", n.inf},
+          {"values", n.values},
+          {"position", index_or_null(n.position)},
+          {"expert", index_or_null(n.expert)},
+          {"element", index_or_null(n.element)}};
+}
+
+Json footprint_json(const Footprint& print) {
+  Json j;
+  j["text"] = print.text;
+  j["wrong"] = print.wrong;
+  j["compared"] = print.compared;
+  j["positions"] = print.positions;
+  j["columns"] = Json::array();
+  for (const auto& [first, last] : print.columns) j["columns"].push_back({first, last});
+  j["experts"] = Json::array();
+  for (const Footprint::Part& part : print.experts)
+    j["experts"].push_back({{"expert", part.expert}, {"rows", part.rows}, {"all_rows", part.all_rows}});
+  return j;
+}
+
+Json divergence_json(const Verdict& verdict, std::size_t index) {
+  const Divergence& d = verdict.diagnosis.divergences[index];
+  Json j = site_json(d.site);
+  j["cause"] = name_of(d.cause);
+  j["text"] = text_or_null(d.text);
+  j["lane"] = lane_json(verdict, d.lane);
+  j["prompt"] = prompt_id(verdict, d.prompt);
+  j["position"] = d.position;
+  j["expert"] = index_or_null(d.expert);
+  j["tensors"] = d.tensors;
+  j["kernel"] = text_or_null(d.kernel);
+  j["factor"] = d.cause == Cause::scale ? number(d.factor) : Json(nullptr);
+  j["step_error"] = number(d.error);
+  j["expected_error"] = number(d.expected);
+  j["nonfinite"] = d.nonfinite.count() > 0 ? nonfinite_json(d.nonfinite) : Json(nullptr);
+  j["flip"] = d.flip ? flip_json(*d.flip) : Json(nullptr);
+  j["footprint"] = d.footprint.compared > 0 ? footprint_json(d.footprint) : Json(nullptr);
+  j["falsifiers"] = Json::array();
+  for (const Judgement& judgement : verdict.judgements)
+    if (judgement.explanation.divergence == static_cast<int>(index)) j["falsifiers"].push_back(judgement.spec->id);
+  return j;
+}
+
+Json explanation_json(const Judgement& judgement) {
+  if (judgement.outcome != Outcome::falsified) return nullptr;
+  const Explanation& e = judgement.explanation;
+  return {{"cause", name_of(e.cause)}, {"divergence", index_or_null(e.divergence)}, {"text", text_or_null(e.text)}};
+}
+
+Json curve_json(const Verdict& verdict, const Curve& curve) {
+  Json j{{"lane", lane_json(verdict, curve.lane)}, {"stage", name_of(curve.stage)}, {"layers", Json::array()}};
+  for (const CurvePoint& p : curve.points)
+    j["layers"].push_back({{"layer", p.layer},
+                           {"free_error", number(p.free_error)},
+                           {"step_error", number(p.step_error)},
+                           {"expected_error", number(p.expected)}});
+  return j;
+}
+
+void add_diagnosis(Json& j, const Verdict& verdict) {
+  const Diagnosis& diagnosis = verdict.diagnosis;
+  j["explained"] = diagnosis.made;
+  j["not_explained"] = text_or_null(diagnosis.reason);
+  j["divergences"] = Json::array();
+  for (std::size_t i = 0; i < diagnosis.divergences.size(); ++i) j["divergences"].push_back(divergence_json(verdict, i));
+  j["curves"] = Json::array();
+  for (const Curve& curve : diagnosis.curves) j["curves"].push_back(curve_json(verdict, curve));
+  j["nonfinite_timeline"] = Json::array();
+  for (const NonfiniteSite& at : diagnosis.nonfinite) {
+    Json site = site_json(at.site);
+    site["lane"] = lane_json(verdict, at.lane);
+    site["prompt"] = prompt_id(verdict, at.prompt);
+    site.update(nonfinite_json(at.counts));
+    j["nonfinite_timeline"].push_back(std::move(site));
+  }
+  j["coverage"] = Json::array();
+  for (const LayerCoverage& c : verdict.coverage)
+    j["coverage"].push_back({{"layer", c.layer}, {"experts", c.run()}, {"rows", c.rows}});
+}
+
 Json sample_json(const Verdict& verdict, const Sample& s) {
   const bool has_site = s.position != whole_pass;
   Json j = has_site ? site_json(s.site) : Json{{"stage", nullptr}, {"layer", nullptr}};
@@ -89,6 +180,7 @@ Json judgement_json(const Verdict& verdict, const Judgement& judgement) {
   j["outcome"] = name_of(judgement.outcome);
   j["allowed"] = judgement.allowed;
   j["reason"] = judgement.reason.empty() ? Json(nullptr) : Json(judgement.reason);
+  j["explanation"] = explanation_json(judgement);
   j["lane"] = spec.lane;
   j["against"] = spec.against.empty() ? Json(nullptr) : Json(spec.against);
   j["tags"] = spec.tags;
@@ -200,12 +292,13 @@ void add_verdict(Json& j, const Verdict& verdict) {
     j["outcomes"][std::string(name_of(o))] = verdict.count(o);
   j["outcomes"]["untested_allowed"] = verdict.count_allowed();
   j["first_divergence"] = first_divergence_json(verdict);
+  add_diagnosis(j, verdict);
   j["falsifiers"] = Json::array();
   for (const Judgement& judgement : verdict.judgements) j["falsifiers"].push_back(judgement_json(verdict, judgement));
   j["sinks_completed"] = verdict.outputs;
   const Timing& t = verdict.timing;
   j["seconds"] = {{"open", t.open},         {"forward", t.forward},   {"solo", t.solo},
-                  {"evidence", t.evidence}, {"controls", t.controls}, {"total", t.total}};
+                  {"evidence", t.evidence}, {"explain", t.explain}, {"controls", t.controls}, {"total", t.total}};
 }
 
 std::string dumped(const Json& j) { return j.dump(2, ' ', false, Json::error_handler_t::replace) + '\n'; }

@@ -33,6 +33,7 @@ struct RunOptions {
   std::string out;                // folder of all outputs; made before anything is computed. Empty: nothing is written
   bool overwrite = false;         // captures of earlier runs may be replaced
   bool controls = false;          // run every control, too
+  bool explain = true;            // when something is falsified, run it again to name the causes
   std::vector<FaultSpec> inject;  // faults planted in the run itself; each names its lane
   int threads = 0;                // default of lanes that take threads; 0: theirs
   std::string_view tool_version;

@@ -13,8 +13,10 @@
 #include <system_error>
 
 #include "core/run/evidence.hpp"
+#include "core/run/explain.hpp"
 #include "core/run/forecast.hpp"
 #include "core/run/timing.hpp"
+#include "core/verdict/causes.hpp"
 #include "core/verdict/controls.hpp"
 
 namespace moe_diag {
@@ -391,6 +393,24 @@ void Runner::capture_evidence() {
   evidence_->close();
   verdict_.outputs.insert(verdict_.outputs.end(), evidence_->completed().begin(), evidence_->completed().end());
   verdict_.timing.evidence = seconds() - before;
+}
+
+void Runner::explain() {
+  if (verdict_.count(Outcome::falsified) == 0) return;
+  const double before = seconds();
+  Explanations explanations({contract_, plan_, *model_, *lanes_, *sequences_, planted()}, verdict_);
+  std::string why_not = explanations.why_not();
+  if (why_not.empty() && explanations.host_bytes() > available_memory())
+    why_not = fmt::format("copies of the lanes take {:.1f} GiB of memory, {:.1f} GiB are available",
+                          static_cast<double>(explanations.host_bytes()) / gibibyte,
+                          static_cast<double>(available_memory()) / gibibyte);
+  if (!why_not.empty()) return leave_unexplained(verdict_, plan_, lanes_->index_of(contract_.oracle), why_not);
+  explanations.make([&](std::int64_t done, std::int64_t total) {
+    if (options_.progress) options_.progress({"explaining", done, total});
+    if (options_.interrupted && options_.interrupted())
+      throw Error(ErrorKind::environment, "interrupted: causes were not named");
+  });
+  verdict_.timing.explain = seconds() - before;
 }
 
 void Runner::run_controls() {

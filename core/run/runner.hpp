@@ -34,6 +34,7 @@ class Runner {
   void forward();
   void close_sinks();
   void capture_evidence();  // when something is falsified: once more, for what failed
+  void explain();           // when something is falsified: once more, on the oracle's inputs
   void judge_alone();       // what speaks of passes that a lane computes alone
   void run_controls();
   Digests digests();  // instead of judging: of all that is compared with digests

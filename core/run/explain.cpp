@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: MIT
+#include "core/run/explain.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "core/forward/forward.hpp"
+#include "core/verdict/causes.hpp"
+#include "core/verdict/examiner.hpp"
+
+namespace moe_diag {
+namespace {
+
+constexpr int least_rows = 16;  // looked at from the first that fails: a cause shows better in several
+
+bool same_options(const Options& a, const Options& b) {
+  return std::equal(
+      a.entries().begin(), a.entries().end(), b.entries().begin(), b.entries().end(),
+      [](const Options::Entry& x, const Options::Entry& y) { return x.key == y.key && x.value == y.value; });
+}
+
+// Closes what was opened for the rerun, however it ends.
+class Copies {
+ public:
+  explicit Copies(Lanes& lanes) : lanes_(lanes) {}
+  Copies(const Copies&) = delete;
+  Copies& operator=(const Copies&) = delete;
+  ~Copies() { lanes_.drop_copies(); }
+
+ private:
+  Lanes& lanes_;
+};
+
+}  // namespace
+
+Explanations::Explanations(const Parts& parts, Verdict& verdict)
+    : parts_(parts), verdict_(verdict), oracle_(parts.lanes.index_of(parts.contract.oracle)) {
+  why_not_ = obstacle();
+  if (!why_not_.empty()) return;
+  for (std::size_t f = 0; f < verdict.judgements.size(); ++f)
+    if (verdict.judgements[f].outcome == Outcome::falsified) select(f);
+  if (again_.empty()) why_not_ = "none of what is falsified is about a step";
+}
+
+std::string Explanations::obstacle() const {
+  if (oracle_ < 0) return "the contract has no oracle: which step is wrong can only be told beside one in f64";
+  const RunningLane& oracle = parts_.lanes[static_cast<std::size_t>(oracle_)];
+  if (!oracle.runs()) return fmt::format("the oracle '{}' does not run: {}", oracle.name, oracle.absent);
+  if (oracle.description.numerics != "f64")
+    return fmt::format("the oracle '{}' computes in {}: which step is wrong can only be told beside one in f64",
+                       oracle.name, oracle.description.numerics);
+  return "";
+}
+
+void Explanations::select(std::size_t f) {
+  const WatchedFalsifier& watched = parts_.plan.falsifiers[f];
+  if (!unexplainable(watched, oracle_).empty()) return;
+  add_lane(watched.lane);
+  if (watched.against >= 0 && watched.against != oracle_) {
+    add_lane(watched.against);
+    const Sample& s = verdict_.judgements[f].first_failing()->first_failing;
+    compared_.push_back({f, s.prompt, s.position, s.expert, s.site, watched.lane, watched.against});
+  }
+  for (const SiteResult& result : verdict_.judgements[f].sites) {
+    if (result.failing == 0) continue;
+    const int known = parts_.sequences.known(result.prompt), first = result.first_failing.position;
+    const auto [at, fresh] = again_.try_emplace(result.prompt, Again{result.prompt, 0, result.site});
+    Again& again = at->second;
+    again.end = std::max(again.end, std::min(first + least_rows, known));
+    if (again.last < result.site) again.last = result.site;
+  }
+}
+
+void Explanations::add_lane(int lane) {
+  if (lane != oracle_ && std::count(judged_.begin(), judged_.end(), lane) == 0) judged_.push_back(lane);
+}
+
+// A lane of the contract that is what the fed copy of this one would be; -1: none.
+int Explanations::twin_of(int lane) const {
+  const Lanes& lanes = parts_.lanes;
+  if (lanes[static_cast<std::size_t>(lane)].inputs == oracle_) return lane;
+  const LaneSpec& spec = parts_.contract.lanes[static_cast<std::size_t>(lane)];
+  for (std::size_t i = 0; i < parts_.contract.lanes.size(); ++i) {
+    const LaneSpec& other = parts_.contract.lanes[i];
+    if (lanes[i].inputs == oracle_ && lanes[i].runs() && other.backend == spec.backend &&
+        same_options(other.options, spec.options) && has_same_faults(lane, static_cast<int>(i)))
+      return static_cast<int>(i);
+  }
+  return -1;
+}
+
+bool Explanations::has_same_faults(int lane, int other) const {
+  std::multiset<std::string> faults[2];
+  for (const PlantedFault& fault : parts_.planted) {
+    if (fault.lane == lane) faults[0].insert(fault.spec.text);
+    if (fault.lane == other) faults[1].insert(fault.spec.text);
+  }
+  return faults[0] == faults[1];
+}
+
+std::uint64_t Explanations::host_bytes() const {
+  std::uint64_t bytes = 0;
+  for (int lane : judged_)
+    if (const Description& d = parts_.lanes[static_cast<std::size_t>(lane)].description;
+        twin_of(lane) < 0 && !d.asynchronous)
+      bytes += d.lane_bytes;
+  return bytes;
+}
+
+std::vector<Subject> Explanations::open_subjects() {
+  std::vector<Subject> subjects;
+  for (int lane : judged_) {
+    const int twin = twin_of(lane);
+    subjects.push_back({lane, twin >= 0 ? twin : parts_.lanes.add_fed_copy(lane, oracle_)});
+  }
+  return subjects;
+}
+
+// A fault of a lane is one of its copy, too.
+std::vector<PlantedFault> Explanations::planted(const std::vector<Subject>& subjects) const {
+  std::vector<PlantedFault> faults = parts_.planted;
+  const auto in_contract = static_cast<int>(parts_.contract.lanes.size());
+  for (const Subject& s : subjects)
+    for (const PlantedFault& fault : parts_.planted)
+      if (fault.lane == s.lane && s.fed >= in_contract) faults.push_back({s.fed, fault.spec});
+  return faults;
+}
+
+std::vector<bool> Explanations::active(const std::vector<Subject>& subjects) const {
+  std::vector<int> chosen = {oracle_};
+  for (const Subject& s : subjects) chosen.insert(chosen.end(), {s.lane, s.fed});
+  return with_feeders(chosen, parts_.lanes);
+}
+
+// The residual stream, and the values of layers that something is falsified at.
+std::vector<Stage> Explanations::curves() const {
+  std::set<Stage> stages = {Stage::post_ffn_residual};
+  for (const Judgement& j : verdict_.judgements)
+    if (j.outcome == Outcome::falsified)
+      for (const SiteResult& site : j.sites)
+        if (site.failing > 0 && site.site.layer >= 0 && info(site.site.stage).payload == Payload::values)
+          stages.insert(site.site.stage);
+  return {stages.begin(), stages.end()};
+}
+
+void Explanations::make(const std::function<void(std::int64_t, std::int64_t)>& at_layer) {
+  const Copies closed_in_the_end(parts_.lanes);
+  const std::vector<Subject> subjects = open_subjects();
+  const auto passes = [&](const Again& again) {
+    std::vector<Stretch> stretches;
+    for (Stretch s : parts_.sequences.stretches(again.prompt))
+      if (s.first < again.end) stretches.push_back({s.first, std::min(s.count, again.end - s.first)});
+    return stretches;
+  };
+  std::int64_t done = 0, total = 0;
+  bool several = false;
+  for (const auto& [prompt, again] : again_) {
+    const auto count = static_cast<std::int64_t>(passes(again).size());
+    total += count;
+    several = several || count > 1;
+  }
+  Examiner examiner({parts_.plan, parts_.model, parts_.lanes, oracle_}, subjects, compared_, curves(), several);
+  Bus bus;
+  bus.add(examiner);
+  Forward forward(parts_.model, parts_.lanes, bus, planted(subjects), active(subjects));
+  const int layers = parts_.model.config().layers;
+  for (const auto& [prompt, again] : again_) {
+    forward.end_after(again.last);
+    const int head_first = parts_.plan.head_first[static_cast<std::size_t>(prompt)];
+    for (const Stretch& stretch : passes(again)) {
+      forward.pass(pass_over(parts_.sequences.tokens(prompt), stretch, head_first), prompt,
+                   [&](int layer) { at_layer(done * layers + layer, total * layers); });
+      ++done;
+    }
+  }
+  verdict_.diagnosis.made = true;
+  name_causes(verdict_, parts_.plan, parts_.lanes, examiner);
+}
+
+}  // namespace moe_diag

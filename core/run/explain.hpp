@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/bus/fault.hpp"
+#include "core/lane/lanes.hpp"
+#include "core/model/model.hpp"
+#include "core/plan/plan.hpp"
+#include "core/run/sequences.hpp"
+#include "core/verdict/examiner.hpp"
+#include "core/verdict/verdict.hpp"
+
+namespace moe_diag {
+
+// Runs what failed once more, on the oracle's inputs, and names the causes.
+class Explanations {
+ public:
+  struct Parts {
+    const Contract& contract;
+    const Plan& plan;
+    const Model& model;
+    Lanes& lanes;
+    const Sequences& sequences;
+    std::vector<PlantedFault> planted;
+  };
+  Explanations(const Parts& parts, Verdict& verdict);
+
+  // Why there is nothing to rerun; empty: there is.
+  const std::string& why_not() const { return why_not_; }
+
+  // Bytes on the host that the copies of lanes take.
+  std::uint64_t host_bytes() const;
+
+  // Fills in the verdict's diagnosis. `at_layer` is told each layer that is begun, of so many in all.
+  void make(const std::function<void(std::int64_t, std::int64_t)>& at_layer);
+
+ private:
+  // What of one prompt is run again.
+  struct Again {
+    int prompt = 0;
+    int end = 0;  // positions before it
+    Site last;    // where a falsifier fails last
+  };
+
+  void select(std::size_t falsifier);
+  void add_lane(int lane);
+  int twin_of(int lane) const;
+  bool has_same_faults(int lane, int other) const;
+  std::string obstacle() const;
+  std::vector<Subject> open_subjects();
+  std::vector<PlantedFault> planted(const std::vector<Subject>& subjects) const;
+  std::vector<bool> active(const std::vector<Subject>& subjects) const;
+  std::vector<Stage> curves() const;
+
+  const Parts parts_;
+  Verdict& verdict_;
+  const int oracle_;
+  std::string why_not_;
+  std::vector<int> judged_;  // lanes to be explained
+  std::vector<SideBySide> compared_;
+  std::map<int, Again> again_;  // by prompt
+};
+
+}  // namespace moe_diag

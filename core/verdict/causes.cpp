@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: MIT
+#include "core/verdict/causes.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <set>
+#include <tuple>
+
+#include "core/forward/program.hpp"
+#include "core/verdict/controls.hpp"
+
+namespace moe_diag {
+namespace {
+
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+
+// What a backend says of its kernels, as far as it is about these tensors: "Q6_K: f32 dot".
+std::string kernel_for(const Step& step, const std::string& kernels) {
+  std::string text;
+  std::set<std::string_view> types;
+  for (const Weight* weight : step.weights) types.insert(name_of(weight->type));
+  for (std::size_t at = 0; at < kernels.size();) {
+    const std::size_t end = std::min(kernels.find(", ", at), kernels.size());
+    const std::string_view entry = std::string_view(kernels).substr(at, end - at);
+    if (types.count(entry.substr(0, entry.find(':'))) > 0) text.append(text.empty() ? "" : ", ").append(entry);
+    at = end + 2;
+  }
+  return text;
+}
+
+// A place of one lane, which has at most one divergence.
+struct Place {
+  int lane = -1;
+  Site site;
+
+  friend bool operator<(const Place& a, const Place& b) {
+    return a.lane != b.lane ? a.lane < b.lane : a.site < b.site;
+  }
+};
+
+// An explanation before divergences have numbers.
+struct Traced {
+  Cause cause = Cause::unexplained;
+  std::optional<Place> place = {};
+  std::string text = {};
+};
+
+class Namer {
+ public:
+  Namer(Verdict& verdict, const Plan& plan, const Lanes& lanes, const Examiner& examined)
+      : verdict_(verdict), plan_(plan), lanes_(lanes), examined_(examined) {}
+
+  void name() {
+    for (const auto& [key, sites] : examined_.findings())
+      for (const auto& [site, finding] : sites)
+        if (finding.fails && !follows_from_choice(sites, site)) add_step(key.first, subject(key.second), finding);
+    std::vector<Traced> traced;
+    for (std::size_t f = 0; f < verdict_.judgements.size(); ++f) traced.push_back(trace(f));
+    const std::map<Place, int> numbers = number();
+    for (std::size_t f = 0; f < traced.size(); ++f) {
+      if (verdict_.judgements[f].outcome != Outcome::falsified) continue;
+      const Traced& t = traced[f];
+      verdict_.judgements[f].explanation = {t.cause, t.place ? numbers.at(*t.place) : -1, t.text};
+    }
+    draw_curves();
+    list_nonfinite();
+  }
+
+ private:
+  using Sites = std::map<Site, Finding>;
+
+  const Subject& subject(int index) const { return examined_.subjects()[static_cast<std::size_t>(index)]; }
+  const RunningLane& lane(int index) const { return lanes_[static_cast<std::size_t>(index)]; }
+
+  int subject_of(int lane) const {
+    for (std::size_t s = 0; s < examined_.subjects().size(); ++s)
+      if (examined_.subjects()[s].lane == lane) return static_cast<int>(s);
+    return -1;
+  }
+  const Sites* sites_of(int lane, int prompt) const {
+    const auto at = examined_.findings().find({prompt, subject_of(lane)});
+    return at == examined_.findings().end() ? nullptr : &at->second;
+  }
+
+  // The router's weights follow from its choice: both are outputs of one step.
+  static bool follows_from_choice(const Sites& sites, Site site) {
+    if (site.stage != Stage::moe_router_weights) return false;
+    const auto choice = sites.find({Stage::moe_router_indices, site.layer});
+    return choice != sites.end() && choice->second.fails;
+  }
+
+  Divergence& add_step(int prompt, const Subject& s, const Finding& finding) {
+    const auto [at, fresh] = found_.try_emplace({s.lane, finding.site});
+    Divergence& d = at->second;
+    if (!fresh) return d;
+    const Step& step = *find_step(plan_.program, finding.site);
+    d.lane = s.lane;
+    d.prompt = prompt;
+    d.position = finding.position;
+    d.expert = finding.expert;
+    d.site = finding.site;
+    for (const Weight* weight : step.weights)
+      d.tensors.push_back(fmt::format("{} ({})", weight->name, name_of(weight->type)));
+    d.kernel = kernel_for(step, lane(s.lane).description.kernels);
+    d.error = finding.step_error;
+    d.expected = finding.expected;
+    d.nonfinite = finding.step_nonfinite;
+    for (const RowFlip& row : finding.step_flips)
+      if (row.flip.kind == FlipKind::real && !d.flip) d.flip = row.flip;
+    name_step(finding, d);
+    return d;
+  }
+
+  void name_step(const Finding& finding, Divergence& d) const {
+    d.cause = Cause::plain_operator;
+    if (finding.explanation) {
+      d.footprint = finding.explanation->footprint;
+      if (finding.explanation->cause != StepCause::none) d.cause = cause_of(finding.explanation->cause);
+      d.text = finding.explanation->text;
+      d.factor = finding.explanation->factor;
+    } else if (const Divergence* other = explained_like(d)) {
+      d.cause = other->cause;
+      d.factor = other->factor;
+      d.text = fmt::format("as at layer {}{}{}", other->site.layer, other->text.empty() ? "" : ": ", other->text);
+    }
+    if (d.cause != Cause::plain_operator) return;
+    if (d.flip) {
+      d.cause = Cause::routing_real;
+      d.text = text_of(*d.flip) + ", which does not follow from its own logits";
+    } else if (d.nonfinite.count() > 0) {
+      d.cause = Cause::nonfinite_origin;
+    }
+  }
+
+  // An earlier divergence of the same stage and lane that was explained itself.
+  const Divergence* explained_like(const Divergence& d) const {
+    for (const auto& [place, other] : found_)
+      if (place.lane == d.lane && place.site.stage == d.site.stage && place.site < d.site && other.footprint.compared > 0)
+        return &other;
+    return nullptr;
+  }
+
+  // ---- why each falsifier is falsified ------------------------------------------------------------------------------
+
+  Traced trace(std::size_t f) {
+    const Judgement& judgement = verdict_.judgements[f];
+    const WatchedFalsifier& watched = plan_.falsifiers[f];
+    if (judgement.outcome != Outcome::falsified) return {};
+    if (const std::string why = unexplainable(watched, examined_.oracle()); !why.empty())
+      return {Cause::unexplained, {}, why};
+    const Sample& sample = judgement.first_failing()->first_failing;
+    if (!sites_of(watched.lane, sample.prompt) || !sites_of(watched.lane, sample.prompt)->count(sample.site))
+      return {Cause::unexplained, {}, "the place was not looked at again"};
+    for (const SideBySide& sides : examined_.compared())
+      if (sides.falsifier == f) return trace_sides(watched, sample, sides);
+    return trace_lane(watched.lane, sample);
+  }
+
+  // Neither lane is the truth: the one that is farther from it is explained.
+  Traced trace_sides(const WatchedFalsifier& watched, const Sample& sample, const SideBySide& sides) {
+    const std::string &a = lane(watched.lane).name, &b = lane(watched.against).name;
+    const double x = sides.lane_error, y = sides.against_error;
+    const bool measured = sides.is_measured && !(std::isnan(x) && std::isnan(y));
+    if (!measured || std::isnan(x) || y <= x) {
+      Traced traced = trace_lane(watched.lane, sample);
+      if (measured)
+        traced.text = fmt::format("{}{}lane {} is the inaccurate side: error {:.3g} against the oracle's, lane {} {:.3g}",
+                                  traced.text, traced.text.empty() ? "" : "; ", a, x, b, y);
+      return traced;
+    }
+    Traced traced = trace_lane(watched.against, sample);
+    traced.text = fmt::format("the reference, lane {}, is the inaccurate side: error {:.3g} against the oracle's, lane {} "
+                              "{:.3g}; lane {}: {}{}{}",
+                              b, y, a, x, b, name_of(traced.cause), traced.text.empty() ? "" : ": ", traced.text);
+    traced.cause = Cause::reference;
+    return traced;
+  }
+
+  Traced trace_lane(int lane, const Sample& sample) {
+    const Place own{lane, sample.site};
+    if (const auto at = found_.find(own); at != found_.end()) return {at->second.cause, own, ""};
+    const bool finite = !(std::isnan(sample.value) || spoils(lane, sample));
+    if (auto up = upstream_step(lane, sample, finite))
+      return {finite ? Cause::inherited : Cause::nonfinite_inherited, up, ""};
+    if (!finite)
+      if (auto origin = first_nonfinite(lane, sample))
+        return {origin->site == sample.site ? Cause::nonfinite_origin : Cause::nonfinite_inherited, origin, ""};
+    if (auto flip = flip_for(lane, sample)) return {found_.at(*flip).cause, flip, ""};
+    return trace_numbers(lane, sample);
+  }
+
+  // Whether the lane holds NaN or Inf at the sample's site.
+  bool spoils(int lane, const Sample& sample) const {
+    const Sites* sites = sites_of(lane, sample.prompt);
+    const auto at = sites->find(sample.site);
+    return at != sites->end() && at->second.free_nonfinite.count() > 0;
+  }
+
+  // The step further up that is wrong first. Of values that are not finite, the first that makes such, if one does.
+  std::optional<Place> upstream_step(int lane, const Sample& sample, bool finite) const {
+    const Sites* sites = sites_of(lane, sample.prompt);
+    if (!sites || is_fed(lane)) return upstream_choice(lane, sample);
+    std::optional<Place> first;
+    for (const auto& [site, finding] : *sites) {
+      const bool before = finding.fails && site < sample.site && finding.position <= sample.position;
+      const Place place{lane, follows_from_choice(*sites, site) ? Site{Stage::moe_router_indices, site.layer} : site};
+      if (!before || !reaches(site, sample.site)) continue;
+      if (!first) first = place;
+      if (finite || finding.step_nonfinite.count() > 0) return place;
+    }
+    return first;
+  }
+
+  // On a lane that is fed, the weights alone follow from something: the choice made by the same step.
+  std::optional<Place> upstream_choice(int lane, const Sample& sample) const {
+    const Place choice{lane, {Stage::moe_router_indices, sample.site.layer}};
+    const bool follows = sample.site.stage == Stage::moe_router_weights && found_.count(choice) > 0;
+    return follows ? std::optional<Place>(choice) : std::nullopt;
+  }
+
+  bool is_fed(int lane) const { return subject(subject_of(lane)).is_fed(); }
+  bool is_routed(int lane) const { return lanes_[static_cast<std::size_t>(lane)].routing >= 0; }
+
+  bool reaches(Site from, Site to) const {
+    const std::vector<Site> reached = reached_from(plan_.program, from);
+    return std::find(reached.begin(), reached.end(), to) != reached.end();
+  }
+
+  // Where the lane first holds NaN or Inf, though each of its steps is right on the oracle's inputs.
+  std::optional<Place> first_nonfinite(int lane, const Sample& sample) {
+    for (const auto& [site, finding] : *sites_of(lane, sample.prompt)) {
+      if (finding.free_nonfinite.count() == 0) continue;
+      Divergence& d = add_step(sample.prompt, subject(subject_of(lane)), finding);
+      d.cause = Cause::nonfinite_origin;
+      d.position = finding.free_nonfinite.position;
+      d.expert = finding.free_nonfinite.expert;
+      d.nonfinite = finding.free_nonfinite;
+      d.text = "on the oracle's inputs the step stays finite";
+      return Place{lane, site};
+    }
+    return std::nullopt;
+  }
+
+  // Other experts chosen further up: by the same position if there is one, else by one before it.
+  std::optional<Place> flip_for(int lane, const Sample& sample) {
+    const Finding* chosen = nullptr;
+    const RowFlip* flip = nullptr;
+    for (const auto& [site, finding] : *sites_of(lane, sample.prompt)) {
+      if (sample.site < site) break;
+      if (!matters(lane, site, sample.site)) continue;
+      for (const RowFlip& row : finding.flips) {
+        const bool same = row.position == sample.position;
+        // Of other positions a row sees keys and values, which later layers make.
+        const bool seen = row.position < sample.position && (sample.site.layer < 0 || site.layer < sample.site.layer);
+        if ((!same && !seen) || (flip && (!same || flip->position == sample.position))) continue;
+        flip = &row;
+        chosen = &finding;
+      }
+    }
+    if (!flip) return std::nullopt;
+    const Place place{lane, chosen->site};
+    const auto [at, fresh] = found_.try_emplace(place);
+    if (fresh) at->second = of_flip(lane, sample.prompt, *chosen, *flip);
+    return place;
+  }
+
+  // Experts both lanes chose are compared with each other: a choice of the same layer does not change what they give.
+  bool matters(int lane, Site choice, Site site) const {
+    if (choice.stage != Stage::moe_router_indices || choice == site) return choice == site;
+    if (is_fed(lane) || is_routed(lane)) return false;
+    const bool common = site.stage >= Stage::moe_expert_gate && site.stage <= Stage::moe_expert_out;
+    return !(common && choice.layer == site.layer);
+  }
+
+  Divergence of_flip(int lane, int prompt, const Finding& finding, const RowFlip& row) const {
+    Divergence d;
+    d.cause = row.flip.kind == FlipKind::tie     ? Cause::routing_tie
+              : row.flip.kind == FlipKind::drift ? Cause::routing_drift
+                                                 : Cause::routing_real;
+    d.lane = lane;
+    d.prompt = prompt;
+    d.position = row.position;
+    d.site = finding.site;
+    d.expert = row.flip.expert;
+    d.flip = row.flip;
+    d.error = d.expected = nan;
+    const std::string what = fmt::format("expert {} instead of {}", row.flip.expert, row.flip.instead_of);
+    if (row.flip.kind == FlipKind::tie)
+      d.text = fmt::format("{}: the oracle's margin of {:.3g} is within rounding", what, row.flip.margin);
+    else
+      d.text = fmt::format("{}: the oracle's margin of {:.3g} is {} than the drift of {:.3g} that the logits have there",
+                           what, row.flip.margin, row.flip.margin <= row.flip.error ? "smaller" : "larger",
+                           row.flip.error);
+    d.text += agreement(lane, prompt, finding.site.layer);
+    return d;
+  }
+
+  // Whether the layer's experts agree on the oracle's inputs and routing.
+  std::string agreement(int lane, int prompt, int layer) const {
+    double worst = 0;
+    for (const auto& [site, finding] : *sites_of(lane, prompt))
+      if (site.layer == layer && site.stage > Stage::moe_router_weights) worst = std::max(worst, finding.times);
+    if (worst == 0) return "";
+    const bool agrees = worst <= failing_error;
+    return fmt::format("; with routing forced the layer {}: its steps are within {:.2g} expected errors",
+                       agrees ? "agrees" : "does not agree", worst);
+  }
+
+  // No step is wrong, no choice differs: what is left are the numbers themselves.
+  Traced trace_numbers(int lane, const Sample& sample) const {
+    const RunningLane& l = lanes_[static_cast<std::size_t>(lane)];
+    const Sites& sites = *sites_of(lane, sample.prompt);
+    const std::string& numerics = l.description.numerics;
+    if (!has_expected_error(l, plan_.program, lanes_.config()))
+      return {Cause::unexplained, {}, fmt::format("no error is known to be expected of the numerics '{}'", numerics)};
+    const Finding& here = sites.at(sample.site);
+    if (is_fed(lane)) return {Cause::numerics, {}, of_numerics(here, numerics)};
+    double worst = 0;
+    Site where = sample.site;
+    for (const auto& [site, finding] : sites) {
+      if (sample.site < site || !(finding.times > worst)) continue;
+      worst = finding.times;
+      where = site;
+    }
+    std::string text = fmt::format("no step up to there makes more than {:.2g} times the error expected of {} ({}); added "
+                                   "up they make the total",
+                                   worst, numerics, text_of(where));
+    if (here.is_measured) text += fmt::format(", {:.3g} at its worst, the last step alone {:.3g}", here.free_error, here.step_error);
+    return {Cause::drift, {}, text};
+  }
+
+  static std::string of_numerics(const Finding& finding, const std::string& numerics) {
+    if (info(finding.site.stage).payload == Payload::indices) return fmt::format("the choice follows from the logits");
+    return fmt::format("the step's error is {:.3g}, and {:.3g} is expected of {}: the claim asks for more than these "
+                       "numerics give",
+                       finding.step_error, finding.expected, numerics);
+  }
+
+  // ---- lists --------------------------------------------------------------------------------------------------------
+
+  // Puts the divergences into their order; returns the number of each.
+  std::map<Place, int> number() {
+    for (const auto& [place, divergence] : found_) verdict_.diagnosis.divergences.push_back(divergence);
+    std::vector<Divergence>& list = verdict_.diagnosis.divergences;
+    std::stable_sort(list.begin(), list.end(), [](const Divergence& a, const Divergence& b) {
+      return a.prompt != b.prompt ? a.prompt < b.prompt : a.site < b.site;
+    });
+    std::map<Place, int> numbers;
+    for (std::size_t i = 0; i < list.size(); ++i) numbers[{list[i].lane, list[i].site}] = static_cast<int>(i);
+    return numbers;
+  }
+
+  void draw_curves() {
+    std::map<std::tuple<int, Stage, int>, CurvePoint> points;  // by lane, stage, layer
+    for (const auto& [key, sites] : examined_.findings())
+      for (const auto& [site, finding] : sites) {
+        if (site.layer < 0 || !examined_.draws(site.stage)) continue;
+        const auto [at, fresh] = points.try_emplace({subject(key.second).lane, site.stage, site.layer});
+        CurvePoint& p = at->second;
+        const auto worse = [&](double now, double before) { return fresh || !(now <= before); };
+        p.layer = site.layer;
+        if (worse(finding.free_error, p.free_error)) p.free_error = finding.free_error;
+        if (worse(finding.step_error, p.step_error)) {
+          p.step_error = finding.step_error;
+          p.expected = finding.expected;
+        }
+      }
+    for (const auto& [key, point] : points) {
+      const auto [lane, stage, layer] = key;
+      std::vector<Curve>& curves = verdict_.diagnosis.curves;
+      if (curves.empty() || curves.back().lane != lane || curves.back().stage != stage) curves.push_back({lane, stage, {}});
+      curves.back().points.push_back(point);
+    }
+  }
+
+  void list_nonfinite() {
+    for (const auto& [key, sites] : examined_.findings())
+      for (const auto& [site, finding] : sites)
+        if (finding.free_nonfinite.count() > 0)
+          verdict_.diagnosis.nonfinite.push_back({subject(key.second).lane, key.first, site, finding.free_nonfinite});
+  }
+
+  Verdict& verdict_;
+  const Plan& plan_;
+  const Lanes& lanes_;
+  const Examiner& examined_;
+  std::map<Place, Divergence> found_;
+};
+
+}  // namespace
+
+void name_causes(Verdict& verdict, const Plan& plan, const Lanes& lanes, const Examiner& examined) {
+  Namer(verdict, plan, lanes, examined).name();
+}
+
+void leave_unexplained(Verdict& verdict, const Plan& plan, int oracle, const std::string& why) {
+  verdict.diagnosis.reason = why;
+  for (std::size_t f = 0; f < verdict.judgements.size(); ++f) {
+    if (verdict.judgements[f].outcome != Outcome::falsified) continue;
+    const std::string own = unexplainable(plan.falsifiers[f], oracle);
+    verdict.judgements[f].explanation = {Cause::unexplained, -1, own.empty() ? why : own};
+  }
+}
+
+std::string unexplainable(const WatchedFalsifier& watched, int oracle) {
+  const Metric metric = watched.spec->metric;
+  if (!has_stage(metric)) return fmt::format("{} is of a whole pass, not of a step", name_of(metric));
+  if (metric == Metric::identical) return "the lane is compared with itself: the oracle's values say nothing about it";
+  if (watched.lane == oracle) return "the oracle itself is judged, and nothing is more exact";
+  return "";
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: MIT
+#include "core/verdict/examiner.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/compare/expected.hpp"
+#include "core/compare/measure.hpp"
+#include "core/compare/step_units.hpp"
+#include "core/compare/values.hpp"
+#include "core/forward/program.hpp"
+
+namespace moe_diag {
+namespace {
+
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+constexpr std::size_t most_explained = 4;  // steps of one lane: each may take as long as a pass
+
+// Rows [first, first + count) of a tensor.
+Tensor rows_of(const Tensor& tensor, std::int64_t first, std::int64_t count) {
+  Tensor part = tensor;
+  part.data = static_cast<const std::byte*>(tensor.data) +
+              static_cast<std::size_t>(first * tensor.shape.row()) * size_of(tensor.dtype);
+  part.shape.dims[0] = count;
+  return part;
+}
+
+void count(double value, int position, int expert, std::int64_t element, Nonfinite& counts) {
+  if (is_finite(value)) return;
+  if (counts.count() == 0) {
+    counts.position = position;
+    counts.expert = expert;
+    counts.element = element;
+  }
+  ++(std::isnan(value) ? counts.nan : counts.inf);
+}
+
+// Of the step's units, where the oracle is finite.
+void count_nonfinite(const StepCase& c, const StepUnit& unit, Nonfinite& counts) {
+  counts.values += unit.size;
+  if (std::isfinite(unit.error)) return;
+  for (std::int64_t i = 0; i < unit.size; ++i) {
+    const std::int64_t at = unit.in_a(i);
+    const std::int64_t element = unit.expert >= 0 ? i : at % c.a.shape.row();
+    if (is_finite(value_at(c.b, unit.in_b(i))))
+      count(value_at(c.a, at), c.first_position + unit.row, unit.expert, element, counts);
+  }
+}
+
+// Of all of a tensor.
+void count_nonfinite(const Tensor& tensor, const Tensor& routing, int first_position, Nonfinite& counts) {
+  const std::int64_t row = tensor.shape.row();
+  counts.values += tensor.shape.count();
+  if (moe_diag::count_nonfinite(tensor, 0, tensor.shape.count()) == 0) return;
+  const std::int64_t width = routing ? row / routing.shape.row() : row;
+  for (std::int64_t i = 0; i < tensor.shape.count(); ++i)
+    count(value_at(tensor, i), first_position + static_cast<int>(i / row),
+          routing ? routing.as<std::int32_t>()[i / width] : -1, i % width, counts);
+}
+
+void note_failure(int position, int expert, Finding& finding) {
+  if (finding.fails) return;
+  finding.fails = true;
+  finding.position = position;
+  finding.expert = expert;
+}
+
+}  // namespace
+
+bool has_expected_error(const RunningLane& lane, const Program& program, const ModelConfig& config) {
+  return expected_error(lane.description.numerics, program.front(), config, 1).has_value();
+}
+
+void Finding::note_free_error(double error) {
+  const bool worse = !is_measured || std::isnan(error) || error > free_error;
+  if (worse && !(is_measured && std::isnan(free_error))) free_error = error;
+  is_measured = true;
+}
+
+Examiner::Examiner(const Parts& parts, std::vector<Subject> subjects, std::vector<SideBySide> compared,
+                   std::vector<Stage> curves, bool history)
+    : parts_(parts),
+      subjects_(std::move(subjects)),
+      compared_(std::move(compared)),
+      curves_(std::move(curves)),
+      history_(history),
+      memories_(subjects_.size()) {}
+
+bool Examiner::draws(Stage stage) const { return std::find(curves_.begin(), curves_.end(), stage) != curves_.end(); }
+
+bool Examiner::wants(int /*prompt*/, int lane, Site /*site*/) const {
+  return lane == parts_.oracle || std::any_of(subjects_.begin(), subjects_.end(),
+                                              [&](const Subject& s) { return s.lane == lane || s.fed == lane; });
+}
+
+void Examiner::show(Sighting& sighting) {
+  const Tensor truth = sighting.tensor(parts_.oracle);
+  if (!truth) return;
+  const bool finite = moe_diag::count_nonfinite(truth, 0, truth.shape.count()) == 0;
+  for (std::size_t s = 0; s < subjects_.size(); ++s) {
+    Finding& finding = findings_[{sighting.prompt, static_cast<int>(s)}][sighting.site];
+    finding.site = sighting.site;
+    finding.oracle_is_finite = finding.oracle_is_finite && finite;
+    if (history_) remember(s, sighting);
+    look_at_step(s, sighting, finding);
+    look_at_lane(subjects_[s], sighting, finding);
+  }
+  compare_lanes(sighting);
+}
+
+StepCase Examiner::case_of(const Subject& subject, Sighting& sighting) const {
+  StepCase c;
+  c.step = find_step(parts_.plan.program, sighting.site);
+  c.stage = sighting.site.stage;
+  c.a = sighting.tensor(subject.fed);
+  c.b = sighting.tensor(parts_.oracle);
+  c.first_position = sighting.position(0);
+  c.numerics = parts_.lanes[static_cast<std::size_t>(subject.fed)].description.numerics;
+  if (is_per_expert(c.stage)) {
+    c.routing_a = sighting.now(subject.fed, Stage::moe_router_indices);
+    c.routing_b = sighting.now(parts_.oracle, Stage::moe_router_indices);
+  }
+  return c;
+}
+
+void Examiner::look_at_step(std::size_t subject, Sighting& sighting, Finding& finding) {
+  const Subject& s = subjects_[subject];
+  StepCase c = case_of(s, sighting);
+  if (!c.a || (is_per_expert(c.stage) && (!c.routing_a || !c.routing_b))) return;
+  if (info(c.stage).payload == Payload::indices) {
+    for (RowFlip& row : flips_of(s.fed, sighting)) {
+      if (row.flip.kind == FlipKind::real) note_failure(row.position, row.flip.expert, finding);
+      finding.step_flips.push_back(row);
+    }
+  } else {
+    look_at_units(c, finding);
+  }
+  Memory& memory = memories_[subject];
+  const RunningLane& lane = parts_.lanes[static_cast<std::size_t>(s.fed)];
+  if (!finding.fails || finding.explanation || memory.explained.size() >= most_explained ||
+      !has_expected_error(lane, parts_.plan.program, parts_.model.config()))
+    return;
+  // What the router weighs follows from what it chose.
+  if (c.stage == Stage::moe_router_weights &&
+      findings_[{sighting.prompt, static_cast<int>(subject)}][{Stage::moe_router_indices, sighting.site.layer}].fails)
+    return;
+  add_inputs(subject, sighting, c);
+  finding.explanation = explain_step(c, parts_.model, parts_.plan.program);
+  memory.explained.push_back(c.stage);
+}
+
+void Examiner::look_at_units(const StepCase& seen, Finding& finding) const {
+  const ModelConfig& config = parts_.model.config();
+  StepCase c = seen;
+  const bool known = expected_error(c.numerics, *c.step, config, 1).has_value();
+  if (!known) c.numerics = "f32";
+  for (const StepUnit& unit : units_of(c, config)) {
+    count_nonfinite(c, unit, finding.step_nonfinite);
+    if (unit.fails && (known || !std::isfinite(unit.error)))
+      note_failure(c.first_position + unit.row, unit.expert, finding);
+    if (finding.expected > 0 && !(unit.error > finding.times)) continue;
+    finding.times = unit.error;
+    finding.expected = known ? unit.expected : nan;
+    finding.step_error = std::isfinite(unit.error) ? unit.error * unit.expected : nan;
+  }
+}
+
+std::vector<RowFlip> Examiner::flips_of(int lane, Sighting& sighting) const {
+  const Routing routing{sighting.tensor(lane), sighting.tensor(parts_.oracle),
+                        sighting.now(lane, Stage::moe_router_logits),
+                        sighting.now(parts_.oracle, Stage::moe_router_logits)};
+  std::vector<RowFlip> flips;
+  if (!routing.ids_a || !routing.ids_b || !routing.logits_a || !routing.logits_b) return flips;
+  for (int row = 0; row < sighting.rows().count; ++row)
+    for (const Flip& flip : flips_of_row(routing, row)) flips.push_back({sighting.position(row), flip});
+  return flips;
+}
+
+void Examiner::look_at_lane(const Subject& s, Sighting& sighting, Finding& finding) const {
+  const Stage stage = sighting.site.stage;
+  if (s.is_fed()) {
+    finding.free_error = finding.step_error;
+    finding.free_nonfinite = finding.step_nonfinite;
+    finding.flips = finding.step_flips;
+    return;
+  }
+  if (stage == Stage::moe_router_indices) {
+    const std::vector<RowFlip> flips = flips_of(s.lane, sighting);
+    finding.flips.insert(finding.flips.end(), flips.begin(), flips.end());
+    return;
+  }
+  const Tensor values = sighting.tensor(s.lane);
+  if (!values) return;
+  const Tensor routing = is_per_expert(stage) ? sighting.now(s.lane, Stage::moe_router_indices) : Tensor{};
+  if (finding.oracle_is_finite) count_nonfinite(values, routing, sighting.position(0), finding.free_nonfinite);
+  if (!draws(stage)) return;
+  for (int row = 0; row < sighting.rows().count; ++row) {
+    const auto error = error_of(s.lane, sighting, row, -1);
+    if (error) finding.note_free_error(*error);
+  }
+}
+
+// rel_l2 of a row of a lane, or of an expert in it; none when there is nothing to be compared.
+std::optional<double> Examiner::error_of(int lane, Sighting& sighting, int row, int expert) const {
+  Pair pair;
+  pair.site = sighting.site;
+  pair.a = sighting.tensor(lane);
+  pair.b = sighting.tensor(parts_.oracle);
+  pair.first_position = sighting.position(0);
+  if (!pair.a || !pair.b) return std::nullopt;
+  if (is_per_expert(pair.site.stage)) {
+    pair.routing_a = sighting.now(lane, Stage::moe_router_indices);
+    pair.routing_b = sighting.now(parts_.oracle, Stage::moe_router_indices);
+    if (!pair.routing_a || !pair.routing_b) return std::nullopt;
+  }
+  Measure measure;
+  for (const SampleSegments& sample : samples_of_row(pair, row).samples)
+    if (expert < 0 || sample.expert == expert)
+      for (const Segment& s : sample.segments) measure.add(pair.a, s.a, pair.b, s.b, s.n);
+  return measure.count > 0 ? std::optional<double>(measure.rel_l2()) : std::nullopt;
+}
+
+void Examiner::compare_lanes(Sighting& sighting) {
+  for (SideBySide& sides : compared_) {
+    const int row = sides.position - sighting.position(0);
+    if (sides.prompt != sighting.prompt || !(sides.site == sighting.site) || row < 0 || row >= sighting.rows().count)
+      continue;
+    sides.is_measured = true;
+    sides.lane_error = error_of(sides.lane, sighting, row, sides.expert).value_or(nan);
+    sides.against_error = error_of(sides.against, sighting, row, sides.expert).value_or(nan);
+  }
+}
+
+// The keys that scores read, and the columns of values that mix does: they come from all positions so far.
+void Examiner::remember(std::size_t subject, Sighting& sighting) {
+  const Step& step = *find_step(parts_.plan.program, sighting.site);
+  if (step.op != Op::scores && step.op != Op::mix) return;
+  const Tensor now = sighting.now(subjects_[subject].fed, step.in[1]);
+  std::vector<double>& read = memories_[subject].read[{sighting.site.stage, sighting.site.layer}];
+  if (sighting.pass.first == 0) read.clear();
+  const std::int64_t row = now.shape.row(), first = step.params.offset;
+  for (std::int64_t r = 0; now && r < now.shape[0]; ++r)
+    for (std::int64_t i = first; i < row; ++i) read.push_back(value_at(now, r * row + i));
+}
+
+// As the fed lane holds them now, cut to the rows of the output.
+void Examiner::add_inputs(std::size_t subject, Sighting& sighting, StepCase& c) {
+  c.tokens = sighting.pass.tokens;
+  for (std::size_t i = 0; i < c.step->in.size(); ++i) {
+    const Stage stage = c.step->in[i];
+    c.in[i] = sighting.now(subjects_[subject].fed, stage);
+    if (!c.in[i]) continue;
+    const Rows all = sighting.rows_of(stage);
+    c.in[i] = rows_of(c.in[i], sighting.rows().first - all.first, sighting.rows().count);
+    const bool of_all_positions = i == 1 && (c.step->op == Op::scores || c.step->op == Op::mix);
+    if (!of_all_positions || sighting.pass.first == 0) continue;
+    const std::vector<double>& read = memories_[subject].read[{sighting.site.stage, sighting.site.layer}];
+    const std::int64_t row = c.in[i].shape.row(), first = c.step->params.offset, kept = row - first;
+    const auto positions = static_cast<std::int64_t>(read.size()) / kept;
+    whole_.assign(static_cast<std::size_t>(positions * row), 0.0);
+    for (std::int64_t p = 0; p < positions; ++p)
+      std::copy_n(read.begin() + p * kept, kept, whole_.begin() + p * row + first);
+    Shape shape = c.in[i].shape;
+    shape.dims[0] = positions;
+    c.in[i] = {whole_.data(), DType::f64, shape};
+  }
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "core/bus/bus.hpp"
+#include "core/compare/explain_step.hpp"
+#include "core/compare/samples.hpp"
+#include "core/model/model.hpp"
+#include "core/plan/plan.hpp"
+#include "core/verdict/divergence.hpp"
+
+namespace moe_diag {
+
+// A lane that is looked into, and the lane that computes its steps on the oracle's inputs: a copy, or the lane itself.
+struct Subject {
+  int lane = -1, fed = -1;
+
+  bool is_fed() const { return lane == fed; }
+};
+
+// A flip of one row.
+struct RowFlip {
+  int position = 0;
+  Flip flip;
+};
+
+// What was seen at one site of one subject in one prompt, over all rows of all passes.
+struct Finding {
+  Site site;
+  bool oracle_is_finite = true;
+
+  // Of the step on the oracle's inputs. The worst row is that with the most expected errors.
+  double step_error = 0, expected = 0;  // rel_l2 of the worst row, and what its numerics let it make there
+  double times = 0;                     // the first in units of the second; infinite: not finite
+  bool fails = false;
+  int position = -1, expert = -1;  // of the first row that fails
+  Nonfinite step_nonfinite;
+  std::vector<RowFlip> step_flips;  // of moe_router_indices
+  std::optional<StepExplanation> explanation;
+
+  // Of the lane as the contract has it.
+  bool is_measured = false;  // its error is
+  double free_error = std::numeric_limits<double>::quiet_NaN();  // rel_l2 of the worst row; NaN: not finite
+  Nonfinite free_nonfinite;
+  std::vector<RowFlip> flips;  // of moe_router_indices
+
+  void note_free_error(double error);
+};
+
+// Findings by prompt and subject; then by site.
+using Findings = std::map<std::pair<int, int>, std::map<Site, Finding>>;
+
+// Two lanes' errors against the oracle at one sample of a falsifier.
+struct SideBySide {
+  std::size_t falsifier = 0;
+  int prompt = 0, position = 0, expert = -1;
+  Site site;
+  int lane = -1, against = -1;
+  bool is_measured = false;
+  double lane_error = std::numeric_limits<double>::quiet_NaN();  // rel_l2
+  double against_error = std::numeric_limits<double>::quiet_NaN();
+};
+
+// True for numerics whose expected error is known: steps of others cannot be judged, but for NaN and Inf.
+bool has_expected_error(const RunningLane& lane, const Program& program, const ModelConfig& config);
+
+// Looks at every stage of the oracle, of the subjects and of their fed lanes. Keeps numbers; a step that fails is
+// explained on the spot, while its tensors are there.
+class Examiner final : public Hook {
+ public:
+  struct Parts {
+    const Plan& plan;
+    const Model& model;
+    const Lanes& lanes;
+    int oracle;
+  };
+  // `compared`: samples at which two lanes' errors are measured. `curves`: stages whose free error is.
+  // `history`: a prompt has several passes, so that keys and values of earlier ones are kept.
+  Examiner(const Parts& parts, std::vector<Subject> subjects, std::vector<SideBySide> compared,
+           std::vector<Stage> curves, bool history);
+
+  bool wants(int prompt, int lane, Site site) const override;
+  void show(Sighting& sighting) override;
+
+  const std::vector<Subject>& subjects() const { return subjects_; }
+  const Findings& findings() const { return findings_; }
+  const std::vector<SideBySide>& compared() const { return compared_; }
+  int oracle() const { return parts_.oracle; }
+  bool draws(Stage stage) const;  // it is one of the curves
+
+ private:
+  // Of one subject.
+  struct Memory {
+    std::map<Site, std::vector<double>> read;  // what scores and mix have read of all positions so far
+    std::vector<Stage> explained;
+  };
+
+  void look_at_step(std::size_t subject, Sighting& sighting, Finding& finding);
+  void look_at_units(const StepCase& step_case, Finding& finding) const;
+  std::vector<RowFlip> flips_of(int lane, Sighting& sighting) const;
+  void look_at_lane(const Subject& subject, Sighting& sighting, Finding& finding) const;
+  void compare_lanes(Sighting& sighting);
+  StepCase case_of(const Subject& subject, Sighting& sighting) const;
+  void add_inputs(std::size_t subject, Sighting& sighting, StepCase& step_case);
+  std::optional<double> error_of(int lane, Sighting& sighting, int row, int expert) const;
+  void remember(std::size_t subject, Sighting& sighting);
+
+  const Parts parts_;
+  const std::vector<Subject> subjects_;
+  std::vector<SideBySide> compared_;
+  const std::vector<Stage> curves_;
+  const bool history_;
+  Findings findings_;
+  std::vector<Memory> memories_;  // as subjects_
+  std::vector<double> whole_;     // input of the step at hand, when it comes from several passes
+};
+
+}  // namespace moe_diag
