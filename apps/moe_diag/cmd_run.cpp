@@ -27,7 +27,7 @@ struct RunArguments {
   RunSettings settings;
   RunOutputs outputs;
   std::vector<std::string> only, allow_untested;
-  bool controls = false;
+  bool controls = false, no_explain = false;
 };
 
 // All that one call runs; verdicts point into the contracts.
@@ -82,6 +82,7 @@ class Runs {
         options_.push_back(options_of(arguments_.settings, contract, folder));
         RunOptions& options = options_.back();
         options.controls = arguments_.controls;
+        options.explain = !arguments_.no_explain;
         options.models = &models_;
         check_outputs(contract, options);
         if (several_) check_contract(contract, host_, options);
@@ -150,6 +151,8 @@ ExitCode run(const RunArguments& arguments, const Context& context) {
 void add_run_options(CLI::App& command, RunArguments& arguments) {
   command.add_flag("--controls", arguments.controls,
                    "Also plant every control: a falsifier that survives one is vacuous");
+  command.add_flag("--no-explain", arguments.no_explain,
+                   "Do not run again what is falsified: no causes are named");
   command.add_option("--only", arguments.only, "Only these falsifiers: 'GLOB' of ids, or 'tag:GLOB'; may be repeated")
       ->type_name("PATTERN")
       ->allow_extra_args(false);

@@ -85,8 +85,9 @@ Json divergence_json(const Verdict& verdict, std::size_t index) {
   j["tensors"] = d.tensors;
   j["kernel"] = text_or_null(d.kernel);
   j["factor"] = d.cause == Cause::scale ? number(d.factor) : Json(nullptr);
-  j["step_error"] = number(d.error);
-  j["expected_error"] = number(d.expected);
+  const bool has_error = info(d.site.stage).payload == Payload::values;
+  j["step_error"] = has_error ? number(d.error) : Json(nullptr);
+  j["expected_error"] = has_error ? number(d.expected) : Json(nullptr);
   j["nonfinite"] = d.nonfinite.count() > 0 ? nonfinite_json(d.nonfinite) : Json(nullptr);
   j["flip"] = d.flip ? flip_json(*d.flip) : Json(nullptr);
   j["footprint"] = d.footprint.compared > 0 ? footprint_json(d.footprint) : Json(nullptr);

@@ -23,7 +23,7 @@ Verdict run_contract(const Contract& contract, PluginHost& host, const RunOption
     runner.close_sinks();
     runner.judge_alone();
     runner.capture_evidence();
-    if (options.explain) runner.explain();
+    runner.explain();
     if (options.controls) runner.run_controls();
   } catch (const Error& e) {
     runner.fail(e);

@@ -397,6 +397,8 @@ void Runner::capture_evidence() {
 
 void Runner::explain() {
   if (verdict_.count(Outcome::falsified) == 0) return;
+  const int oracle = lanes_->index_of(contract_.oracle);
+  if (!options_.explain) return leave_unexplained(verdict_, plan_, oracle, "causes were not asked for: --no-explain");
   const double before = seconds();
   Explanations explanations({contract_, plan_, *model_, *lanes_, *sequences_, planted()}, verdict_);
   std::string why_not = explanations.why_not();
@@ -404,7 +406,7 @@ void Runner::explain() {
     why_not = fmt::format("copies of the lanes take {:.1f} GiB of memory, {:.1f} GiB are available",
                           static_cast<double>(explanations.host_bytes()) / gibibyte,
                           static_cast<double>(available_memory()) / gibibyte);
-  if (!why_not.empty()) return leave_unexplained(verdict_, plan_, lanes_->index_of(contract_.oracle), why_not);
+  if (!why_not.empty()) return leave_unexplained(verdict_, plan_, oracle, why_not);
   explanations.make([&](std::int64_t done, std::int64_t total) {
     if (options_.progress) options_.progress({"explaining", done, total});
     if (options_.interrupted && options_.interrupted())

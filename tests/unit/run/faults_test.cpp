@@ -31,6 +31,7 @@ Verdict judge(const std::string& text, const std::vector<std::string>& faults) {
   static ModelCache models;
   RunOptions options;
   options.models = &models;
+  options.explain = false;
   return judge_text(text, options, faults);
 }
 
