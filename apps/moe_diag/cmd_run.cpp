@@ -151,8 +151,7 @@ ExitCode run(const RunArguments& arguments, const Context& context) {
 void add_run_options(CLI::App& command, RunArguments& arguments) {
   command.add_flag("--controls", arguments.controls,
                    "Also plant every control: a falsifier that survives one is vacuous");
-  command.add_flag("--no-explain", arguments.no_explain,
-                   "Do not run again what is falsified: no causes are named");
+  command.add_flag("--no-explain", arguments.no_explain, "Do not run again what is falsified: no causes are named");
   command.add_option("--only", arguments.only, "Only these falsifiers: 'GLOB' of ids, or 'tag:GLOB'; may be repeated")
       ->type_name("PATTERN")
       ->allow_extra_args(false);

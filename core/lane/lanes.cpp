@@ -111,7 +111,9 @@ int Lanes::add_fed_copy(int lane, int feeder) {
   return static_cast<int>(lanes_.size()) - 1;
 }
 
-void Lanes::drop_copies() { lanes_.erase(lanes_.begin() + static_cast<std::ptrdiff_t>(contract_.lanes.size()), lanes_.end()); }
+void Lanes::drop_copies() {
+  lanes_.erase(lanes_.begin() + static_cast<std::ptrdiff_t>(contract_.lanes.size()), lanes_.end());
+}
 
 int Lanes::index_of(std::string_view name) const {
   for (std::size_t i = 0; i < lanes_.size(); ++i)

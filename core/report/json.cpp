@@ -118,7 +118,8 @@ void add_diagnosis(Json& j, const Verdict& verdict) {
   j["explained"] = diagnosis.made;
   j["not_explained"] = text_or_null(diagnosis.reason);
   j["divergences"] = Json::array();
-  for (std::size_t i = 0; i < diagnosis.divergences.size(); ++i) j["divergences"].push_back(divergence_json(verdict, i));
+  for (std::size_t i = 0; i < diagnosis.divergences.size(); ++i)
+    j["divergences"].push_back(divergence_json(verdict, i));
   j["curves"] = Json::array();
   for (const Curve& curve : diagnosis.curves) j["curves"].push_back(curve_json(verdict, curve));
   j["nonfinite_timeline"] = Json::array();
@@ -298,8 +299,8 @@ void add_verdict(Json& j, const Verdict& verdict) {
   for (const Judgement& judgement : verdict.judgements) j["falsifiers"].push_back(judgement_json(verdict, judgement));
   j["sinks_completed"] = verdict.outputs;
   const Timing& t = verdict.timing;
-  j["seconds"] = {{"open", t.open},         {"forward", t.forward},   {"solo", t.solo},
-                  {"evidence", t.evidence}, {"explain", t.explain}, {"controls", t.controls}, {"total", t.total}};
+  j["seconds"] = {{"open", t.open},       {"forward", t.forward},   {"solo", t.solo},  {"evidence", t.evidence},
+                  {"explain", t.explain}, {"controls", t.controls}, {"total", t.total}};
 }
 
 std::string dumped(const Json& j) { return j.dump(2, ' ', false, Json::error_handler_t::replace) + '\n'; }

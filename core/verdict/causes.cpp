@@ -36,9 +36,7 @@ struct Place {
   int lane = -1;
   Site site;
 
-  friend bool operator<(const Place& a, const Place& b) {
-    return a.lane != b.lane ? a.lane < b.lane : a.site < b.site;
-  }
+  friend bool operator<(const Place& a, const Place& b) { return a.lane != b.lane ? a.lane < b.lane : a.site < b.site; }
 };
 
 // An explanation before divergences have numbers.
@@ -138,7 +136,8 @@ class Namer {
   // An earlier divergence of the same stage and lane that was explained itself.
   const Divergence* explained_like(const Divergence& d) const {
     for (const auto& [place, other] : found_)
-      if (place.lane == d.lane && place.site.stage == d.site.stage && place.site < d.site && other.footprint.compared > 0)
+      if (place.lane == d.lane && place.site.stage == d.site.stage && place.site < d.site &&
+          other.footprint.compared > 0)
         return &other;
     return nullptr;
   }
@@ -167,14 +166,16 @@ class Namer {
     if (!measured || std::isnan(x) || y <= x) {
       Traced traced = trace_lane(watched.lane, sample);
       if (measured)
-        traced.text = fmt::format("{}{}lane {} is the inaccurate side: error {:.3g} against the oracle's, lane {} {:.3g}",
-                                  traced.text, traced.text.empty() ? "" : "; ", a, x, b, y);
+        traced.text =
+            fmt::format("{}{}lane {} is the inaccurate side: error {:.3g} against the oracle's, lane {} {:.3g}",
+                        traced.text, traced.text.empty() ? "" : "; ", a, x, b, y);
       return traced;
     }
     Traced traced = trace_lane(watched.against, sample);
-    traced.text = fmt::format("the reference, lane {}, is the inaccurate side: error {:.3g} against the oracle's, lane {} "
-                              "{:.3g}; lane {}: {}{}{}",
-                              b, y, a, x, b, name_of(traced.cause), traced.text.empty() ? "" : ": ", traced.text);
+    traced.text = fmt::format(
+        "the reference, lane {}, is the inaccurate side: error {:.3g} against the oracle's, lane {} "
+        "{:.3g}; lane {}: {}{}{}",
+        b, y, a, x, b, name_of(traced.cause), traced.text.empty() ? "" : ": ", traced.text);
     traced.cause = Cause::reference;
     return traced;
   }
@@ -291,9 +292,9 @@ class Namer {
     if (row.flip.kind == FlipKind::tie)
       d.text = fmt::format("{}: the oracle's margin of {:.3g} is within rounding", what, row.flip.margin);
     else
-      d.text = fmt::format("{}: the oracle's margin of {:.3g} is {} than the drift of {:.3g} that the logits have there",
-                           what, row.flip.margin, row.flip.margin <= row.flip.error ? "smaller" : "larger",
-                           row.flip.error);
+      d.text =
+          fmt::format("{}: the oracle's margin of {:.3g} is {} than the drift of {:.3g} that the logits have there",
+                      what, row.flip.margin, row.flip.margin <= row.flip.error ? "smaller" : "larger", row.flip.error);
     d.text += agreement(lane, prompt, finding.site.layer);
     return d;
   }
@@ -325,18 +326,21 @@ class Namer {
       worst = finding.times;
       where = site;
     }
-    std::string text = fmt::format("no step up to there makes more than {:.2g} times the error expected of {} ({}); added "
-                                   "up they make the total",
-                                   worst, numerics, text_of(where));
-    if (here.is_measured) text += fmt::format(", {:.3g} at its worst, the last step alone {:.3g}", here.free_error, here.step_error);
+    std::string text = fmt::format(
+        "no step up to there makes more than {:.2g} times the error expected of {} ({}); added "
+        "up they make the total",
+        worst, numerics, text_of(where));
+    if (here.is_measured)
+      text += fmt::format(", {:.3g} at its worst, the last step alone {:.3g}", here.free_error, here.step_error);
     return {Cause::drift, {}, text};
   }
 
   static std::string of_numerics(const Finding& finding, const std::string& numerics) {
     if (info(finding.site.stage).payload == Payload::indices) return fmt::format("the choice follows from the logits");
-    return fmt::format("the step's error is {:.3g}, and {:.3g} is expected of {}: the claim asks for more than these "
-                       "numerics give",
-                       finding.step_error, finding.expected, numerics);
+    return fmt::format(
+        "the step's error is {:.3g}, and {:.3g} is expected of {}: the claim asks for more than these "
+        "numerics give",
+        finding.step_error, finding.expected, numerics);
   }
 
   // ---- lists --------------------------------------------------------------------------------------------------------
@@ -371,7 +375,8 @@ class Namer {
     for (const auto& [key, point] : points) {
       const auto [lane, stage, layer] = key;
       std::vector<Curve>& curves = verdict_.diagnosis.curves;
-      if (curves.empty() || curves.back().lane != lane || curves.back().stage != stage) curves.push_back({lane, stage, {}});
+      if (curves.empty() || curves.back().lane != lane || curves.back().stage != stage)
+        curves.push_back({lane, stage, {}});
       curves.back().points.push_back(point);
     }
   }

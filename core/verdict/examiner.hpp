@@ -45,7 +45,7 @@ struct Finding {
   std::optional<StepExplanation> explanation;
 
   // Of the lane as the contract has it.
-  bool is_measured = false;  // its error is
+  bool is_measured = false;                                      // its error is
   double free_error = std::numeric_limits<double>::quiet_NaN();  // rel_l2 of the worst row; NaN: not finite
   Nonfinite free_nonfinite;
   std::vector<RowFlip> flips;  // of moe_router_indices
