@@ -86,7 +86,7 @@ const std::vector<Case> cases = {
     {"inject: quantise_activations, stage: moe_expert_gate, layer: 2", "rounded_activations",
      "layer 2, moe_expert_gate"},
     {"inject: off_by_one_position, stage: q_post_rope, layer: 2", "shifted_position", "layer 2, q_post_rope"},
-    {"inject: stale_kv, stage: attn_scores, layer: 1", "stale_kv", "layer 1, attn_scores"},
+    {"inject: stale_kv, stage: attn_scores, layer: 1, positions: 1", "stale_kv", "layer 1, attn_scores"},
 };
 
 }  // namespace
