@@ -48,7 +48,7 @@ Explanations::Explanations(const Parts& parts, Verdict& verdict)
 std::string Explanations::obstacle() const {
   if (oracle_ < 0) return "the contract has no oracle: which step is wrong can only be told beside one in f64";
   const RunningLane& oracle = parts_.lanes[static_cast<std::size_t>(oracle_)];
-  if (!oracle.runs()) return fmt::format("the oracle '{}' does not run: {}", oracle.name, oracle.absent);
+  if (!oracle.absent.empty()) return fmt::format("the oracle '{}' does not run: {}", oracle.name, oracle.absent);
   if (oracle.description.numerics != "f64")
     return fmt::format("the oracle '{}' computes in {}: which step is wrong can only be told beside one in f64",
                        oracle.name, oracle.description.numerics);
@@ -101,8 +101,18 @@ bool Explanations::has_same_faults(int lane, int other) const {
   return faults[0] == faults[1];
 }
 
+// Where all claims compare other lanes with each other, nobody has needed the oracle so far.
+bool Explanations::open_oracle() {
+  Lanes& lanes = parts_.lanes;
+  std::vector<bool> needed(lanes.size(), false);
+  needed[static_cast<std::size_t>(oracle_)] = true;
+  lanes.open(needed);
+  return lanes[static_cast<std::size_t>(oracle_)].runs();
+}
+
 std::uint64_t Explanations::host_bytes() const {
-  std::uint64_t bytes = 0;
+  const RunningLane& oracle = parts_.lanes[static_cast<std::size_t>(oracle_)];
+  std::uint64_t bytes = oracle.runs() ? 0 : oracle.description.lane_bytes;
   for (int lane : judged_)
     if (const Description& d = parts_.lanes[static_cast<std::size_t>(lane)].description;
         twin_of(lane) < 0 && !d.asynchronous)
@@ -147,6 +157,7 @@ std::vector<Stage> Explanations::curves() const {
 }
 
 void Explanations::make(const std::function<void(std::int64_t, std::int64_t)>& at_layer) {
+  if (!open_oracle()) return leave_unexplained(verdict_, parts_.plan, oracle_, obstacle());
   const Copies closed_in_the_end(parts_.lanes);
   const std::vector<Subject> subjects = open_subjects();
   const auto passes = [&](const Again& again) {

@@ -33,7 +33,7 @@ class Explanations {
   // Why there is nothing to rerun; empty: there is.
   const std::string& why_not() const { return why_not_; }
 
-  // Bytes on the host that the copies of lanes take.
+  // Bytes on the host that the copies of lanes take, and the oracle where it has not run.
   std::uint64_t host_bytes() const;
 
   // Fills in the verdict's diagnosis. `at_layer` is told each layer that is begun, of so many in all.
@@ -52,6 +52,7 @@ class Explanations {
   int twin_of(int lane) const;
   bool has_same_faults(int lane, int other) const;
   std::string obstacle() const;
+  bool open_oracle();  // false: it turns out to be absent
   std::vector<Subject> open_subjects();
   std::vector<PlantedFault> planted(const std::vector<Subject>& subjects) const;
   std::vector<bool> active(const std::vector<Subject>& subjects) const;

@@ -319,19 +319,21 @@ class Namer {
       return {Cause::unexplained, {}, fmt::format("no error is known to be expected of the numerics '{}'", numerics)};
     const Finding& here = sites.at(sample.site);
     if (is_fed(lane)) return {Cause::numerics, {}, of_numerics(here, numerics)};
-    double worst = 0;
-    Site where = sample.site;
+    const Finding *worst = &here, *largest = &here;  // in expected errors; as it is
     for (const auto& [site, finding] : sites) {
-      if (sample.site < site || !(finding.times > worst)) continue;
-      worst = finding.times;
-      where = site;
+      if (sample.site < site) continue;
+      if (finding.times > worst->times) worst = &finding;
+      if (finding.step_error > largest->step_error) largest = &finding;
     }
     std::string text = fmt::format(
         "no step up to there makes more than {:.2g} times the error expected of {} ({}); added "
         "up they make the total",
-        worst, numerics, text_of(where));
+        worst->times, numerics, text_of(worst->site));
     if (here.is_measured)
       text += fmt::format(", {:.3g} at its worst, the last step alone {:.3g}", here.free_error, here.step_error);
+    const std::string kernel = kernel_for(*find_step(plan_.program, largest->site), l.description.kernels);
+    text += fmt::format("; the largest error of a step is {:.3g} ({}{}{})", largest->step_error, text_of(largest->site),
+                        kernel.empty() ? "" : ", ", kernel);
     return {Cause::drift, {}, text};
   }
 
@@ -364,7 +366,7 @@ class Namer {
         if (site.layer < 0 || !examined_.draws(site.stage)) continue;
         const auto [at, fresh] = points.try_emplace({subject(key.second).lane, site.stage, site.layer});
         CurvePoint& p = at->second;
-        const auto worse = [&](double now, double before) { return fresh || !(now <= before); };
+        const auto worse = [first = fresh](double now, double before) { return first || !(now <= before); };
         p.layer = site.layer;
         if (worse(finding.free_error, p.free_error)) p.free_error = finding.free_error;
         if (worse(finding.step_error, p.step_error)) {
