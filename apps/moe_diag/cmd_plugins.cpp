@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "apps/moe_diag/commands.hpp"
 #include "apps/moe_diag/exit_code.hpp"
+#include "core/plugin/conformance.hpp"
 #include "core/plugin/host.hpp"
 #include "core/plugin/manifest.hpp"
 
@@ -21,7 +23,66 @@ std::string state_of(const PluginRecord& record) {
   return record.shadowed_by.empty() ? "ok" : "shadowed";
 }
 
-std::string table_of(const std::vector<PluginRecord>& records, bool paths) {
+// What is taken when a contract does not have the key, and whether it must.
+std::string absent_text(const OptionInfo& o) {
+  switch (o.absent) {
+    case OptionAbsent::fallback: return fmt::format("default {}", o.value);
+    case OptionAbsent::computed: return fmt::format("default: {}", o.value);
+    case OptionAbsent::required: return fmt::format("required, such as {}", o.value);
+  }
+  return "";
+}
+
+std::string_view type_name(OptionType type) {
+  switch (type) {
+    case OptionType::text: return "text";
+    case OptionType::path: return "path";
+    case OptionType::integer: return "integer";
+    case OptionType::flag: return "flag";
+    case OptionType::choice: return "choice";
+  }
+  return "";
+}
+
+// "    threads   threads that share the work" and, below it, "a whole number from 1 to 256, in threads; default 1".
+std::string options_of(const PluginRecord& record) {
+  std::size_t width = 0;
+  for (const OptionInfo& o : record.options) width = std::max(width, std::strlen(o.name));
+  std::string text;
+  for (const OptionInfo& o : record.options) {
+    const std::string unit = *o.unit ? fmt::format(" ({})", o.unit) : "";
+    text += fmt::format("    {:<{}}  {}\n", o.name, width, o.text);
+    text += fmt::format("    {:<{}}  {}{}; {}\n", "", width, accepted_by(o), unit, absent_text(o));
+  }
+  return text;
+}
+
+// What a program finds an option's value under: "example" means that the key is required, "computed" that it is words.
+std::string_view value_key(OptionAbsent absent) {
+  switch (absent) {
+    case OptionAbsent::fallback: return "default";
+    case OptionAbsent::computed: return "computed";
+    case OptionAbsent::required: return "example";
+  }
+  return "";
+}
+
+nlohmann::ordered_json options_json(const PluginRecord& record) {
+  auto list = nlohmann::ordered_json::array();
+  for (const OptionInfo& o : record.options) {
+    nlohmann::ordered_json option{{"name", o.name},
+                                  {"type", type_name(o.type)},
+                                  {"unit", o.unit},
+                                  {value_key(o.absent), o.value},
+                                  {"text", o.text}};
+    if (o.type == OptionType::integer) option.update({{"lowest", o.lowest}, {"highest", o.highest}});
+    if (o.type == OptionType::choice) option["choices"] = o.choices;
+    list.push_back(std::move(option));
+  }
+  return list;
+}
+
+std::string table_of(const std::vector<PluginRecord>& records, bool verbose) {
   std::size_t name_width = 4;
   for (const PluginRecord& r : records) name_width = std::max(name_width, r.name.size());
   std::string text = fmt::format("{:<8} {:<{}} {:<8} {}\n", "KIND", "NAME", name_width, "STATE", "SUMMARY");
@@ -32,7 +93,7 @@ std::string table_of(const std::vector<PluginRecord>& records, bool paths) {
     if (!r.refusal.empty()) text += fmt::format("  {}\n", r.refusal);
     if (!r.absent.empty()) text += fmt::format("  not built: {}\n", r.absent);
     if (!r.shadowed_by.empty()) text += fmt::format("  {}: not used, {} comes first\n", r.path, r.shadowed_by);
-    if (paths && r.refusal.empty() && r.absent.empty() && r.shadowed_by.empty()) text += fmt::format("  {}\n", r.path);
+    if (verbose && state == "ok") text += fmt::format("  {}\n{}", r.path, options_of(r));
   }
   return text;
 }
@@ -47,9 +108,31 @@ std::string json_of(const std::vector<PluginRecord>& records) {
                     {"path", r.path},
                     {"refusal", r.refusal},
                     {"shadowed_by", r.shadowed_by},
-                    {"absent", r.absent}});
+                    {"absent", r.absent},
+                    {"options", options_json(r)}});
   const nlohmann::ordered_json document{{"schema", 1}, {"plugins", list}};
   return document.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+}
+
+// A line a check; the exit code is that of a claim.
+int conformance_of(const std::string& path, const std::vector<std::string>& options) {
+  std::vector<std::pair<std::string, std::string>> list;
+  for (const std::string& option : options) {
+    const std::size_t equals = option.find('=');
+    if (equals == 0 || equals == std::string::npos)
+      throw Error(ErrorKind::usage, fmt::format("--option '{}': wanted KEY=VALUE", option));
+    list.emplace_back(option.substr(0, equals), option.substr(equals + 1));
+  }
+  int kept = 0, broken = 0;
+  check_conformance(path, list, [&](const ConformanceCheck& check) {
+    const bool ok = check.failure.empty();
+    (ok ? kept : broken) += 1;
+    fmt::print("{:<6}  {}{}\n", ok ? "ok" : "BROKEN", check.promise, check.note.empty() ? "" : ": " + check.note);
+    if (!ok) fmt::print("        {}\n", check.failure);
+    std::fflush(stdout);
+  });
+  fmt::print("{}: {} kept, {} broken\n", path, kept, broken);
+  return broken > 0 ? exit_falsified : exit_held;
 }
 
 }  // namespace
@@ -58,12 +141,26 @@ void add_plugins(CLI::App& app, Context& context) {
   CLI::App* command =
       app.add_subcommand("plugins", "List the backends and sinks that are found, and why one is refused");
   auto json = std::make_shared<bool>(false);
+  auto conformance = std::make_shared<std::string>();
+  auto options = std::make_shared<std::vector<std::string>>();
   command->add_flag("--json", *json, "Print JSON instead of a table");
+  auto* path = command->add_option("--conformance", *conformance,
+                                   "Try the sink in this file: does it keep what sink.hpp promises?");
+  path->type_name("FILE");
+  command->add_option("--option", *options, "An option of that sink, for those that an example value will not do")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false)
+      ->needs(path);
   command->footer(
       "Searched: each --plugin-dir, else the folders of MOE_DIAG_PLUGIN_PATH (separated by colons), else\n"
       "lib/moe-diag/plugins beside the program's folder, else where it was installed.\n"
-      "Files are called moe_diag_<kind>_<name>.so. -v shows every path. Exit 4 when one is refused.");
-  command->callback([&context, json] {
+      "Files are called moe_diag_<kind>_<name>.so. -v shows every path, and each option with its type, unit and\n"
+      "default. Exit 4 when one is refused, 1 when --conformance finds a promise broken.");
+  command->callback([&context, json, conformance, options] {
+    if (!conformance->empty()) {
+      context.exit_code = conformance_of(*conformance, *options);
+      return;
+    }
     PluginHost host(context.plugin_dirs);
     const std::vector<PluginRecord> records = host.list();
     if (*json)

@@ -5,11 +5,13 @@
 
 #include <cstdint>
 
+#include "core/api/option.hpp"
+
 namespace moe_diag {
 
 class Options;
 
-inline constexpr std::uint32_t abi_version = 2;
+inline constexpr std::uint32_t abi_version = 3;
 inline constexpr char plugin_magic[8] = {'M', 'O', 'E', 'D', 'I', 'A', 'G', '\0'};
 
 enum class PluginKind : std::uint32_t { backend = 1, sink = 2 };
@@ -57,23 +59,29 @@ struct PluginManifest {
   std::uint32_t bytes;  // sizeof(PluginManifest) on the plugin's side
   PluginKind kind;
   const char* build_stamp;
-  const char* name;     // what contracts call it
-  const char* summary;  // one line
+  const char* name;           // what contracts call it
+  const char* summary;        // one line
+  const OptionInfo* options;  // every key it reads
+  std::uint32_t option_count;
 };
 
 }  // namespace moe_diag
 
-// The last line of a plugin's main file. Type is constructed from `const Options&`; Interface is Sink or Backend.
-// Symbols are aliases in the sense of Boost.DLL: variables that hold the address of the thing.
-#define MOE_DIAG_PLUGIN_(Interface, Kind, Type, Name, Summary)                                           \
+// The last line of a plugin's main file: MOE_DIAG_SINK(Type, Name, Summary, Option...). Type is constructed from `const
+// Options&`; Interface is Sink or Backend. Symbols are aliases in the sense of Boost.DLL: variables that hold the
+// address of the thing.
+#define MOE_DIAG_PLUGIN_(Interface, Kind, Type, Name, Summary, ...)                                      \
   namespace {                                                                                            \
+  constexpr auto moe_diag_option_table = ::moe_diag::option_table(__VA_ARGS__);                          \
   const ::moe_diag::PluginManifest moe_diag_manifest_value = {{'M', 'O', 'E', 'D', 'I', 'A', 'G', '\0'}, \
                                                               ::moe_diag::abi_version,                   \
                                                               sizeof(::moe_diag::PluginManifest),        \
                                                               Kind,                                      \
                                                               MOE_DIAG_BUILD_STAMP,                      \
                                                               Name,                                      \
-                                                              Summary};                                  \
+                                                              Summary,                                   \
+                                                              moe_diag_option_table.data(),              \
+                                                              moe_diag_option_table.size()};             \
   Interface* moe_diag_create_value(const ::moe_diag::Options& options) { return new Type(options); }     \
   }                                                                                                      \
   extern "C" {                                                                                           \
@@ -82,7 +90,7 @@ struct PluginManifest {
       reinterpret_cast<const void*>(&moe_diag_create_value);                                             \
   }
 
-#define MOE_DIAG_SINK(Type, Name, Summary) \
-  MOE_DIAG_PLUGIN_(::moe_diag::Sink, ::moe_diag::PluginKind::sink, Type, Name, Summary)
-#define MOE_DIAG_BACKEND(Type, Name, Summary) \
-  MOE_DIAG_PLUGIN_(::moe_diag::Backend, ::moe_diag::PluginKind::backend, Type, Name, Summary)
+#define MOE_DIAG_SINK(Type, Name, Summary, ...) \
+  MOE_DIAG_PLUGIN_(::moe_diag::Sink, ::moe_diag::PluginKind::sink, Type, Name, Summary __VA_OPT__(, ) __VA_ARGS__)
+#define MOE_DIAG_BACKEND(Type, Name, Summary, ...) \
+  MOE_DIAG_PLUGIN_(::moe_diag::Backend, ::moe_diag::PluginKind::backend, Type, Name, Summary __VA_OPT__(, ) __VA_ARGS__)

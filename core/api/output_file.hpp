@@ -12,11 +12,15 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
+#include <initializer_list>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include "core/api/error.hpp"
+#include "core/api/event.hpp"
 
 namespace moe_diag {
 
@@ -91,12 +95,13 @@ class OutputFile {
   std::uint64_t end_ = 0;
 };
 
-// Puts `text` at `path` whole or not at all: a temporary file beside it is flushed, then renamed over it.
-inline void write_whole_file(const std::string& path, std::string_view text) {
+// Puts the parts, one after the other, at `path`, whole or not at all: a temporary file beside it is flushed, then
+// renamed over it.
+inline void write_whole_file(const std::string& path, std::initializer_list<std::string_view> parts) {
   const std::string partial = path + ".partial";
   try {
     OutputFile file(partial, OutputFile::Mode::replace);
-    file.write(text.data(), text.size());
+    for (const std::string_view part : parts) file.write(part.data(), part.size());
     file.sync();
     file.close();
     if (std::rename(partial.c_str(), path.c_str()) != 0) throw output_error(path, "cannot put in place", errno);
@@ -104,6 +109,24 @@ inline void write_whole_file(const std::string& path, std::string_view text) {
     ::unlink(partial.c_str());
     throw;
   }
+}
+inline void write_whole_file(const std::string& path, std::string_view text) { write_whole_file(path, {text}); }
+
+// The path of a sink's one output file, for open(): its folder is made. Refused is a file that is there already, unless
+// the run may overwrite, and a folder that cannot be written.
+inline std::string claim_file(const RunInfo& run, std::string_view file) {
+  const std::filesystem::path path = (std::filesystem::path(run.out) / file).lexically_normal();
+  const auto refuse = [&](const char* why) { throw Error(ErrorKind::usage, path.string() + ": " + why); };
+  std::error_code error;
+  if (!path.has_filename() || std::filesystem::is_directory(path, error))
+    refuse("is a folder, wanted a file; choose another name");
+  if (std::filesystem::exists(path, error) && !run.overwrite)
+    refuse("is there already; replace it with --overwrite or write elsewhere (--out)");
+  const std::filesystem::path folder = path.parent_path();
+  std::filesystem::create_directories(folder, error);
+  if (error) throw output_error(folder.string(), "cannot make the folder", error.value());
+  if (::access(folder.c_str(), W_OK) != 0) throw output_error(path.string(), "cannot write", errno);
+  return path.string();
 }
 
 }  // namespace moe_diag

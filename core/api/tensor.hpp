@@ -56,6 +56,15 @@ struct Tensor {
   const T* as() const {
     return static_cast<const T*>(data);
   }
+  // Element `i` in the order of memory, whatever its type.
+  double value(std::int64_t i) const {
+    switch (dtype) {
+      case DType::f32: return static_cast<double>(as<float>()[i]);
+      case DType::f64: return as<double>()[i];
+      case DType::i32: return as<std::int32_t>()[i];
+    }
+    return 0;
+  }
 };
 
 }  // namespace moe_diag

@@ -10,9 +10,8 @@ namespace {
 
 // Without marking the key as read: whether a lane may have a device is for its backend to say.
 std::string device_of(const Options& options) {
-  for (const Options::Entry& entry : options.entries())
-    if (entry.key == "device") return entry.value;
-  return "";
+  const Options::Entry* entry = options.entry("device");
+  return entry ? entry->value : "";
 }
 
 }  // namespace
@@ -78,7 +77,7 @@ void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
     lane.absent = e.what();
     return;
   }
-  refuse_unread(spec.options, spec.backend);
+  host.check_options(PluginKind::backend, spec.backend, spec.options);
 }
 
 void Lanes::open(const std::vector<bool>& needed) {

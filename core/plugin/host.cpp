@@ -14,6 +14,7 @@
 #include <optional>
 #include <set>
 
+#include "core/contract/nearest.hpp"
 #include "core/plugin/guard.hpp"
 #include "core/plugin/manifest.hpp"
 
@@ -41,18 +42,9 @@ struct Found {
 struct Loaded {
   std::string refusal;
   std::string summary;
+  std::vector<OptionInfo> options;
   const void* create = nullptr;
 };
-
-std::optional<PluginName> announced(const fs::path& file, std::string_view suffix) {
-  const std::string text = file.filename().string();
-  for (const PluginKind kind : {PluginKind::backend, PluginKind::sink}) {
-    const std::string prefix = fmt::format("moe_diag_{}_", name_of(kind));
-    if (text.size() > prefix.size() + suffix.size() && text.starts_with(prefix) && text.ends_with(suffix))
-      return PluginName{kind, text.substr(prefix.size(), text.size() - prefix.size() - suffix.size())};
-  }
-  return std::nullopt;
-}
 
 // The reason a note gives, its first line.
 std::string reason_of(const fs::path& note) {
@@ -78,10 +70,11 @@ T* alias(const shared_library& library, const char* name) {
 
 Loaded load(const Found& found) {
   const auto refuse = [&](const std::string& why) {
-    return Loaded{fmt::format("{}: refused: {}", found.path.string(), why), "", nullptr};
+    return Loaded{fmt::format("{}: refused: {}", found.path.string(), why), "", {}, nullptr};
   };
   if (const std::string defect = library_defect(found.path.string()); !defect.empty())
     return refuse(defect + ", wanted a plugin: build it again or remove it");
+  if (const std::string why = foreign_stamp(found.path.string()); !why.empty()) return refuse(why);
 
   std::error_code error;
   const auto mode = boost::dll::load_mode::rtld_now | boost::dll::load_mode::rtld_local;
@@ -104,7 +97,7 @@ Loaded load(const Found& found) {
     return refuse(
         "it exports no moe_diag_create, wanted a factory: end its main file with MOE_DIAG_SINK or "
         "MOE_DIAG_BACKEND");
-  return {"", manifest->summary, create};
+  return {"", manifest->summary, {manifest->options, manifest->options + manifest->option_count}, create};
 }
 
 std::string quoted_list(const std::vector<std::string>& items) {
@@ -126,6 +119,7 @@ struct PluginHost::Impl {
   void scan();
   void scan_folder(const fs::path& folder);
   const Loaded& load_once(std::size_t index);
+  PluginRecord record_of(std::size_t index);
   std::size_t index_of(PluginKind kind, std::string_view name);
   [[noreturn]] void refuse_absent(PluginKind kind, std::string_view name) const;
 
@@ -196,9 +190,9 @@ void PluginHost::Impl::scan() {
 void PluginHost::Impl::scan_folder(const fs::path& folder) {
   std::error_code error;
   for (fs::directory_iterator file(folder, error), end; !error && file != end; file.increment(error))
-    if (auto name = announced(file->path(), ".so"))
+    if (auto name = announced(file->path().filename().string(), ".so"))
       found.push_back({file->path(), std::move(*name), ""});
-    else if (auto note = announced(file->path(), ".absent"))
+    else if (auto note = announced(file->path().filename().string(), ".absent"))
       notes.push_back({file->path(), std::move(*note), ""});
   if (!error) warn_if_open_to_all(folder);
 }
@@ -206,6 +200,17 @@ void PluginHost::Impl::scan_folder(const fs::path& folder) {
 const Loaded& PluginHost::Impl::load_once(std::size_t index) {
   if (!loaded[index]) loaded[index] = load(found[index]);
   return *loaded[index];
+}
+
+PluginRecord PluginHost::Impl::record_of(std::size_t index) {
+  const Found& f = found[index];
+  PluginRecord record{f.path.string(), f.name.kind, f.name.name, "", "", f.shadowed_by, "", {}};
+  if (!f.shadowed_by.empty()) return record;
+  const Loaded& plugin = load_once(index);
+  record.summary = plugin.summary;
+  record.refusal = plugin.refusal;
+  record.options = plugin.options;
+  return record;
 }
 
 std::size_t PluginHost::Impl::index_of(PluginKind kind, std::string_view name) {
@@ -257,24 +262,19 @@ PluginHost::~PluginHost() = default;
 std::vector<PluginRecord> PluginHost::list() {
   impl_->scan();
   std::vector<PluginRecord> records;
-  for (std::size_t i = 0; i < impl_->found.size(); ++i) {
-    const Found& f = impl_->found[i];
-    PluginRecord record{f.path.string(), f.name.kind, f.name.name, "", "", f.shadowed_by, ""};
-    if (f.shadowed_by.empty()) {
-      const Loaded& plugin = impl_->load_once(i);
-      record.summary = plugin.summary;
-      record.refusal = plugin.refusal;
-    }
-    records.push_back(std::move(record));
-  }
+  for (std::size_t i = 0; i < impl_->found.size(); ++i) records.push_back(impl_->record_of(i));
   for (const Found& note : impl_->notes)
-    records.push_back({note.path.string(), note.name.kind, note.name.name, "", "", "", reason_of(note.path)});
+    records.push_back({note.path.string(), note.name.kind, note.name.name, "", "", "", reason_of(note.path), {}});
   return records;
+}
+
+PluginRecord PluginHost::find(PluginKind kind, std::string_view name) {
+  return impl_->record_of(impl_->index_of(kind, name));
 }
 
 std::unique_ptr<Sink> PluginHost::make_sink(std::string_view name, const Options& options) {
   auto sink = impl_->make<Sink>(PluginKind::sink, name, options);
-  refuse_unread(options, name);
+  check_options(PluginKind::sink, name, options);
   return sink;
 }
 
@@ -282,11 +282,20 @@ std::unique_ptr<Backend> PluginHost::make_backend(std::string_view name, const O
   return impl_->make<Backend>(PluginKind::backend, name, options);
 }
 
-void refuse_unread(const Options& options, std::string_view plugin) {
+void PluginHost::check_options(PluginKind kind, std::string_view name, const Options& options) {
+  const std::size_t index = impl_->index_of(kind, name);
+  std::vector<std::string> listed;
+  for (const OptionInfo& option : impl_->load_once(index).options) listed.emplace_back(option.name);
+  for (const std::string& key : options.asked())
+    if (std::find(listed.begin(), listed.end(), key) == listed.end())
+      throw Error(ErrorKind::environment,
+                  fmt::format("{}: {} '{}' reads the option '{}', which it does not list: name it in MOE_DIAG_{}",
+                              impl_->found[index].path.string(), name_of(kind), name, key,
+                              kind == PluginKind::sink ? "SINK" : "BACKEND"));
   const auto unread = options.unread();
   if (unread.empty()) return;
-  throw Error(ErrorKind::usage, fmt::format("{}: {}: unknown key '{}': plugin '{}' does not read it",
-                                            unread.front()->where, options.owner(), unread.front()->key, plugin));
+  throw Error(ErrorKind::usage, fmt::format("{}: {}: plugin '{}': {}", unread.front()->where, options.owner(), name,
+                                            unknown("key", unread.front()->key, listed)));
 }
 
 }  // namespace moe_diag

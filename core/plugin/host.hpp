@@ -16,9 +16,10 @@ struct PluginRecord {
   std::string path;
   PluginKind kind = PluginKind::sink;
   std::string name, summary;
-  std::string refusal;      // why it was not loaded; empty when it was
-  std::string shadowed_by;  // path of the one an earlier folder has under this name; neither checked nor loaded
-  std::string absent;       // why it was not built, as the note says that stands in its place
+  std::string refusal;              // why it was not loaded; empty when it was
+  std::string shadowed_by;          // path of the one an earlier folder has under this name; neither checked nor loaded
+  std::string absent;               // why it was not built, as the note says that stands in its place
+  std::vector<OptionInfo> options;  // the keys it reads
 };
 
 // Finds, checks, loads and keeps plugins. Libraries stay loaded until the process ends, so this must outlive all that
@@ -36,19 +37,22 @@ class PluginHost {
   // each one. A note is a file moe_diag_<kind>_<name>.absent that holds the reason.
   std::vector<PluginRecord> list();
 
+  // One of them, which alone is loaded. Throws Error(absent) as make_sink does.
+  PluginRecord find(PluginKind kind, std::string_view name);
+
   // Builds a plugin's object. Throws Error: absent when there is none of that name (with the names there are and where
   // was searched), environment when it was refused or its factory failed, usage when an option is wrong (or unknown,
   // for a sink: a backend reads on in describe).
   std::unique_ptr<Sink> make_sink(std::string_view name, const Options& options);
   std::unique_ptr<Backend> make_backend(std::string_view name, const Options& options);
 
+  // Once all options have been read (of a sink: make_sink does it; of a backend: after describe). Refuses the first key
+  // that nobody read (usage), and a plugin that has looked for a key that its manifest does not list (environment).
+  void check_options(PluginKind kind, std::string_view name, const Options& options);
+
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-// Refuses the first option that nobody read: "<where>: <owner>: unknown key '<key>' ...". Call it after the object that
-// takes the options has been built (and, for a backend, described).
-void refuse_unread(const Options& options, std::string_view plugin);
 
 }  // namespace moe_diag

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
+#include <span>
 #include <vector>
 
 namespace moe_diag {
@@ -51,6 +53,30 @@ std::string kind_text(PluginKind kind) {
   return name.empty() ? fmt::format("kind {}", static_cast<std::uint32_t>(kind)) : "a " + std::string(name);
 }
 
+std::string stamp_refusal(std::string_view found) {
+  const std::string_view wanted = MOE_DIAG_BUILD_STAMP;
+  if (found == wanted) return "";
+  return fmt::format(
+      "its build stamp is '{}', wanted '{}' ({}): rebuild both with one compiler, standard and set of sanitizers",
+      found, wanted, difference(found, wanted));
+}
+
+// What is wrong with the table of options; empty: nothing.
+std::string option_defect(const PluginManifest& m) {
+  if (m.option_count > 0 && !m.options) return "a number of options and no options";
+  std::vector<std::string_view> seen;
+  for (const OptionInfo& o : std::span(m.options, m.option_count)) {
+    if (!o.name || !*o.name) return "an option without a name";
+    if (!o.unit || !o.value || !o.choices || !o.text || !*o.text)
+      return fmt::format("an option '{}' without unit, value, choices or text", o.name);
+    if (o.type > OptionType::choice || o.absent > OptionAbsent::required)
+      return fmt::format("an option '{}' of no known type", o.name);
+    if (std::find(seen.begin(), seen.end(), o.name) != seen.end()) return fmt::format("two options '{}'", o.name);
+    seen.emplace_back(o.name);
+  }
+  return "";
+}
+
 }  // namespace
 
 std::string_view name_of(PluginKind kind) {
@@ -59,6 +85,17 @@ std::string_view name_of(PluginKind kind) {
     case PluginKind::sink: return "sink";
   }
   return "";
+}
+
+std::optional<PluginName> announced(std::string_view file_name, std::string_view suffix) {
+  for (const PluginKind kind : {PluginKind::backend, PluginKind::sink}) {
+    const std::string prefix = fmt::format("moe_diag_{}_", name_of(kind));
+    if (file_name.size() <= prefix.size() + suffix.size()) continue;
+    if (!file_name.starts_with(prefix) || !file_name.ends_with(suffix)) continue;
+    return PluginName{kind,
+                      std::string(file_name.substr(prefix.size(), file_name.size() - prefix.size() - suffix.size()))};
+  }
+  return std::nullopt;
 }
 
 std::string refusal_of(const PluginManifest& m, const PluginName& wanted) {
@@ -77,17 +114,15 @@ std::string refusal_of(const PluginManifest& m, const PluginName& wanted) {
                        !m.build_stamp ? "build stamp"
                        : !m.name      ? "name"
                                       : "summary");
-  const std::string_view stamp = MOE_DIAG_BUILD_STAMP;
-  if (m.build_stamp != stamp)
-    return fmt::format(
-        "its build stamp is '{}', wanted '{}' ({}): rebuild both with one compiler, standard and set of sanitizers",
-        m.build_stamp, stamp, difference(m.build_stamp, stamp));
+  if (const std::string why = stamp_refusal(m.build_stamp); !why.empty()) return why;
   if (m.kind != wanted.kind)
     return fmt::format("it is {}, its file name says {}: rename the file or export it with the right macro",
                        kind_text(m.kind), kind_text(wanted.kind));
   if (m.name != wanted.name)
     return fmt::format("it calls itself '{}', its file name says '{}': name the file moe_diag_{}_{}.so", m.name,
                        wanted.name, name_of(wanted.kind), printable(m.name, std::strlen(m.name)));
+  if (const std::string defect = option_defect(m); !defect.empty())
+    return fmt::format("its manifest has {}: build it with the macros of core/api/abi.hpp", defect);
   return "";
 }
 
@@ -116,6 +151,17 @@ std::string library_defect(const std::string& path) {
     if (!read_at(header.e_phoff + std::uint64_t{i} * sizeof segment, &segment, sizeof segment) ||
         segment.p_offset > size || segment.p_filesz > size - segment.p_offset)
       return fmt::format("it is cut off after {} bytes", size);
+  }
+  return "";
+}
+
+std::string foreign_stamp(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes(std::istreambuf_iterator<char>(file), {});
+  const std::string_view begin = "pointer=", middle = " sanitizer=";
+  for (std::size_t at = 0; (at = bytes.find(begin, at)) != std::string::npos; at += begin.size()) {
+    const std::string_view text = bytes.c_str() + at;  // up to the next zero
+    if (text.find(middle) != std::string_view::npos) return stamp_refusal(text);
   }
   return "";
 }

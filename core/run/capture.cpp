@@ -19,7 +19,6 @@ Capture::Capture(const Contract& contract, std::vector<WatchedCapture> captures,
       Fed& fed = sinks_[static_cast<std::size_t>(i)];
       if (fed.sink) continue;
       fed = {fmt::format("sink '{}' (plugin {})", spec.name, spec.sink), host.make_sink(spec.sink, spec.options)};
-      refuse_unread(spec.options, spec.sink);
     }
 }
 

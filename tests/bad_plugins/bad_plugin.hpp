@@ -23,7 +23,9 @@ inline constexpr PluginManifest good_manifest = {{'M', 'O', 'E', 'D', 'I', 'A', 
                                                  PluginKind::sink,
                                                  MOE_DIAG_BUILD_STAMP,
                                                  "bad",
-                                                 "a bad plugin"};
+                                                 "a bad plugin",
+                                                 nullptr,
+                                                 0};
 
 }  // namespace moe_diag
 

@@ -7,6 +7,11 @@
 namespace moe_diag {
 namespace {
 
+constexpr TextOption numerics_option{"numerics", Required{"odd"}, "any"};
+constexpr ChoiceOption mood_option{"mood", "steady alone again threads threadless chunks", "steady",
+                                   "when its bytes are others"};
+constexpr IntegerOption threads_option{"threads", "threads", "1", 1, 8, "is not read when threadless"};
+
 // Has final_norm and lm_head only, made of position and token alone; and another last bit where its `mood` says so.
 class FickleLane final : public Lane {
  public:
@@ -63,7 +68,7 @@ class FickleBackend final : public Backend {
   explicit FickleBackend(const Options&) {}
   Description describe(const ModelView&, const Options& options, const Request&) override {
     Description d;
-    d.numerics = options.text("numerics");
+    d.numerics = options.read(numerics_option);
     mood_of(options);
     threads_of(options);
     return d;
@@ -73,15 +78,14 @@ class FickleBackend final : public Backend {
   }
 
  private:
-  static std::string_view mood_of(const Options& options) {
-    return options.choice("mood", "steady", {"steady", "alone", "again", "threads", "threadless", "chunks"});
-  }
+  static std::string_view mood_of(const Options& options) { return options.read(mood_option); }
   static int threads_of(const Options& options) {
-    return mood_of(options) == "threadless" ? 1 : static_cast<int>(options.integer("threads", 1, 1, 8));
+    return mood_of(options) == "threadless" ? 1 : static_cast<int>(options.read(threads_option));
   }
 };
 
 }  // namespace
 }  // namespace moe_diag
 
-MOE_DIAG_BACKEND(moe_diag::FickleBackend, "bad", "a lane that gives other bytes when it likes")
+MOE_DIAG_BACKEND(moe_diag::FickleBackend, "bad", "a lane that gives other bytes when it likes",
+                 moe_diag::numerics_option, moe_diag::mood_option, moe_diag::threads_option)

@@ -4,6 +4,8 @@
 namespace moe_diag {
 namespace {
 
+constexpr TextOption numerics_option{"numerics", "none", "any"};
+
 // Has no stage at all.
 class NullLane final : public Lane {
  public:
@@ -18,7 +20,7 @@ class NullBackend final : public Backend {
   explicit NullBackend(const Options&) {}
   Description describe(const ModelView&, const Options& options, const Request&) override {
     Description d;
-    d.numerics = options.text("numerics", "none");
+    d.numerics = options.read(numerics_option);
     return d;
   }
   std::unique_ptr<Lane> open(const ModelView&, const Options&) override { return std::make_unique<NullLane>(); }
@@ -27,4 +29,4 @@ class NullBackend final : public Backend {
 }  // namespace
 }  // namespace moe_diag
 
-MOE_DIAG_BACKEND(moe_diag::NullBackend, "bad", "a lane that has no stage")
+MOE_DIAG_BACKEND(moe_diag::NullBackend, "bad", "a lane that has no stage", moe_diag::numerics_option)

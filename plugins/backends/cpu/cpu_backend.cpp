@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <tbb/global_control.h>
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <thread>
@@ -12,6 +13,14 @@ namespace moe_diag::cpu {
 namespace {
 
 constexpr int most_threads = 256;
+
+constexpr ChoiceOption numerics_option{"numerics", "f64 f32 bf16 q8_k", Required{"f32"},
+                                       "what it computes in (docs/numerics.md); f64 is the oracle"};
+constexpr IntegerOption threads_option{
+    "threads", "threads",    Computed{"one for each core"},
+    1,         most_threads, "threads that share the work; the bytes do not depend on it"};
+constexpr TextOption instruction_set_option{"instruction_set", "best",
+                                            "one that this processor has, or the best; a wrong name lists them"};
 
 struct NumericsName {
   std::string_view name;
@@ -42,7 +51,7 @@ std::string kernels_of(const ModelView& model, Numerics numerics) {
   return all;
 }
 
-// Lanes on the host. Options of a lane: `numerics` f64 | f32 | bf16 | q8_k; `threads`; `instruction_set`.
+// Lanes on the host.
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(const Options&) {}
@@ -71,17 +80,17 @@ class CpuBackend final : public Backend {
   static LaneOptions lane_options(const Options& options) {
     const auto here = static_cast<std::int64_t>(std::thread::hardware_concurrency());
     LaneOptions lane;
-    const std::string_view numerics = options.choice("numerics", "f32", {"f64", "f32", "bf16", "q8_k"});
+    const std::string_view numerics = options.read(numerics_option);
     for (const NumericsName& n : numerics_table)
       if (n.name == numerics) lane.numerics = n.numerics;
-    lane.threads = static_cast<int>(options.integer("threads", here > 0 ? here : 1, 1, most_threads));
-    const std::string_view wanted = options.text("instruction_set", "best");
+    lane.threads = std::max(1, static_cast<int>(options.has(threads_option) ? options.read(threads_option) : here));
+    const std::string_view wanted = options.read(instruction_set_option);
     std::string usable = "best";
     for (const InstructionSet& set : instruction_sets()) {
       if (!lane.instruction_set && (wanted == "best" || wanted == set.name)) lane.instruction_set = &set;
       usable.append(", ").append(set.name);
     }
-    if (!lane.instruction_set) options.refuse("instruction_set", "this processor has: " + usable);
+    if (!lane.instruction_set) options.refuse(instruction_set_option, "this processor has: " + usable);
     return lane;
   }
 
@@ -93,4 +102,5 @@ class CpuBackend final : public Backend {
 }  // namespace
 }  // namespace moe_diag::cpu
 
-MOE_DIAG_BACKEND(moe_diag::cpu::CpuBackend, "cpu", "lanes on the host: numerics f64 (the oracle), f32, bf16, q8_k")
+MOE_DIAG_BACKEND(moe_diag::cpu::CpuBackend, "cpu", "lanes on the host: numerics f64 (the oracle), f32, bf16, q8_k",
+                 moe_diag::cpu::numerics_option, moe_diag::cpu::threads_option, moe_diag::cpu::instruction_set_option)

@@ -10,10 +10,14 @@
 namespace moe_diag::cuda {
 namespace {
 
+constexpr ChoiceOption numerics_option{"numerics", "f32 bf16 q8_1", Required{"f32"},
+                                       "what it computes in (docs/cuda.md)"};
+constexpr IntegerOption device_option{"device", "", "0", 0, 1023, "index of the GPU, as nvidia-smi counts"};
+
 constexpr int most_experts = 2048;  // the router's kernels hold a row of them in shared memory
 
 Numerics numerics_of(const Options& options) {
-  const std::string_view name = options.choice("numerics", "f32", {"f32", "bf16", "q8_1"});
+  const std::string_view name = options.read(numerics_option);
   return name == "bf16" ? Numerics::bf16 : name == "q8_1" ? Numerics::q8_1 : Numerics::f32;
 }
 
@@ -35,7 +39,7 @@ std::string kernels_for(const ModelView& model, Numerics numerics) {
   return text;
 }
 
-// Lanes on an NVIDIA device. Options of a lane: `numerics` f32, bf16 or q8_1; `device`, its index.
+// Lanes on an NVIDIA device.
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const Options&) {}
@@ -74,7 +78,7 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  static int device_index(const Options& options) { return static_cast<int>(options.integer("device", 0, 0, 1023)); }
+  static int device_index(const Options& options) { return static_cast<int>(options.read(device_option)); }
 
   static void refuse_unfit(const ModelView& model) {
     if (model.config->experts > most_experts)
@@ -105,4 +109,5 @@ class CudaBackend final : public Backend {
 }  // namespace
 }  // namespace moe_diag::cuda
 
-MOE_DIAG_BACKEND(moe_diag::cuda::CudaBackend, "cuda", "lanes on an NVIDIA device: numerics f32, bf16, q8_1")
+MOE_DIAG_BACKEND(moe_diag::cuda::CudaBackend, "cuda", "lanes on an NVIDIA device: numerics f32, bf16, q8_1",
+                 moe_diag::cuda::numerics_option, moe_diag::cuda::device_option)

@@ -15,10 +15,10 @@
 #include <tuple>
 #include <vector>
 
+#include "core/api/npy.hpp"
 #include "core/api/output_file.hpp"
 #include "core/api/sink.hpp"
 #include "plugins/sinks/npy/capture_folder.hpp"
-#include "plugins/sinks/npy/npy_format.hpp"
 
 namespace moe_diag {
 
@@ -26,6 +26,8 @@ namespace {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
+
+constexpr PathOption dir_option{"dir", Required{"dump"}, "folder of the capture"};
 
 // Orders the tensors of the manifest: prompt after prompt, lane after lane, then as the forward pass goes.
 struct Key {
@@ -119,12 +121,7 @@ std::string dump_lines(const std::vector<Json>& items) {
 // <dir>/manifest.json. No file stays open between calls: a run has as many as prompts x lanes x layers x stages.
 class NpySink : public Sink {
  public:
-  explicit NpySink(const Options& options) : dir_(options.text("dir")) {
-    const fs::path path(dir_);
-    if (dir_.empty()) options.refuse("dir", "expected the name of a folder");
-    if (path.is_relative() && std::find(path.begin(), path.end(), "..") != path.end())
-      options.refuse("dir", "expected a folder below --out; write an absolute path to leave it");
-  }
+  explicit NpySink(const Options& options) : dir_(options.read(dir_option)) {}
 
   void open(const RunInfo& run) override {
     run_ = run;
@@ -190,7 +187,7 @@ class NpySink : public Sink {
     array.file = file_of(event);
     array.dtype = event.tensor.dtype;
     array.shape = event.tensor.shape;
-    const std::string header = npy_header(array.dtype, array.shape);
+    const std::string header = npy_header(npy_type(array.dtype), array.shape);
     OutputFile file(path_of(array), OutputFile::Mode::create);
     file.write(header.data(), header.size());
     file.write(event.tensor.data, event.tensor.bytes());
@@ -215,7 +212,7 @@ class NpySink : public Sink {
                                                       path_of(array), event.positions.front(), array.positions.back()));
     array.shape.dims[0] += event.tensor.shape[0];
     array.digest.reset();
-    const std::string header = npy_header(array.dtype, array.shape);
+    const std::string header = npy_header(npy_type(array.dtype), array.shape);
     OutputFile file(path_of(array), OutputFile::Mode::modify);
     file.write(event.tensor.data, event.tensor.bytes());
     file.write_at(0, header.data(), header.size());
@@ -278,4 +275,5 @@ class NpySink : public Sink {
 
 }  // namespace moe_diag
 
-MOE_DIAG_SINK(moe_diag::NpySink, "npy", "one .npy file per prompt, lane, layer and stage, with a manifest.json")
+MOE_DIAG_SINK(moe_diag::NpySink, "npy", "one .npy file per prompt, lane, layer and stage, with a manifest.json",
+              moe_diag::dir_option)

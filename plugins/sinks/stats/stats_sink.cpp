@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -20,6 +19,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr PathOption file_option{"file", Required{"stats.json"}, "table of all sites, JSON or CSV"};
+constexpr ChoiceOption format_option{"format", "json csv", Computed{"by the file's name"}, "form of the file"};
+constexpr FlagOption print_option{"print", "false", "prints the table, too"};
+
 constexpr std::size_t table_rows = 40;  // a lane
 
 // Orders the records: prompt after prompt, lane after lane, then as the forward pass goes.
@@ -37,26 +40,19 @@ struct Key {
 // Keeps statistics of every prompt, lane and site, and writes them at the end; no tensor is kept.
 class StatsSink : public Sink {
  public:
-  explicit StatsSink(const Options& options) : file_(options.text("file")), print_(options.flag("print", false)) {
-    const fs::path path(file_);
-    if (path.filename().empty()) options.refuse("file", "expected the name of a file");
-    if (path.is_relative() && std::find(path.begin(), path.end(), "..") != path.end())
-      options.refuse("file", "expected a file below --out; write an absolute path to leave it");
-    const std::string extension = path.extension().string();
-    const bool known = extension == ".json" || extension == ".csv";
-    if (!known && !options.has("format"))
-      options.refuse("file", "expected a name that ends in .json or .csv; or say format: json or csv");
-    csv_ = options.choice("format", extension == ".csv" ? "csv" : "json", {"json", "csv"}) == "csv";
+  explicit StatsSink(const Options& options) : file_(options.read(file_option)), print_(options.read(print_option)) {
+    const std::string extension = fs::path(file_).extension().string();
+    if (options.has(format_option))
+      csv_ = options.read(format_option) == "csv";
+    else if (extension == ".json" || extension == ".csv")
+      csv_ = extension == ".csv";
+    else
+      options.refuse(file_option, "expected a name that ends in .json or .csv; or say format: json or csv");
   }
 
   void open(const RunInfo& run) override {
     run_ = run;
-    path_ = (fs::path(run.out) / file_).lexically_normal();
-    refuse_existing();
-    std::error_code error;
-    fs::create_directories(path_.parent_path(), error);
-    if (error) throw output_error(path_.parent_path().string(), "cannot make the folder", error.value());
-    if (::access(path_.parent_path().c_str(), W_OK) != 0) throw output_error(path_.string(), "cannot write", errno);
+    path_ = claim_file(run, file_);
   }
 
   void consume(const Event& event) override {
@@ -86,23 +82,14 @@ class StatsSink : public Sink {
   void close() override {
     std::vector<const StatsRecord*> records;
     for (const auto& [key, record] : records_) records.push_back(&record);
-    refuse_existing();
-    write_whole_file(path_.string(), csv_ ? csv_of(records) : json_of(run_, records));
+    path_ = claim_file(run_, file_);  // whatever was put there meanwhile
+    write_whole_file(path_, csv_ ? csv_of(records) : json_of(run_, records));
     if (!print_) return;
-    fmt::print("{}", table_of(records, table_rows, path_.string()));
+    fmt::print("{}", table_of(records, table_rows, path_));
     std::fflush(stdout);
   }
 
  private:
-  void refuse_existing() const {
-    if (fs::is_directory(path_))
-      throw Error(ErrorKind::usage, fmt::format("{}: is a folder, wanted a file; choose another name", path_.string()));
-    if (fs::exists(path_) && !run_.overwrite)
-      throw Error(ErrorKind::usage, fmt::format("{}: is there already; replace it with --overwrite or choose another "
-                                                "file (file, --out)",
-                                                path_.string()));
-  }
-
   void check(const Event& e) const {
     const Tensor& t = e.tensor;
     if (e.prompt >= 0 && static_cast<std::size_t>(e.prompt) < run_.prompts.size() && e.lane >= 0 &&
@@ -117,10 +104,11 @@ class StatsSink : public Sink {
   std::string file_;
   bool print_ = false, csv_ = false;
   RunInfo run_;
-  fs::path path_;
+  std::string path_;
   std::map<Key, StatsRecord> records_;
 };
 
 }  // namespace moe_diag
 
-MOE_DIAG_SINK(moe_diag::StatsSink, "stats", "statistics of every captured tensor, as JSON, CSV or a table")
+MOE_DIAG_SINK(moe_diag::StatsSink, "stats", "statistics of every captured tensor, as JSON, CSV or a table",
+              moe_diag::file_option, moe_diag::format_option, moe_diag::print_option)

@@ -55,7 +55,7 @@ TEST_CASE("what is not said has its default") {
 TEST_CASE("options keep the scalars as written and know their place") {
   const Contract c = with({});
   const Options& o = c.lanes.at(1).options;
-  CHECK(o.integer("threads", 1, 1, 64) == 2);
+  CHECK(o.read(IntegerOption{"threads", "", "1", 1, 64, "x"}) == 2);
   CHECK(o.owner() == "lane 'f32'");
   REQUIRE(o.entries().size() == 2);
   CHECK(o.entries()[0].key == "numerics");
@@ -71,8 +71,8 @@ TEST_CASE("an override replaces what a path leads to") {
   CHECK(with("prompts.short.tokens", "[1, 2]").prompts[0].tokens == std::vector<std::int32_t>{1, 2});
   CHECK(with("prompts.v1.2.tokens", "[9]").prompts[1].tokens == std::vector<std::int32_t>{9});
   CHECK(with("prompts.short.tokens.1", "9").prompts[0].tokens[1] == 9);
-  CHECK(with("lanes.f32.numerics", "bf16").lanes[1].options.text("numerics") == "bf16");
-  CHECK(with("lanes.f32.extra", "1").lanes[1].options.text("extra") == "1");
+  CHECK(with("lanes.f32.numerics", "bf16").lanes[1].options.entry("numerics")->value == "bf16");
+  CHECK(with("lanes.f32.extra", "1").lanes[1].options.entry("extra")->value == "1");
   CHECK(with("model", "{synthetic: tiny, seed: 9}").model.seed == 9);
   CHECK(with({{"model.layers", "2"}, {"model.layers", "3"}}).model.layers == 3);
 }

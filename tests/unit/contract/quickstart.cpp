@@ -23,7 +23,7 @@ TEST_CASE("the quickstart contract is read whole") {
   REQUIRE(c.lanes.size() == 3);
   CHECK(c.lanes[2].name == "step");
   CHECK(c.lanes[2].inputs == "truth");
-  CHECK(c.lanes[2].options.text("numerics") == "f32");
+  CHECK(c.lanes[2].options.entry("numerics")->value == "f32");
   REQUIRE(c.capture.size() == 1);
   CHECK(c.capture[0].stages.stages == std::vector<Stage>{Stage::moe_router_logits, Stage::moe_router_probs,
                                                          Stage::moe_router_indices, Stage::moe_router_weights,
@@ -32,7 +32,7 @@ TEST_CASE("the quickstart contract is read whole") {
   CHECK(c.capture[0].positions.resolve(8) == std::vector<int>{7});
   REQUIRE(c.sinks.size() == 2);
   CHECK(c.sinks[0].sink == "npy");
-  CHECK(c.sinks[0].options.text("dir") == "dump");
+  CHECK(c.sinks[0].options.entry("dir")->value == "dump");
   CHECK(c.falsifiers.size() == 6);
 }
 

@@ -8,8 +8,8 @@
 #include "core/api/abi.hpp"
 #include "core/plugin/guard.hpp"
 #include "core/plugin/host.hpp"
+#include "core/plugin/made_run.hpp"
 #include "tests/support/catch.hpp"
-#include "tests/support/made_run.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 namespace moe_diag {
@@ -156,7 +156,8 @@ TEST_CASE("an option that nobody reads is refused where it stands") {
   const Options options = made_options("sink 'dump'", {{"dir", "dump"}, {"dirr", "x"}});
   const Failure failure = failure_of([&] { host.make_sink("npy", options); });
   CHECK(failure.kind == ErrorKind::usage);
-  CHECK(failure.message == "made.yaml:3:3: sink 'dump': unknown key 'dirr': plugin 'npy' does not read it");
+  CHECK(failure.message ==
+        "made.yaml:3:3: sink 'dump': plugin 'npy': unknown key 'dirr', did you mean 'dir'? Known: dir");
 }
 
 TEST_CASE("of one name in two folders the first is taken and the other is listed as shadowed") {

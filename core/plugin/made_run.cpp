@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT
+#include "core/plugin/made_run.hpp"
+
+#include <random>
+
+namespace moe_diag {
+namespace {
+
+void fill(MadeEvent& e, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<double> normal(0.25, 3.0);
+  const auto count = static_cast<std::size_t>(e.shape.count());
+  for (std::size_t i = 0; i < count; ++i) {
+    const double v = normal(random);
+    if (e.dtype == DType::f64) e.values<double>()[i] = v;
+    if (e.dtype == DType::f32) e.values<float>()[i] = static_cast<float>(v);
+  }
+}
+
+// Experts of each row: `used` different ones.
+void choose(MadeEvent& e, unsigned seed, unsigned experts) {
+  std::mt19937 random(seed);
+  const auto used = static_cast<std::size_t>(e.shape.row());
+  for (std::size_t row = 0; row < e.positions.size(); ++row) {
+    const unsigned first = random() % experts, step = 1 + random() % (experts / static_cast<unsigned>(used));
+    for (std::size_t k = 0; k < used; ++k)
+      e.values<std::int32_t>()[row * used + k] =
+          static_cast<std::int32_t>((first + step * static_cast<unsigned>(k)) % experts);
+  }
+}
+
+}  // namespace
+
+MadeEvent made_event(int prompt, int lane, Site site, std::vector<std::int32_t> positions, DType dtype,
+                     std::initializer_list<std::int64_t> row, unsigned seed) {
+  MadeEvent e{prompt, lane, site, std::move(positions), dtype, {}, {}};
+  e.shape.dims[static_cast<std::size_t>(e.shape.rank++)] = static_cast<std::int64_t>(e.positions.size());
+  for (const std::int64_t d : row) e.shape.dims[static_cast<std::size_t>(e.shape.rank++)] = d;
+  const std::size_t bytes = static_cast<std::size_t>(e.shape.count()) * size_of(dtype);
+  e.bytes.reserve(1);  // never null, even when empty
+  e.bytes.resize(bytes);
+  if (dtype == DType::i32)
+    choose(e, seed, static_cast<unsigned>(made_config(1).experts));
+  else
+    fill(e, seed);
+  return e;
+}
+
+ModelConfig made_config(int layers) {
+  ModelConfig c;
+  c.layers = layers;
+  c.hidden = 33;
+  c.heads = 4;
+  c.kv_heads = 2;
+  c.head_dim = 6;
+  c.experts = 11;
+  c.used = 2;
+  c.expert_width = 5;
+  c.vocab = 3001;
+  c.context = 64;
+  c.rms_eps = 1e-6f;
+  c.rope_theta = 1e6f;
+  return c;
+}
+
+std::vector<MadeEvent> made_events() {
+  const ModelConfig config = made_config(12);
+  unsigned seed = 1;
+  std::vector<MadeEvent> events;
+  const auto add = [&](int prompt, int lane, Site site, const std::vector<std::int32_t>& positions) {
+    const Shape shape = config.shape_of(site.stage, 1, 10);
+    DType dtype = lane == 0 ? DType::f64 : DType::f32;
+    if (info(site.stage).payload == Payload::indices) dtype = DType::i32;
+    if (shape.rank == 2)
+      events.push_back(made_event(prompt, lane, site, positions, dtype, {shape[1]}, seed++));
+    else
+      events.push_back(made_event(prompt, lane, site, positions, dtype, {shape[1], shape[2]}, seed++));
+  };
+  for (const int prompt : {0, 1})
+    for (const std::vector<std::int32_t>& positions :
+         {std::vector<std::int32_t>{0, 1, 2, 5}, std::vector<std::int32_t>{6, 9}})
+      for (const int lane : {0, 1}) {
+        add(prompt, lane, {Stage::embedding, -1}, positions);
+        for (const int layer : {0, 3, 11})
+          for (const Stage stage :
+               {Stage::attn_scores, Stage::moe_router_indices, Stage::moe_expert_out, Stage::moe_ffn_out})
+            add(prompt, lane, {stage, layer}, positions);
+        if (positions[0] == 6) add(prompt, lane, {Stage::lm_head, -1}, positions);
+      }
+  add(0, 0, {Stage::final_norm, -1}, {});
+  return events;
+}
+
+Options made_options(const std::string& owner, const std::vector<std::pair<std::string, std::string>>& entries) {
+  Options options(owner, "made.yaml:1:1");
+  int line = 2;
+  for (const auto& [key, value] : entries) options.add(key, value, "made.yaml:" + std::to_string(line++) + ":3");
+  return options;
+}
+
+}  // namespace moe_diag
