@@ -24,5 +24,6 @@ void add_stages(CLI::App& app, Context& context);
 void add_plugins(CLI::App& app, Context& context);
 void add_inspect(CLI::App& app, Context& context);
 void add_synth(CLI::App& app, Context& context);
+void add_new(CLI::App& app, Context& context);
 
 }  // namespace moe_diag
