@@ -79,7 +79,10 @@ void Trial::deliver(const fs::path& out) {
 }
 
 // Tells the other process which call comes now: one that ends here cannot say it afterwards.
-void Trial::at(char call) { [[maybe_unused]] const ssize_t written = ::write(trail_, &call, 1); }
+void Trial::at(char call) {
+  last_call_ = call;
+  [[maybe_unused]] const ssize_t written = ::write(trail_, &call, 1);
+}
 
 namespace {
 
@@ -88,7 +91,7 @@ constexpr unsigned seconds_a_check = 60;
 class Folder {
  public:
   Folder() {
-    std::string pattern = (fs::temp_directory_path() / "moe_diag_conformance_XXXXXX").string();
+    std::string pattern = (fs::absolute(fs::temp_directory_path()) / "moe_diag_conformance_XXXXXX").string();
     if (!::mkdtemp(pattern.data()))
       throw Error(ErrorKind::environment, fmt::format("cannot make {}: {}; set TMPDIR to a folder that can be written",
                                                       pattern, std::strerror(errno)));
@@ -123,9 +126,9 @@ Seen result_of(Look look, Trial& trial) {
   try {
     return look(trial);
   } catch (const std::exception& e) {
-    return {e.what(), ""};
+    return {fmt::format("{}: {}", call_of(trial.last_call()), e.what()), ""};
   } catch (...) {
-    return {"threw something that is not an exception", ""};
+    return {fmt::format("{}: threw something that is not an exception", call_of(trial.last_call())), ""};
   }
 }
 

@@ -51,12 +51,15 @@ class Trial {
   void deliver(const RunInfo& run, const std::vector<MadeEvent>& events);  // a whole run
   void deliver(const std::filesystem::path& out);
 
+  char last_call() const { return last_call_; }
+
  private:
   void at(char call);
 
   Subject& subject_;
   std::filesystem::path folder_;
   int trail_;
+  char last_call_ = ' ';
 };
 
 // What a check saw.

@@ -69,7 +69,8 @@ TEST_CASE("a sink that breaks a promise is told which, and what was seen") {
            Breach{"locale", "the locale changes no byte", "sums.npy differs under"},
            Breach{"die", "it is built, opened and given an event", "consume: the process died: Aborted"},
            Breach{"refuse_all", "it is built, opened and given an event", "consume: it refuses every stage"},
-           Breach{"throw", "it is built, opened and given an event", "threw something that is not an exception"},
+           Breach{"throw", "it is built, opened and given an event",
+                  "consume: threw something that is not an exception"},
        }) {
     INFO(breach.breaks);
     const auto checks = checks_of(bad_path("breaks_promise"), {{"breaks", breach.breaks}});
