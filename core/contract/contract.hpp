@@ -172,7 +172,8 @@ struct FalsifierSpec {
   std::string lane, against;  // against: empty for metrics that look at one lane
   StageSelection stages;      // resolved to the stages that fit the metric
   IndexSelection layers, positions;
-  std::vector<std::string> prompts;  // ids; empty: all
+  std::vector<std::string> prompts;       // ids; empty: all
+  std::optional<IndexSelection> experts;  // only these, at stages that hold experts side by side; none: all
   Metric metric = Metric::cosine_similarity;
   Bound bound;
   std::vector<StageBound> per_stage;  // the first that matches a site is in force there,

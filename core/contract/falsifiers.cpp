@@ -141,6 +141,21 @@ std::vector<std::string> read_tags(const Value& value) {
   return tags;
 }
 
+// Experts are told apart where both lanes' values of one are compared.
+void read_experts(const Value& value, FalsifierSpec& spec, std::optional<Metric> metric) {
+  spec.experts = read_layers(value);
+  const auto has_experts = [](Stage s) { return is_per_expert(s) && s != Stage::moe_router_weights; };
+  const auto& stages = spec.stages.stages;
+  const auto other = std::find_if_not(stages.begin(), stages.end(), has_experts);
+  if (other != stages.end())
+    return value.refuse(
+        fmt::format("{} does not hold experts one by one: {} do", name_of(*other), stages_listed(has_experts)));
+  if (metric && (*metric == Metric::identical || spec.against.empty()))
+    value.refuse(
+        "experts are compared one by one with another lane's: " +
+        std::string(*metric == Metric::identical ? "'identical' compares whole rows" : "add 'against: <lane>'"));
+}
+
 void read_selections(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, const Contract& contract) {
   if (metric && !has_stage(*metric)) {
     refuse_stage_keys(map, *metric);
@@ -152,6 +167,7 @@ void read_selections(Map& map, FalsifierSpec& spec, std::optional<Metric> metric
     spec.layers = read_layers(*layers).value_or(IndexSelection::all());
     check_layers(*layers, spec.stages.stages);
   }
+  if (const auto experts = map.find("experts")) read_experts(*experts, spec, metric);
   if (const auto prompts = map.find("prompts")) spec.prompts = read_prompt_ids(*prompts, contract);
   if (const auto positions = map.find("positions"))
     spec.positions = read_positions(*positions, contract, spec.prompts).value_or(IndexSelection::all());

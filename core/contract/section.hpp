@@ -52,7 +52,7 @@ std::vector<std::string> read_prompt_ids(const Value& value, const Contract& con
 // Names out of `known`, each at most once; `all` stands for all of them.
 std::vector<std::string> read_names(const Value& value, std::string_view what, const std::vector<std::string>& known);
 
-// Layers or positions: a word, a number or a list.
+// Layers, positions or experts: a word, a number or a list.
 std::optional<IndexSelection> read_layers(const Value& value);
 // Checked against the prompts named, or all when there are none.
 std::optional<IndexSelection> read_positions(const Value& value, const Contract& contract,

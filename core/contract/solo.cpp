@@ -71,7 +71,7 @@ bool read_solo(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, cons
 }
 
 void refuse_stage_keys(Map& map, Metric metric) {
-  for (const std::string_view key : {"stage", "layers", "positions", "per_stage", "per_type"})
+  for (const std::string_view key : {"stage", "layers", "positions", "experts", "per_stage", "per_type"})
     if (const auto value = map.find(key))
       value->refuse(fmt::format("{} is of whole passes: remove '{}'", info(metric).name, key));
   if (const auto controls = map.find("controls"))

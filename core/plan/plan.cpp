@@ -28,7 +28,8 @@ class Planner {
                                  sites(spec.stages, spec.layers, spec.where),
                                  positions(spec.positions, spec.prompts, spec.where),
                                  lane(spec.floor),
-                                 {}});
+                                 {},
+                                 experts(spec)});
       set_bounds(plan.falsifiers.back());
       check_k(spec);
       if (controls_)
@@ -100,6 +101,16 @@ class Planner {
       }
     }
     return all;
+  }
+
+  std::vector<int> experts(const FalsifierSpec& spec) {
+    if (!spec.experts) return {};
+    try {
+      return spec.experts->resolve(config_.experts);
+    } catch (const std::exception& e) {
+      mistake(spec.where, fmt::format("falsifier '{}': experts: {}", spec.id, e.what()));
+      return {};
+    }
   }
 
   WatchedCapture capture(const CaptureSpec& spec) {

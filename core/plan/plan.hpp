@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -42,7 +43,11 @@ struct WatchedFalsifier {
   Positions positions;
   int floor = -1;                // lane whose error is the floor of noise_ratio; -1: none
   std::map<Site, Bound> bounds;  // of the sites where an override is in force
+  std::vector<int> experts;      // only these, ascending; empty: all
 
+  bool watches(int expert) const {
+    return experts.empty() || expert < 0 || std::binary_search(experts.begin(), experts.end(), expert);
+  }
   const Bound& bound_at(Site site) const {
     const auto other = bounds.find(site);
     return other == bounds.end() ? spec->bound : other->second;

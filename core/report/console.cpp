@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <set>
 
+#include "core/report/diagnosis_text.hpp"
 #include "core/report/report.hpp"
 #include "core/report/text.hpp"
 
@@ -48,9 +49,61 @@ class Console {
     text_ += '\n';
   }
 
+  // The first falsifier that the divergence explains, best one that fails at its very place.
+  const Judgement* seen_by(int divergence) const {
+    const Judgement* seen = nullptr;
+    for (const Judgement& j : verdict_.judgements) {
+      if (j.outcome != Outcome::falsified || j.explanation.divergence != divergence) continue;
+      if (own_divergence(verdict_, j)) return &j;
+      if (!seen) seen = &j;
+    }
+    return seen;
+  }
+
+  // The divergence to begin with: the first step that is wrong. A choice of experts comes first only when it is why the
+  // first falsifier fails.
+  int leading() const {
+    const std::vector<Divergence>& all = verdict_.diagnosis.divergences;
+    if (all.empty()) return -1;
+    const Judgement* first = verdict_.first_divergence();
+    return is_of_step(all.front().cause) || (first && first->explanation.divergence == 0) ? 0 : -1;
+  }
+
   void first_divergence() {
-    if (const Judgement* first = verdict_.first_divergence())
-      text_ += "\nFirst divergence\n" + divergence_text(verdict_, *first);
+    const int leads = leading();
+    const Judgement* first = leads < 0 ? verdict_.first_divergence() : seen_by(leads);
+    if (!first && leads < 0) return;
+    text_ += "\nFirst divergence\n";
+    if (leads >= 0 && !(first && own_divergence(verdict_, *first))) {
+      text_ += divergence_block(verdict_, verdict_.diagnosis.divergences.front());
+      if (first) text_ += "\nSeen as\n";
+    }
+    if (first) text_ += divergence_text(verdict_, *first);
+    other_divergences(static_cast<std::size_t>(leads + 1));
+    curves(leads, first);
+    text_ += nonfinite_block(verdict_);
+  }
+
+  void other_divergences(std::size_t begin) {
+    const std::vector<Divergence>& all = verdict_.diagnosis.divergences;
+    if (begin >= all.size()) return;
+    line("\n{}", begin > 0 ? "Other divergences" : "Divergences");
+    const std::size_t end = details_ ? all.size() : std::min(all.size(), begin + most_divergences);
+    for (std::size_t i = begin; i < end; ++i) line("  {}", divergence_line(verdict_, all[i]));
+    if (end < all.size()) line("  and {} more, which are in the JSON", all.size() - end);
+  }
+
+  // Of the lane that parts first: its residual stream, and the stage that the falsifier is about.
+  void curves(int leads, const Judgement* seen) {
+    const std::vector<Curve>& curves = verdict_.diagnosis.curves;
+    if (curves.empty()) return;
+    const Divergence* first = leads < 0 ? nullptr : &verdict_.diagnosis.divergences.front();
+    const int lane = first ? first->lane : curves.front().lane, layer = first ? first->site.layer : -1;
+    const Stage stage = seen ? seen->first_failing()->site.stage : Stage::post_ffn_residual;
+    for (const Curve& curve : curves) {
+      const bool asked = curve.stage == stage || curve.stage == Stage::post_ffn_residual;
+      if (details_ || (curve.lane == lane && asked)) text_ += curve_block(verdict_, curve, layer);
+    }
   }
 
   void falsifiers() {
@@ -76,6 +129,8 @@ class Console {
       line("{:10} {} of {} samples at {} of {} sites", "", j.failing, j.samples,
            std::count_if(j.sites.begin(), j.sites.end(), [](const SiteResult& s) { return s.failing > 0; }),
            j.sites.size());
+    if (const std::string cause = cause_text(verdict_, j); j.outcome == Outcome::falsified && !cause.empty())
+      line("{:10} {}", "", cause);
     if (j.skipped_experts > 0)
       line("{:10} {} expert slots not compared: only this lane chose the expert", "", j.skipped_experts);
     if (j.without_floor > 0)
@@ -135,6 +190,7 @@ class Console {
       else
         line("lane       {}{}: absent: {}", l.name, role, l.absent);
     }
+    if (const std::string ran = coverage_text(verdict_); !ran.empty()) line("experts    run: {}", ran);
     for (const std::string& fault : verdict_.planted) line("planted    {}", fault);
     for (const std::string& sink : verdict_.outputs) line("sink       {}: complete", sink);
     for (const NotCaptured& missing : verdict_.captured_nothing)
@@ -148,11 +204,13 @@ class Console {
     if (controls > 0) line("controls   {} of {} tripped", tripped, controls);
     without_controls();
     const Timing& t = verdict_.timing;
-    line("time       {:.2f} s: open {:.2f}, forward and judging {:.2f}, lanes alone {:.2f}, {}controls {:.2f}", t.total,
-         t.open, t.forward, t.solo, t.evidence > 0 ? fmt::format("evidence {:.2f}, ", t.evidence) : "", t.controls);
+    const auto part = [](std::string_view name, double s) { return s > 0 ? fmt::format("{} {:.2f}, ", name, s) : ""; };
+    line("time       {:.2f} s: open {:.2f}, forward and judging {:.2f}, lanes alone {:.2f}, {}{}controls {:.2f}",
+         t.total, t.open, t.forward, t.solo, part("evidence", t.evidence), part("explaining", t.explain), t.controls);
   }
 
-  static constexpr std::size_t most_shown = 16;  // generated tokens of a prompt
+  static constexpr std::size_t most_shown = 16;       // generated tokens of a prompt
+  static constexpr std::size_t most_divergences = 8;  // besides the first
 
   const Verdict& verdict_;
   const Contract& contract_;

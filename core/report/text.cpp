@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/report/diagnosis_text.hpp"
 #include "core/verdict/controls.hpp"
 
 namespace moe_diag {
@@ -113,12 +114,16 @@ std::string divergence_text(const Verdict& verdict, const Judgement& judgement) 
   };
   line("where", place_text(verdict, s));
   line("lane", spec.lane + (spec.against.empty() ? "" : " against " + spec.against));
+  if (const std::string cause = cause_text(verdict, judgement); !cause.empty()) line("cause", cause);
+  const Divergence* own = own_divergence(verdict, judgement);
+  if (own)
+    text += step_block(verdict, *own);
+  else if (&judgement == verdict.first_divergence() && !verdict.tensors.empty())
+    line("tensor", fmt::format("{}", fmt::join(verdict.tensors, ", ")));
   line("number", fmt::format("{} = {:.6g}, claimed {}", metric_text(spec), s.value, bound_text(s.bound)));
   line("site", fmt::format("{} of {} samples fail there, worst {:.6g} at position {}", site.failing, site.samples,
                            site.worst.value, site.worst.position));
   line("falsifies", fmt::format("{}: {}", spec.id, spec.claim));
-  if (&judgement == verdict.first_divergence() && !verdict.tensors.empty())
-    line("tensor", fmt::format("{}", fmt::join(verdict.tensors, ", ")));
   text += values_text(s.measure);
   for (const Flip& flip : s.flips) line("routing", text_of(flip));
   const bool everywhere = spec.per_stage.empty() && spec.per_type.empty();
@@ -134,8 +139,10 @@ std::string reason_text(const Verdict& verdict, const Judgement& judgement) {
   if (judgement.outcome != Outcome::falsified || !site)
     return judgement.reason.empty() ? std::string(name_of(judgement.outcome)) : judgement.reason;
   const Sample& s = site->first_failing;
-  return fmt::format("{}: {} = {:.6g}, claimed {}; {} of {} samples fail", place_text(verdict, s),
-                     metric_text(*judgement.spec), s.value, bound_text(s.bound), judgement.failing, judgement.samples);
+  const std::string cause = cause_text(verdict, judgement);
+  return fmt::format("{}: {} = {:.6g}, claimed {}; {} of {} samples fail{}{}", place_text(verdict, s),
+                     metric_text(*judgement.spec), s.value, bound_text(s.bound), judgement.failing, judgement.samples,
+                     cause.empty() ? "" : "; ", cause);
 }
 
 std::string clean_text(std::string_view text) {

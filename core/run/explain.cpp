@@ -14,7 +14,7 @@
 namespace moe_diag {
 namespace {
 
-constexpr int least_rows = 16;  // looked at from the first that fails: a cause shows better in several
+constexpr int least_rows = 8;  // looked at from the first that fails: a cause shows better in several
 
 bool same_options(const Options& a, const Options& b) {
   return std::equal(
@@ -59,11 +59,10 @@ void Explanations::select(std::size_t f) {
   const WatchedFalsifier& watched = parts_.plan.falsifiers[f];
   if (!unexplainable(watched, oracle_).empty()) return;
   add_lane(watched.lane);
-  if (watched.against >= 0 && watched.against != oracle_) {
-    add_lane(watched.against);
-    const Sample& s = verdict_.judgements[f].first_failing()->first_failing;
-    compared_.push_back({f, s.prompt, s.position, s.expert, s.site, watched.lane, watched.against});
-  }
+  const bool beside_oracle = watched.against < 0 || watched.against == oracle_;
+  if (!beside_oracle) add_lane(watched.against);
+  const Sample& s = verdict_.judgements[f].first_failing()->first_failing;
+  compared_.push_back({f, s.prompt, s.position, s.expert, s.site, watched.lane, beside_oracle ? -1 : watched.against});
   for (const SiteResult& result : verdict_.judgements[f].sites) {
     if (result.failing == 0) continue;
     const int known = parts_.sequences.known(result.prompt), first = result.first_failing.position;
@@ -156,16 +155,38 @@ std::vector<Stage> Explanations::curves() const {
   return {stages.begin(), stages.end()};
 }
 
-void Explanations::make(const std::function<void(std::int64_t, std::int64_t)>& at_layer) {
+std::vector<Stretch> Explanations::passes(const Again& again) const {
+  std::vector<Stretch> stretches;
+  for (const Stretch& s : parts_.sequences.stretches(again.prompt))
+    if (s.first < again.end) stretches.push_back({s.first, std::min(s.count, again.end - s.first)});
+  return stretches;
+}
+
+void Explanations::make(const AtLayer& at_layer) {
   if (!open_oracle()) return leave_unexplained(verdict_, parts_.plan, oracle_, obstacle());
   const Copies closed_in_the_end(parts_.lanes);
   const std::vector<Subject> subjects = open_subjects();
-  const auto passes = [&](const Again& again) {
-    std::vector<Stretch> stretches;
-    for (Stretch s : parts_.sequences.stretches(again.prompt))
-      if (s.first < again.end) stretches.push_back({s.first, std::min(s.count, again.end - s.first)});
-    return stretches;
-  };
+  std::unique_ptr<Examiner> examiner = run(subjects, at_layer);
+  // What depends on how many rows a pass has does not show in shorter passes.
+  const auto seen = [&](const SideBySide& sides) { return is_seen_again(sides, verdict_); };
+  if (!std::all_of(examiner->compared().begin(), examiner->compared().end(), seen) && make_whole())
+    examiner = run(subjects, at_layer);
+  verdict_.diagnosis.made = true;
+  name_causes(verdict_, parts_.plan, parts_.lanes, *examiner);
+}
+
+// False when all rows are run again already.
+bool Explanations::make_whole() {
+  bool longer = false;
+  for (auto& [prompt, again] : again_) {
+    const int known = parts_.sequences.known(prompt);
+    longer = longer || again.end < known;
+    again.end = known;
+  }
+  return longer;
+}
+
+std::unique_ptr<Examiner> Explanations::run(const std::vector<Subject>& subjects, const AtLayer& at_layer) {
   std::int64_t done = 0, total = 0;
   bool several = false;
   for (const auto& [prompt, again] : again_) {
@@ -173,9 +194,10 @@ void Explanations::make(const std::function<void(std::int64_t, std::int64_t)>& a
     total += count;
     several = several || count > 1;
   }
-  Examiner examiner({parts_.plan, parts_.model, parts_.lanes, oracle_}, subjects, compared_, curves(), several);
+  auto examiner = std::make_unique<Examiner>(Examiner::Parts{parts_.plan, parts_.model, parts_.lanes, oracle_},
+                                             subjects, compared_, curves(), several);
   Bus bus;
-  bus.add(examiner);
+  bus.add(*examiner);
   Forward forward(parts_.model, parts_.lanes, bus, planted(subjects), active(subjects));
   const int layers = parts_.model.config().layers;
   for (const auto& [prompt, again] : again_) {
@@ -187,8 +209,7 @@ void Explanations::make(const std::function<void(std::int64_t, std::int64_t)>& a
       ++done;
     }
   }
-  verdict_.diagnosis.made = true;
-  name_causes(verdict_, parts_.plan, parts_.lanes, examiner);
+  return examiner;
 }
 
 }  // namespace moe_diag

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -36,8 +37,10 @@ class Explanations {
   // Bytes on the host that the copies of lanes take, and the oracle where it has not run.
   std::uint64_t host_bytes() const;
 
-  // Fills in the verdict's diagnosis. `at_layer` is told each layer that is begun, of so many in all.
-  void make(const std::function<void(std::int64_t, std::int64_t)>& at_layer);
+  // Told each layer that is begun, of so many in all.
+  using AtLayer = std::function<void(std::int64_t, std::int64_t)>;
+  // Fills in the verdict's diagnosis.
+  void make(const AtLayer& at_layer);
 
  private:
   // What of one prompt is run again.
@@ -57,6 +60,9 @@ class Explanations {
   std::vector<PlantedFault> planted(const std::vector<Subject>& subjects) const;
   std::vector<bool> active(const std::vector<Subject>& subjects) const;
   std::vector<Stage> curves() const;
+  std::vector<Stretch> passes(const Again& again) const;
+  bool make_whole();
+  std::unique_ptr<Examiner> run(const std::vector<Subject>& subjects, const AtLayer& at_layer);
 
   const Parts parts_;
   Verdict& verdict_;

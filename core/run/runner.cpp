@@ -18,6 +18,7 @@
 #include "core/run/timing.hpp"
 #include "core/verdict/causes.hpp"
 #include "core/verdict/controls.hpp"
+#include "core/verdict/coverage.hpp"
 
 namespace moe_diag {
 namespace {
@@ -261,12 +262,15 @@ void Runner::forward() {
   verdict_.timing.open = seconds();
   stop_without_oracle();
   std::vector<Hook*> hooks = call_witnesses();
-  hooks.insert(hooks.end(), {judge_.get(), capture_.get(), sequences_.get()});
+  const int oracle = lanes_->index_of(contract_.oracle);
+  Coverage coverage(plan_, model_->config(), oracle >= 0 && lockstep_[static_cast<std::size_t>(oracle)] ? oracle : -1);
+  hooks.insert(hooks.end(), {judge_.get(), capture_.get(), sequences_.get(), &coverage});
   const std::vector<std::int64_t> changed = walk(hooks, planted(), lockstep_, "");
   note_ends();
   for (std::size_t f = 0; f < changed.size(); ++f)
     if (changed[f] == 0) planted_in_vain_.push_back(verdict_.planted[f]);
   verdict_.judgements = judge_->judgements();
+  verdict_.coverage = coverage.layers();
   verdict_.timing.forward = seconds() - verdict_.timing.open;
 }
 

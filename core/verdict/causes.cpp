@@ -153,9 +153,12 @@ class Namer {
     const Sample& sample = judgement.first_failing()->first_failing;
     if (!sites_of(watched.lane, sample.prompt) || !sites_of(watched.lane, sample.prompt)->count(sample.site))
       return {Cause::unexplained, {}, "the place was not looked at again"};
-    for (const SideBySide& sides : examined_.compared())
-      if (sides.falsifier == f) return trace_sides(watched, sample, sides);
-    return trace_lane(watched.lane, sample);
+    const auto& compared = examined_.compared();
+    const auto at = std::find_if(compared.begin(), compared.end(), [&](const auto& s) { return s.falsifier == f; });
+    if (at == compared.end()) return trace_lane(watched.lane, sample, nan);
+    if (at->against >= 0) return trace_sides(watched, sample, *at);
+    if (!is_seen_again(*at, verdict_)) return trace_other_values(watched.lane, sample, *at);
+    return trace_lane(watched.lane, sample, at->lane_error);
   }
 
   // Neither lane is the truth: the one that is farther from it is explained.
@@ -164,14 +167,14 @@ class Namer {
     const double x = sides.lane_error, y = sides.against_error;
     const bool measured = sides.is_measured && !(std::isnan(x) && std::isnan(y));
     if (!measured || std::isnan(x) || y <= x) {
-      Traced traced = trace_lane(watched.lane, sample);
+      Traced traced = trace_lane(watched.lane, sample, x);
       if (measured)
         traced.text =
             fmt::format("{}{}lane {} is the inaccurate side: error {:.3g} against the oracle's, lane {} {:.3g}",
                         traced.text, traced.text.empty() ? "" : "; ", a, x, b, y);
       return traced;
     }
-    Traced traced = trace_lane(watched.against, sample);
+    Traced traced = trace_lane(watched.against, sample, y);
     traced.text = fmt::format(
         "the reference, lane {}, is the inaccurate side: error {:.3g} against the oracle's, lane {} "
         "{:.3g}; lane {}: {}{}{}",
@@ -180,7 +183,18 @@ class Namer {
     return traced;
   }
 
-  Traced trace_lane(int lane, const Sample& sample) {
+  // The lane gave other values the second time: what is wrong in these need not be what was wrong in those.
+  Traced trace_other_values(int lane, const Sample& sample, const SideBySide& sides) {
+    Traced traced = trace_lane(lane, sample, sides.lane_error);
+    if (traced.place && is_of_step(found_.at(*traced.place).cause)) return traced;
+    return {Cause::unexplained,
+            {},
+            fmt::format("the lane does not repeat itself: its error there was {:.3g}, and {:.3g} when it ran again",
+                        sample.measure.rel_l2(), sides.lane_error)};
+  }
+
+  // `total`: the error the lane has at the sample.
+  Traced trace_lane(int lane, const Sample& sample, double total) {
     const Place own{lane, sample.site};
     if (const auto at = found_.find(own); at != found_.end()) return {at->second.cause, own, ""};
     const bool finite = !(std::isnan(sample.value) || spoils(lane, sample));
@@ -190,7 +204,7 @@ class Namer {
       if (auto origin = first_nonfinite(lane, sample))
         return {origin->site == sample.site ? Cause::nonfinite_origin : Cause::nonfinite_inherited, origin, ""};
     if (auto flip = flip_for(lane, sample)) return {found_.at(*flip).cause, flip, ""};
-    return trace_numbers(lane, sample);
+    return trace_numbers(lane, sample, total);
   }
 
   // Whether the lane holds NaN or Inf at the sample's site.
@@ -311,7 +325,7 @@ class Namer {
   }
 
   // No step is wrong, no choice differs: what is left are the numbers themselves.
-  Traced trace_numbers(int lane, const Sample& sample) const {
+  Traced trace_numbers(int lane, const Sample& sample, double total) const {
     const RunningLane& l = lanes_[static_cast<std::size_t>(lane)];
     const Sites& sites = *sites_of(lane, sample.prompt);
     const std::string& numerics = l.description.numerics;
@@ -325,15 +339,13 @@ class Namer {
       if (finding.times > worst->times) worst = &finding;
       if (finding.step_error > largest->step_error) largest = &finding;
     }
-    std::string text = fmt::format(
-        "no step up to there makes more than {:.2g} times the error expected of {} ({}); added "
-        "up they make the total",
-        worst->times, numerics, text_of(worst->site));
-    if (here.is_measured)
-      text += fmt::format(", {:.3g} at its worst, the last step alone {:.3g}", here.free_error, here.step_error);
     const std::string kernel = kernel_for(*find_step(plan_.program, largest->site), l.description.kernels);
-    text += fmt::format("; the largest error of a step is {:.3g} ({}{}{})", largest->step_error, text_of(largest->site),
-                        kernel.empty() ? "" : ", ", kernel);
+    std::string text = fmt::format(
+        "no step up to there makes more than {:.2g} times the error expected of {} ({}); the largest error of a step "
+        "is {:.3g} ({}{}{})",
+        worst->times, numerics, text_of(worst->site), largest->step_error, text_of(largest->site),
+        kernel.empty() ? "" : ", ", kernel);
+    text += std::isfinite(total) ? fmt::format("; they add up to {:.3g}", total) : "; they add up";
     return {Cause::drift, {}, text};
   }
 
@@ -401,6 +413,15 @@ class Namer {
 
 void name_causes(Verdict& verdict, const Plan& plan, const Lanes& lanes, const Examiner& examined) {
   Namer(verdict, plan, lanes, examined).name();
+}
+
+bool is_seen_again(const SideBySide& sides, const Verdict& verdict) {
+  constexpr double as_good_as_equal = 0.01;  // passes may be cut otherwise, and sums be made in another order
+  const Measure& before = verdict.judgements[sides.falsifier].first_failing()->first_failing.measure;
+  if (sides.against >= 0 || before.count == 0 || !sides.is_measured) return true;
+  const double x = before.rel_l2(), y = sides.lane_error;
+  if (std::isnan(x) || std::isnan(y)) return std::isnan(x) && std::isnan(y);
+  return x == y || std::fabs(x - y) <= as_good_as_equal * std::max(x, y);
 }
 
 void leave_unexplained(Verdict& verdict, const Plan& plan, int oracle, const std::string& why) {

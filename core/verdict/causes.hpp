@@ -12,6 +12,9 @@ namespace moe_diag {
 // the first failing sample of such falsifiers.
 void name_causes(Verdict& verdict, const Plan& plan, const Lanes& lanes, const Examiner& examined);
 
+// False when the rerun measured another error at the falsifier's first failing sample than the run did.
+bool is_seen_again(const SideBySide& sides, const Verdict& verdict);
+
 // Says why nothing was rerun, of the run and of each falsifier that is falsified. `oracle` is a lane's index, or -1.
 void leave_unexplained(Verdict& verdict, const Plan& plan, int oracle, const std::string& why);
 

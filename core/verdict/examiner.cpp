@@ -227,7 +227,7 @@ void Examiner::compare_lanes(Sighting& sighting) {
       continue;
     sides.is_measured = true;
     sides.lane_error = error_of(sides.lane, sighting, row, sides.expert).value_or(nan);
-    sides.against_error = error_of(sides.against, sighting, row, sides.expert).value_or(nan);
+    if (sides.against >= 0) sides.against_error = error_of(sides.against, sighting, row, sides.expert).value_or(nan);
   }
 }
 

@@ -56,12 +56,12 @@ struct Finding {
 // Findings by prompt and subject; then by site.
 using Findings = std::map<std::pair<int, int>, std::map<Site, Finding>>;
 
-// Two lanes' errors against the oracle at one sample of a falsifier.
+// A lane's error against the oracle at one sample of a falsifier, and that of the lane it is held against.
 struct SideBySide {
   std::size_t falsifier = 0;
   int prompt = 0, position = 0, expert = -1;
   Site site;
-  int lane = -1, against = -1;
+  int lane = -1, against = -1;  // against: -1 when that is the oracle, or none
   bool is_measured = false;
   double lane_error = std::numeric_limits<double>::quiet_NaN();  // rel_l2
   double against_error = std::numeric_limits<double>::quiet_NaN();
@@ -80,7 +80,7 @@ class Examiner final : public Hook {
     const Lanes& lanes;
     int oracle;
   };
-  // `compared`: samples at which two lanes' errors are measured. `curves`: stages whose free error is.
+  // `compared`: samples at which errors are measured. `curves`: stages whose free error is.
   // `history`: a prompt has several passes, so that keys and values of earlier ones are kept.
   Examiner(const Parts& parts, std::vector<Subject> subjects, std::vector<SideBySide> compared,
            std::vector<Stage> curves, bool history);

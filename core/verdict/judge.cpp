@@ -2,6 +2,7 @@
 #include "core/verdict/judge.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <chrono>
@@ -186,6 +187,7 @@ Judge::Judge(const Plan& plan, const Lanes& lanes, int only) : plan_(plan), lane
     judgements_.push_back(std::move(j));
   }
   missing_.resize(judgements_.size());
+  ran_.resize(judgements_.size());
 }
 
 bool Judge::watches(const WatchedFalsifier& falsifier, int prompt, Site site) const {
@@ -298,6 +300,8 @@ void Judge::judge_values(std::size_t f, Comparisons& comparisons, int row, Sampl
   const Pair& pair = comparisons.pair(watched.lane, watched.against);
   const Comparisons::Row& measured = comparisons.row(watched.lane, watched.against, row);
   for (const Comparisons::Measured& m : measured.samples) {
+    if (!watched.watches(m.segments.expert)) continue;
+    ran_[f].insert({sample.site.layer, m.segments.expert});
     sample.expert = m.segments.expert;
     sample.measure = m.measure;
     if (spec.metric == Metric::noise_ratio) {
@@ -312,11 +316,13 @@ void Judge::judge_values(std::size_t f, Comparisons& comparisons, int row, Sampl
     }
     add_sample(judgements_[f], sample);
   }
-  judgement.skipped_experts += static_cast<std::int64_t>(measured.alone.size());
+  judgement.skipped_experts += std::count_if(measured.alone.begin(), measured.alone.end(),
+                                             [&](const auto& alone) { return watched.watches(alone.expert); });
   if (spec.metric != Metric::nonfinite) return;
   // What only this lane computed cannot be compared, but it can be seen to be finite.
   sample.measure = {};
   for (const SampleSegments& s : measured.alone) {
+    if (!watched.watches(s.expert)) continue;
     sample.expert = s.expert;
     sample.value = static_cast<double>(count_nonfinite(pair.a, s.segments[0].a, s.segments[0].n));
     add_sample(judgements_[f], sample);
@@ -347,8 +353,33 @@ void add_sample(Judgement& j, const Sample& sample) {
 
 std::vector<Judgement> Judge::judgements() const {
   std::vector<Judgement> list = judgements_;
-  for (std::size_t f = 0; f < list.size(); ++f) settle(list[f], missing_[f]);
+  for (std::size_t f = 0; f < list.size(); ++f) settle(list[f], missing_[f].empty() ? never_run(f) : missing_[f]);
   return list;
+}
+
+// Of the experts a falsifier names, those that no row went through in both lanes.
+std::string Judge::never_run(std::size_t f) const {
+  constexpr std::size_t most_named = 4;
+  if (!judged_[f]) return "";
+  std::map<int, std::vector<int>> layers_of;  // by expert
+  for (int expert : plan_.falsifiers[f].experts)
+    for (int layer = 0; layer < lanes_.config().layers; ++layer) {
+      const auto& sites = plan_.falsifiers[f].sites;
+      const auto watched = [&](const StageInfo& stage) {
+        return stage.scope == Scope::layer && sites.contains({stage.stage, layer});
+      };
+      if (std::any_of(stage_table.begin(), stage_table.end(), watched) && ran_[f].count({layer, expert}) == 0)
+        layers_of[expert].push_back(layer);
+    }
+  std::string text;
+  std::size_t named = 0;
+  for (const auto& [expert, layers] : layers_of) {
+    if (named++ == most_named) return fmt::format("{}, nor through {} more", text, layers_of.size() - most_named);
+    text +=
+        fmt::format("{} expert {} at layer{} {}", named == 1 ? "no row of the prompts went through" : ", nor through",
+                    expert, layers.size() > 1 ? "s" : "", fmt::join(layers, ", "));
+  }
+  return text;
 }
 
 void settle(Judgement& j, const std::string& missing) {

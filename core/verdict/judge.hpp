@@ -2,7 +2,9 @@
 #pragma once
 
 #include <optional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/bus/bus.hpp"
@@ -36,6 +38,7 @@ class Judge final : public Hook {
   std::string lacking(const WatchedFalsifier& watched, Sighting& sighting, Comparisons& comparisons) const;
   void judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, int row);
   void judge_values(std::size_t f, Comparisons& comparisons, int row, Sample sample);
+  std::string never_run(std::size_t f) const;
   std::optional<double> floor_of(const WatchedFalsifier& watched, Comparisons& comparisons, const Sample& sample,
                                  int row) const;
 
@@ -43,6 +46,7 @@ class Judge final : public Hook {
   const Lanes& lanes_;
   std::vector<bool> judged_;          // per falsifier
   std::vector<std::string> missing_;  // per falsifier: what could not be looked at, a stage that a lane lacks
+  std::vector<std::set<std::pair<int, int>>> ran_;  // per falsifier: layer and expert that were compared
   std::vector<Judgement> judgements_;
 };
 

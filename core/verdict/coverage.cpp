@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+#include "core/verdict/coverage.hpp"
+
+#include <algorithm>
+
+namespace moe_diag {
+
+Coverage::Coverage(const Plan& plan, const ModelConfig& config, int lane)
+    : lane_(lane),
+      looked_at_(static_cast<std::size_t>(config.layers)),
+      rows_(looked_at_.size(), std::vector<std::int64_t>(static_cast<std::size_t>(config.experts))) {
+  for (const WatchedFalsifier& falsifier : plan.falsifiers) {
+    if (!in_lockstep(*falsifier.spec)) continue;
+    for (Site site : falsifier.sites.in_forward_order())
+      if (site.layer >= 0 && site.stage >= Stage::moe_router_indices)
+        looked_at_[static_cast<std::size_t>(site.layer)] = true;
+  }
+}
+
+bool Coverage::wants(int /*prompt*/, int lane, Site site) const {
+  return lane == lane_ && site.stage == Stage::moe_router_indices && looked_at_[static_cast<std::size_t>(site.layer)];
+}
+
+void Coverage::show(Sighting& sighting) {
+  const Tensor chosen = sighting.tensor(lane_);
+  std::vector<std::int64_t>& rows = rows_[static_cast<std::size_t>(sighting.site.layer)];
+  for (std::int64_t i = 0; chosen && i < chosen.shape.count(); ++i)
+    if (const auto expert = static_cast<std::size_t>(chosen.as<std::int32_t>()[i]); expert < rows.size())
+      ++rows[expert];
+}
+
+std::vector<LayerCoverage> Coverage::layers() const {
+  std::vector<LayerCoverage> list;
+  for (std::size_t layer = 0; layer < rows_.size(); ++layer)
+    if (std::any_of(rows_[layer].begin(), rows_[layer].end(), [](std::int64_t n) { return n > 0; }))
+      list.push_back({static_cast<int>(layer), rows_[layer]});
+  return list;
+}
+
+}  // namespace moe_diag
