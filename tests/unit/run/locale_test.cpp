@@ -31,7 +31,7 @@ std::string without_times(const std::string& text) {
   out = std::regex_replace(out, std::regex("(timestamp|time)=\"[-0-9.T:]+\""), "$1=\"T\"");
   out = std::regex_replace(out, std::regex("\"started\": \"[-0-9TZ:]+\""), "\"started\": T");
   return std::regex_replace(
-      out, std::regex("(about|open|forward|judging|lanes alone|time      |controls|, ) ?[0-9.e-]+( s| GiB)?"), "$1 T");
+      out, std::regex("(about|open|forward|judging|lanes alone|explaining|time      |controls|, ) ?[0-9.e-]+( s| GiB)?"), "$1 T");
 }
 
 }  // namespace
