@@ -49,9 +49,10 @@ class Console {
     text_ += '\n';
   }
 
-  // The first falsifier that the divergence explains, best one that fails at its very place.
+  // A falsifier that the divergence explains: one that fails at its very place, else the first in forward order.
   const Judgement* seen_by(int divergence) const {
-    const Judgement* seen = nullptr;
+    const Judgement* seen = verdict_.first_divergence();
+    if (seen && seen->explanation.divergence != divergence) seen = nullptr;
     for (const Judgement& j : verdict_.judgements) {
       if (j.outcome != Outcome::falsified || j.explanation.divergence != divergence) continue;
       if (own_divergence(verdict_, j)) return &j;
@@ -130,7 +131,7 @@ class Console {
            std::count_if(j.sites.begin(), j.sites.end(), [](const SiteResult& s) { return s.failing > 0; }),
            j.sites.size());
     if (const std::string cause = cause_text(verdict_, j); j.outcome == Outcome::falsified && !cause.empty())
-      line("{:10} {}", "", cause);
+      line("{:10} {}", "", cause.substr(0, cause.find("; ")));
     if (j.skipped_experts > 0)
       line("{:10} {} expert slots not compared: only this lane chose the expert", "", j.skipped_experts);
     if (j.without_floor > 0)

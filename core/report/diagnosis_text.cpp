@@ -27,7 +27,9 @@ const std::string& lane_name(const Verdict& verdict, int lane) {
 
 std::string counts_text(const Nonfinite& n) {
   std::string text = fmt::format("{} NaN and {} Inf of {} values", n.nan, n.inf, n.values);
-  return n.element < 0 ? text : fmt::format("{}, the first at element {}", text, n.element);
+  if (n.element < 0) return text;
+  return fmt::format("{}, the first at {}element {} of position {}", text,
+                     n.expert < 0 ? "" : fmt::format("expert {}, ", n.expert), n.element, n.position);
 }
 
 std::string place_of(const Verdict& verdict, const Divergence& d) {
@@ -82,6 +84,17 @@ const Divergence* own_divergence(const Verdict& verdict, const Judgement& judgem
   return d.site == judgement.first_failing()->site ? &d : nullptr;
 }
 
+std::string in_lines(const std::string& text) {
+  std::string lines;
+  for (const char c : text) {
+    if (c == ' ' && !lines.empty() && lines.back() == ';')
+      lines.append(1, '\n').append(13, ' ');
+    else
+      lines.append(1, c);
+  }
+  return lines;
+}
+
 std::string step_block(const Verdict& verdict, const Divergence& d) {
   std::string text;
   if (is_of_step(d.cause) && std::isfinite(d.error) && d.expected > 0)
@@ -94,8 +107,8 @@ std::string step_block(const Verdict& verdict, const Divergence& d) {
 }
 
 std::string divergence_block(const Verdict& verdict, const Divergence& d) {
-  return line("where", place_of(verdict, d)) + line("lane", lane_name(verdict, d.lane)) + line("cause", cause_text(d)) +
-         step_block(verdict, d);
+  return line("where", place_of(verdict, d)) + line("lane", lane_name(verdict, d.lane)) +
+         line("cause", in_lines(cause_text(d))) + step_block(verdict, d);
 }
 
 std::string divergence_line(const Verdict& verdict, const Divergence& d) {

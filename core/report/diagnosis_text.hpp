@@ -17,6 +17,9 @@ std::string cause_text(const Verdict& verdict, const Judgement& judgement);
 // The divergence at the very place where the falsifier first fails; null: it fails for another reason.
 const Divergence* own_divergence(const Verdict& verdict, const Judgement& judgement);
 
+// The same with a line for each of its parts, to be put behind a key of a block.
+std::string in_lines(const std::string& text);
+
 // Where a divergence is, and what it is; a line each, indented by two.
 std::string divergence_block(const Verdict& verdict, const Divergence& divergence);
 // The same without its place: what is known of the step.

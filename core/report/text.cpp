@@ -114,7 +114,7 @@ std::string divergence_text(const Verdict& verdict, const Judgement& judgement) 
   };
   line("where", place_text(verdict, s));
   line("lane", spec.lane + (spec.against.empty() ? "" : " against " + spec.against));
-  if (const std::string cause = cause_text(verdict, judgement); !cause.empty()) line("cause", cause);
+  if (const std::string cause = cause_text(verdict, judgement); !cause.empty()) line("cause", in_lines(cause));
   const Divergence* own = own_divergence(verdict, judgement);
   if (own)
     text += step_block(verdict, *own);

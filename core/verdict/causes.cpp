@@ -170,15 +170,14 @@ class Namer {
       Traced traced = trace_lane(watched.lane, sample, x);
       if (measured)
         traced.text =
-            fmt::format("{}{}lane {} is the inaccurate side: error {:.3g} against the oracle's, lane {} {:.3g}",
-                        traced.text, traced.text.empty() ? "" : "; ", a, x, b, y);
+            fmt::format("{}{}lane {} is the inaccurate side: {:.3g} off the oracle, lane {} {:.3g}", traced.text,
+                        traced.text.empty() ? "" : "; ", a, x, b, y);
       return traced;
     }
     Traced traced = trace_lane(watched.against, sample, y);
     traced.text = fmt::format(
-        "the reference, lane {}, is the inaccurate side: error {:.3g} against the oracle's, lane {} "
-        "{:.3g}; lane {}: {}{}{}",
-        b, y, a, x, b, name_of(traced.cause), traced.text.empty() ? "" : ": ", traced.text);
+        "the reference, lane {}, is the inaccurate side: {:.3g} off the oracle, lane {} {:.3g}; by {}{}{}", b, y, a, x,
+        name_of(traced.cause), traced.text.empty() ? "" : ": ", traced.text);
     traced.cause = Cause::reference;
     return traced;
   }
@@ -332,29 +331,33 @@ class Namer {
     if (!has_expected_error(l, plan_.program, lanes_.config()))
       return {Cause::unexplained, {}, fmt::format("no error is known to be expected of the numerics '{}'", numerics)};
     const Finding& here = sites.at(sample.site);
-    if (is_fed(lane)) return {Cause::numerics, {}, of_numerics(here, numerics)};
+    if (is_fed(lane)) return {Cause::numerics, {}, of_numerics(here, l)};
     const Finding *worst = &here, *largest = &here;  // in expected errors; as it is
     for (const auto& [site, finding] : sites) {
       if (sample.site < site) continue;
       if (finding.times > worst->times) worst = &finding;
       if (finding.step_error > largest->step_error) largest = &finding;
     }
-    const std::string kernel = kernel_for(*find_step(plan_.program, largest->site), l.description.kernels);
     std::string text = fmt::format(
         "no step up to there makes more than {:.2g} times the error expected of {} ({}); the largest error of a step "
-        "is {:.3g} ({}{}{})",
+        "is {:.3g} ({}{})",
         worst->times, numerics, text_of(worst->site), largest->step_error, text_of(largest->site),
-        kernel.empty() ? "" : ", ", kernel);
+        kernel_at(l, largest->site));
     text += std::isfinite(total) ? fmt::format("; they add up to {:.3g}", total) : "; they add up";
     return {Cause::drift, {}, text};
   }
 
-  static std::string of_numerics(const Finding& finding, const std::string& numerics) {
-    if (info(finding.site.stage).payload == Payload::indices) return fmt::format("the choice follows from the logits");
+  std::string of_numerics(const Finding& finding, const RunningLane& lane) const {
+    if (info(finding.site.stage).payload == Payload::indices) return "the choice follows from the logits";
     return fmt::format(
-        "the step's error is {:.3g}, and {:.3g} is expected of {}: the claim asks for more than these "
-        "numerics give",
-        finding.step_error, finding.expected, numerics);
+        "the step's error is {:.3g}, and {:.3g} is expected of {}{}; the claim asks for more than these numerics give",
+        finding.step_error, finding.expected, lane.description.numerics, kernel_at(lane, finding.site));
+  }
+
+  // ", Q4_K: integer dot with Q8_K": how the lane multiplies the weights of a site's step; empty where there are none.
+  std::string kernel_at(const RunningLane& lane, Site site) const {
+    const std::string kernel = kernel_for(*find_step(plan_.program, site), lane.description.kernels);
+    return kernel.empty() ? "" : ", " + kernel;
   }
 
   // ---- lists --------------------------------------------------------------------------------------------------------
