@@ -86,6 +86,10 @@ TEST_CASE("L6: all logits are NaN, and the tensor that is read as another type i
   const json first = told.verdict["nonfinite_timeline"][0];
   CHECK(first["layer"] == 6);
   CHECK(first["stage"] == "moe_expert_out");
+  CHECK_THAT(told.run.out, Contains("layer 6, moe_expert_out, expert 9\n") &&
+                               Contains("wrong_type: blk.6.ffn_down_exps.weight (Q4_K) read as Q6_K;\n") &&
+                               Contains("inputs finite, output not: ") &&
+                               Contains("nonfinite_inherited from layer 6, moe_expert_out, position 0"));
 }
 
 TEST_CASE("L47: experts change places, since the oracle's margin is smaller than the drift") {
@@ -103,6 +107,9 @@ TEST_CASE("L47: experts change places, since the oracle's margin is smaller than
   CHECK(d["flip"]["margin"] < d["flip"]["logit_error"]);
   CHECK_THAT(text_of(d["text"]), Contains("the oracle's margin of 0.032 is smaller than the drift of 0.0726") &&
                                      Contains("with routing forced the layer agrees"));
+  CHECK_THAT(told.run.out, Contains("layer 47, moe_router_indices, expert 10\n") &&
+                               Contains("the oracle's margin of 0.032 is smaller than the drift of 0.0726") &&
+                               Contains("with routing forced the layer agrees"));
 }
 
 TEST_CASE("Q8_K: the oracle decides that the reference is the inaccurate lane") {
@@ -113,7 +120,9 @@ TEST_CASE("Q8_K: the oracle decides that the reference is the inaccurate lane") 
   CHECK(told.verdict["divergences"].empty());
   CHECK(products["explanation"]["cause"] == "reference");
   CHECK_THAT(text_of(products["explanation"]["text"]),
-             Contains("the reference, lane reference, is the inaccurate side") && Contains("Q8_K"));
+             Contains("the reference, lane reference, is the inaccurate side: 0.0109 off the oracle") &&
+                 Contains("Q4_K: integer dot with Q8_K"));
+  CHECK_THAT(told.run.out, Contains("reference: the reference, lane reference, is the inaccurate side"));
 }
 
 TEST_CASE("outlier: the cosine holds, the largest and the relative difference do not, and the value is named") {
