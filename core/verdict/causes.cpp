@@ -169,15 +169,14 @@ class Namer {
     if (!measured || std::isnan(x) || y <= x) {
       Traced traced = trace_lane(watched.lane, sample, x);
       if (measured)
-        traced.text =
-            fmt::format("{}{}lane {} is the inaccurate side: {:.3g} off the oracle, lane {} {:.3g}", traced.text,
-                        traced.text.empty() ? "" : "; ", a, x, b, y);
+        traced.text = fmt::format("{}{}lane {} is the inaccurate side: {:.3g} off the oracle, lane {} {:.3g}",
+                                  traced.text, traced.text.empty() ? "" : "; ", a, x, b, y);
       return traced;
     }
     Traced traced = trace_lane(watched.against, sample, y);
-    traced.text = fmt::format(
-        "the reference, lane {}, is the inaccurate side: {:.3g} off the oracle, lane {} {:.3g}; by {}{}{}", b, y, a, x,
-        name_of(traced.cause), traced.text.empty() ? "" : ": ", traced.text);
+    traced.text =
+        fmt::format("the reference, lane {}, is the inaccurate side: {:.3g} off the oracle, lane {} {:.3g}; by {}{}{}",
+                    b, y, a, x, name_of(traced.cause), traced.text.empty() ? "" : ": ", traced.text);
     traced.cause = Cause::reference;
     return traced;
   }
