@@ -267,8 +267,10 @@ void Runner::forward() {
   hooks.insert(hooks.end(), {judge_.get(), capture_.get(), sequences_.get(), &coverage});
   const std::vector<std::int64_t> changed = walk(hooks, planted(), lockstep_, "");
   note_ends();
-  for (std::size_t f = 0; f < changed.size(); ++f)
-    if (changed[f] == 0) planted_in_vain_.push_back(verdict_.planted[f]);
+  for (std::size_t f = 0; f < changed.size(); ++f) {
+    const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(lanes_->index_of(planted_[f].second.lane))];
+    if (changed[f] == 0 && lane.runs()) planted_in_vain_.push_back(verdict_.planted[f]);
+  }
   verdict_.judgements = judge_->judgements();
   verdict_.coverage = coverage.layers();
   verdict_.timing.forward = seconds() - verdict_.timing.open;

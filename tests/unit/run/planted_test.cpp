@@ -119,4 +119,13 @@ TEST_CASE("a planted fault that nothing looks at, or that changes nothing, is to
   CHECK(verdict.failure_is_usage);
 }
 
+TEST_CASE("a fault planted in a lane that is absent leaves its claims untested") {
+  std::string text = with_planted("{inject: nan, stage: attn_out, layer: 1, lane: step}");
+  const std::string step = "step: {backend: cpu";
+  text.replace(text.find(step), step.size(), "step: {backend: abacus");
+  const Verdict verdict = judge_text(text);
+  CHECK(verdict.failure.empty());
+  CHECK(verdict.count(Outcome::untested) == 1);
+}
+
 }  // namespace moe_diag
