@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -56,6 +57,21 @@ std::string named(std::string_view text, const std::string& name) {
   return replaced(replaced(std::string(text), "my_name", name), "MyName", pascal_case(name));
 }
 
+// As a shell takes it.
+std::string in_shell(const std::string& text) {
+  const auto plain = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || std::strchr("_./-+", c); };
+  if (!text.empty() && std::all_of(text.begin(), text.end(), plain)) return text;
+  return "'" + replaced(text, "'", "'\\''") + "'";
+}
+
+// Where the tree that this program is part of was installed; a build folder is none.
+std::string installed_prefix() {
+  std::error_code error;
+  const fs::path prefix = fs::read_symlink("/proc/self/exe", error).parent_path().parent_path();
+  if (!fs::exists(prefix / "lib/cmake/moe_diag", error)) return "<where moe-diag is installed>";
+  return in_shell(prefix.string());
+}
+
 // Removes again what it has written unless it is told to keep it.
 class NewFolder {
  public:
@@ -96,14 +112,15 @@ class NewFolder {
 
 void write_new_sink(const std::string& name, const std::string& folder, PluginHost& host) {
   refuse_bad_name(name);
+  if (folder.empty()) throw Error(ErrorKind::usage, "DIR is empty: name the folder of the project");
   refuse_shipped_name(name, host);
   NewFolder project(folder);
   for (const TemplateFile& file : new_sink_files()) project.write(named(file.name, name), named(file.text, name));
   project.keep();
-  const fs::path prefix = fs::read_symlink("/proc/self/exe").parent_path().parent_path();
+  const std::string at = in_shell(folder);
   fmt::print("{}: a sink '{}', its contract and its tests. Build and try it:\n", folder, name);
-  fmt::print("  cmake -S {0} -B {0}/build -DCMAKE_PREFIX_PATH={1}\n", folder, prefix.string());
-  fmt::print("  cmake --build {}/build\n  ctest --test-dir {}/build --output-on-failure\n", folder, folder);
+  fmt::print("  cmake -S {0} -B {0}/build -DCMAKE_PREFIX_PATH={1}\n", at, installed_prefix());
+  fmt::print("  cmake --build {0}/build\n  ctest --test-dir {0}/build --output-on-failure\n", at);
 }
 
 }  // namespace

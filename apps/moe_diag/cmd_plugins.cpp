@@ -156,8 +156,8 @@ void add_plugins(CLI::App& app, Context& context) {
       "lib/moe-diag/plugins beside the program's folder, else where it was installed.\n"
       "Files are called moe_diag_<kind>_<name>.so. -v shows every path, and each option with its type, unit and\n"
       "default. Exit 4 when one is refused, 1 when --conformance finds a promise broken.");
-  command->callback([&context, json, conformance, options] {
-    if (!conformance->empty()) {
+  command->callback([&context, json, path, conformance, options] {
+    if (path->count() > 0) {
       context.exit_code = conformance_of(*conformance, *options);
       return;
     }

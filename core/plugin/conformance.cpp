@@ -10,6 +10,7 @@
 #include <iterator>
 #include <set>
 
+#include "core/contract/nearest.hpp"
 #include "core/plugin/manifest.hpp"
 #include "core/plugin/trial.hpp"
 
@@ -17,6 +18,7 @@ namespace moe_diag {
 namespace {
 
 namespace fs = std::filesystem;
+using OptionList = Trial::OptionList;
 
 Seen failed(std::string what) { return {std::move(what), ""}; }
 
@@ -271,27 +273,42 @@ ConformanceCheck find_refused(Subject& subject) {
   return check;
 }
 
+// Examples of the required keys, and what is given.
+OptionList tried_options(const std::vector<OptionInfo>& listed, const OptionList& given) {
+  OptionList tried;
+  std::vector<std::string> names;
+  for (const OptionInfo& option : listed) {
+    names.emplace_back(option.name);
+    const auto same = [&](const auto& o) { return o.first == option.name; };
+    const auto found = std::find_if(given.begin(), given.end(), same);
+    if (found != given.end() && !accepts(option, found->second))
+      throw Error(ErrorKind::usage,
+                  fmt::format("--option {}={}: expected {}", found->first, found->second, accepted_by(option)));
+    if (found == given.end() && option.absent == OptionAbsent::required) tried.emplace_back(option.name, option.value);
+  }
+  for (const auto& [key, value] : given) {
+    if (std::find(names.begin(), names.end(), key) == names.end())
+      throw Error(ErrorKind::usage, fmt::format("--option {}={}: {}", key, value, unknown("key", key, names)));
+    tried.emplace_back(key, value);
+  }
+  return tried;
+}
+
 }  // namespace
 
-void check_conformance(const std::string& path, const std::vector<std::pair<std::string, std::string>>& options,
+void check_conformance(const std::string& path, const OptionList& options,
                        const std::function<void(const ConformanceCheck&)>& report) {
-  const fs::path file = fs::absolute(path).lexically_normal();
-  const auto name = announced(file.filename().string(), ".so");
+  const auto name = announced(fs::path(path).filename().string(), ".so");
   if (!name || name->kind != PluginKind::sink)
-    throw Error(ErrorKind::usage, fmt::format("{}: wanted a sink, a file called moe_diag_sink_<name>.so", path));
-  if (!fs::exists(file)) throw Error(ErrorKind::usage, fmt::format("{}: no such file", path));
+    throw Error(ErrorKind::usage, fmt::format("'{}': wanted a sink, a file called moe_diag_sink_<name>.so", path));
+  std::error_code error;
+  const fs::path file = fs::absolute(path, error).lexically_normal();
+  if (error || !fs::exists(file, error)) throw Error(ErrorKind::usage, fmt::format("{}: no such file", path));
   Subject subject(file);
   subject.record = subject.host.find(PluginKind::sink, name->name);
   if (!subject.record.refusal.empty()) throw Error(ErrorKind::environment, subject.record.refusal);
 
-  const auto given = [&](const char* key) {
-    return std::any_of(options.begin(), options.end(), [&](const auto& o) { return o.first == key; });
-  };
-  for (const OptionInfo& option : subject.record.options)
-    if (option.absent == OptionAbsent::required && !given(option.name))
-      subject.options.emplace_back(option.name, option.value);
-  subject.options.insert(subject.options.end(), options.begin(), options.end());
-
+  subject.options = tried_options(subject.record.options, options);
   const ConformanceCheck first = find_refused(subject);
   report(first);
   if (!first.failure.empty()) return;

@@ -42,14 +42,23 @@ std::string bad_path(const std::string& test_case) {
   return std::string(MOE_DIAG_BAD_PLUGINS) + "/" + test_case + "/moe_diag_sink_bad.so";
 }
 
+struct Breach {
+  const char* breaks;
+  const char* promise;
+  const char* failure;
+};
+// The address sanitizer ends the process at the very write.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr Breach past_view_breach{"past_view", "it is built, opened and given an event",
+                                  "consume: the process ended there"};
+#else
+constexpr Breach past_view_breach{"past_view", "tensors, and what lies beside them",
+                                  "consume: wrote at byte 1056 of the 1056 bytes of"};
+#endif
+
 TEST_CASE("a sink that breaks a promise is told which, and what was seen") {
   const TemporaryFolder locales;
   if (!make_comma_locale(locales).empty()) ::setenv("LOCPATH", locales.str().c_str(), 1);
-  struct Breach {
-    const char* breaks;
-    const char* promise;
-    const char* failure;
-  };
   for (const Breach& breach : {
            Breach{"build", "building it touches nothing on disk", "made built"},
            Breach{"options_read", "it reads the options it lists", "lists the option 'unread' and does not read it"},
@@ -57,8 +66,7 @@ TEST_CASE("a sink that breaks a promise is told which, and what was seen") {
            Breach{"outside", "nothing is written outside --out", "wrote outside"},
            Breach{"repeat", "the same events give the same bytes", "sums.npy differs between two runs"},
            Breach{"view", "tensors, and what lies beside them", "consume: wrote at byte 0 of the "},
-           Breach{"past_view", "tensors, and what lies beside them",
-                  "consume: wrote at byte 1056 of the 1056 bytes of"},
+           past_view_breach,
            Breach{"copy", "what is kept is copied", "sums.npy differs when tensor and positions are overwritten"},
            Breach{"empty", "a run without events is complete", "wrote nothing below --out"},
            Breach{"existing", "an existing output is refused", "open: wanted an Error of kind usage, found none"},
@@ -110,11 +118,15 @@ TEST_CASE("the command says a line a check, and ends as a claim does") {
     CHECK_THAT(finished.err, Contains(message));
   };
   refused("/nowhere/moe_diag_sink_x.so", 2, "no such file");
+  refused("''", 2, "wanted a sink");
   refused("README.md", 2, "wanted a sink, a file called moe_diag_sink_<name>.so");
   refused(quoted(std::string(MOE_DIAG_PLUGINS) + "/moe_diag_backend_cpu.so"), 2, "wanted a sink");
   refused(quoted(bad_path("wrong_abi")), 4, "it has ABI 4711");
   refused(quoted(bad_path("not_a_library")), 4, "not a shared library");
   refused(quoted(sink) + " --option breaks", 2, "wanted KEY=VALUE");
+  refused(quoted(sink) + " --option break=copy", 2, "unknown key 'break', did you mean 'breaks'?");
+  refused(quoted(sink) + " --option breaks=glass", 2, "--option breaks=glass: expected one of nothing, build");
+  refused(quoted(sink) + " --option file=../x", 2, "expected a path below --out");
 }
 
 }  // namespace

@@ -41,7 +41,8 @@ struct Installation {
 
   void begin_and_build(const std::string& name, const std::string& folder) const {
     const Finished begun = succeeded(tool() + "new sink " + name + " " + quoted(folder));
-    CHECK_THAT(begun.out, Contains("-DCMAKE_PREFIX_PATH=" + prefix + "\n"));
+    const bool plain = prefix.find(' ') == std::string::npos;
+    CHECK_THAT(begun.out, Contains("-DCMAKE_PREFIX_PATH=" + (plain ? prefix : quoted(prefix)) + "\n"));
     build(folder, folder + "/build");
   }
 };
@@ -120,6 +121,7 @@ TEST_CASE("a new sink has a name that is its own, and a folder that is empty") {
            {std::string(41, 'a') + at, "at most 40"},
            {"npy" + at, "there is a sink 'npy' already"},
            {"cpu" + at, "there is a backend 'cpu' already"},
+           {"load ''", "DIR is empty"},
            {"load " + quoted(folder / "full"), "is there already; name a new or an empty folder"},
            {"load " + quoted(folder / "full/file"), "is there already"},
            {"load " + quoted(folder / "no/such/folder"), "cannot make the folder"},
