@@ -43,9 +43,11 @@ struct Computed {
   const char* how;
 };
 struct WhenAbsent {
+  // Implicit, so that each can be written where an option is declared. NOLINTBEGIN(google-explicit-constructor)
   constexpr WhenAbsent(const char* fallback) : value(fallback) {}
   constexpr WhenAbsent(Required required) : absent(OptionAbsent::required), value(required.example) {}
   constexpr WhenAbsent(Computed computed) : absent(OptionAbsent::computed), value(computed.how) {}
+  // NOLINTEND(google-explicit-constructor)
 
   OptionAbsent absent = OptionAbsent::fallback;
   const char* value;

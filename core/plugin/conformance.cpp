@@ -246,7 +246,7 @@ Seen probe(Trial& t) {
   Seen refused;
   for (const MadeEvent& event : t.events()) {
     if (!seen.insert(event.site.stage).second) continue;
-    const MadeRun run(t.out(std::string(name_of(event.site.stage)).c_str()).string());
+    const MadeRun run(t.out(std::string(name_of(event.site.stage))).string());
     const auto sink = t.make();
     t.open(*sink, run.info);
     try {
