@@ -7,6 +7,7 @@
 #include <clocale>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <iterator>
 #include <set>
 
@@ -94,8 +95,16 @@ Seen refuses_wrong_values(Trial& t) {
   return {};
 }
 
+// As in a run: built by one thread, used by another.
 Seen takes_every_event(Trial& t) {
-  t.deliver(t.out());
+  const MadeRun run(t.out().string());
+  const auto sink = t.make();
+  std::future<void> used = std::async(std::launch::async, [&] {
+    t.open(*sink, run.info);
+    for (const MadeEvent& event : t.events()) t.consume(*sink, event.view());
+    t.close(*sink);
+  });
+  used.get();
   if (t.writes() && content_of(t.out()).empty()) return failed("wrote nothing below --out");
   return {};
 }
@@ -227,7 +236,7 @@ constexpr Promise promises[] = {
     {"it reads the options it lists, and no others", &lists_its_options},
     {"an unknown option is refused", &refuses_unknown_option},
     {"a value that an option cannot have is refused", &refuses_wrong_values},
-    {"every type and shape of event is taken", &takes_every_event},
+    {"every type and shape of event is taken, on another thread", &takes_every_event},
     {"nothing is written outside --out", &writes_below_out},
     {"the same events give the same bytes", &repeats},
     {"tensors, and what lies beside them, stay as they are", &leaves_tensors_alone},

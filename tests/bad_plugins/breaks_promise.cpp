@@ -6,8 +6,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
+#include <stdexcept>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "core/api/npy.hpp"
@@ -20,7 +22,7 @@ constexpr PathOption file_option{"file", Required{"sums.npy"}, "sum of each even
 constexpr ChoiceOption breaks_option{
     "breaks",
     "nothing build options_read options_unknown outside repeat view past_view copy empty existing overwrite "
-    "unclosed unwritable locale die refuse_all refuse_indices throw",
+    "unclosed unwritable locale die refuse_all refuse_indices throw thread",
     "nothing", "the promise that it does not keep"};
 constexpr FlagOption unread_option{"unread", "false", "is read by some"};
 
@@ -50,6 +52,8 @@ class BreakingSink final : public Sink {
     if (breaks("refuse_all") || (indices && breaks("refuse_indices")))
       throw Error(ErrorKind::usage, "mend the contract: not this stage");
     if (breaks("throw")) throw 7;
+    if (breaks("thread") && std::this_thread::get_id() != built_by_)
+      throw std::logic_error("called from another thread than the one that built it");
     if (breaks("die")) std::abort();
     auto* bytes = static_cast<char*>(const_cast<void*>(event.tensor.data));
     if (breaks("view") && event.tensor.bytes() > 0) bytes[0] = static_cast<char>(bytes[0] + 1);
@@ -79,6 +83,7 @@ class BreakingSink final : public Sink {
   std::vector<double> sums_;
   Tensor kept_;
   bool fresh_ = true;
+  std::thread::id built_by_ = std::this_thread::get_id();
 };
 
 }  // namespace

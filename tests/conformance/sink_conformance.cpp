@@ -63,6 +63,7 @@ TEST_CASE("a sink that breaks a promise is told which, and what was seen") {
            Breach{"build", "building it touches nothing on disk", "made built"},
            Breach{"options_read", "it reads the options it lists", "lists the option 'unread' and does not read it"},
            Breach{"options_unknown", "an unknown option is refused", "wanted an Error of kind usage, found none"},
+           Breach{"thread", "every type and shape of event is taken", "consume: called from another thread"},
            Breach{"outside", "nothing is written outside --out", "wrote outside"},
            Breach{"repeat", "the same events give the same bytes", "sums.npy differs between two runs"},
            Breach{"view", "tensors, and what lies beside them", "consume: wrote at byte 0 of the "},
