@@ -47,6 +47,7 @@ class Text {
     line("\nmodel      {}: {}, mapped, {} layers", plan_.model.source, bytes_text(plan_.model.bytes),
          plan_.model.layers);
     for (const PlanReport::Lane& l : plan_.lanes) lane(l);
+    for (const FaultSpec& fault : contract_.planted) line("planted    {}, lane {}", fault.text, fault.lane);
     for (const Workload::Prompt& p : plan_.work.prompts)
       if (p.looked_at)
         line("prompt     {}: {} tokens in {} {}, {} stops", p.spec->id, p.tokens, p.passes,
@@ -197,6 +198,9 @@ std::string plan_json(const PlanReport& plan, std::string_view tool_version) {
                 {"bytes", plan.model.bytes},
                 {"absent", text_or_null(plan.model.absent)}};
   j["lanes"] = lanes_json(plan);
+  j["planted"] = Json::array();
+  for (const FaultSpec& fault : contract.planted)
+    j["planted"].push_back(fmt::format("{}, lane {}", fault.text, fault.lane));
   j["prompts"] = Json::array();
   for (const Workload::Prompt& p : plan.work.prompts)
     j["prompts"].push_back({{"id", p.spec->id}, {"tokens", p.tokens}, {"passes", p.passes}, {"stops", p.stops}});

@@ -3,10 +3,12 @@
 // the command line.
 #include <fmt/format.h>
 
+#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "core/report/plan_report.hpp"
 #include "core/report/report.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/small_contract.hpp"
@@ -126,6 +128,16 @@ TEST_CASE("a fault planted in a lane that is absent leaves its claims untested")
   const Verdict verdict = judge_text(text);
   CHECK(verdict.failure.empty());
   CHECK(verdict.count(Outcome::untested) == 1);
+}
+
+TEST_CASE("a plan names the faults that are part of the contract") {
+  const Contract contract =
+      parse_contract(with_planted("{inject: nan, stage: moe_expert_out, layer: 1, lane: step}"), "test.yaml");
+  PluginHost host({MOE_DIAG_PLUGINS});
+  const PlanReport plan = plan_contract(contract, host, {});
+  const std::string fault = "nan at moe_expert_out, layer 1, lane step";
+  CHECK_THAT(plan_report(plan), Contains("planted    " + fault));
+  CHECK(nlohmann::json::parse(plan_json(plan, "test"))["planted"].at(0) == fault);
 }
 
 }  // namespace moe_diag
