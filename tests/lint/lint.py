@@ -16,7 +16,7 @@ FOLDERS = ["core", "plugins", "apps", "tests", "cmake", "contracts", "docs", ".c
 THIRD_PARTY = [
     (r"yaml-cpp/", ["core/contract/"]),
     (r"boost/", ["core/plugin/"]),
-    (r"CLI/", ["apps/"]),
+    (r"CLI/", ["apps/", "tests/score/"]),
     (r"nlohmann/", ["core/contract/", "core/report/", "apps/", "plugins/sinks/", "tests/"]),
     (r"xxhash\.h$", ["core/model/", "core/run/", "plugins/sinks/", "tests/"]),
     (r"(tbb|oneapi)/", ["core/model/", "plugins/backends/"]),
