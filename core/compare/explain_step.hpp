@@ -25,8 +25,8 @@ enum class StepCause : std::uint8_t {
   bitflip,              // one element has one bit changed
   skipped,              // the operator, or a part of it, was left out: a normalisation, a weight, the mask
   permutation,          // the right values in other places, or other pairs of values rotated together
-  shifted_position,     // the values, the angle or the keys of a neighbouring position
-  stale_kv,             // the cache held something else at the own position
+  shifted_position,     // the values or the angle of a neighbouring position, or attention to one key more or fewer
+  stale_kv,             // the cache held something else than was written to it: at the own position, at one, at all
   rope_theta,           // rotated with another base
   wrong_tensor,         // another expert's weights, another layer's, or another tensor's of the same shape
   transposed,           // the weight read column by column

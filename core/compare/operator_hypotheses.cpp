@@ -198,17 +198,14 @@ void add_stale(const Cached& cached, const FailingUnits& failing, List& list) {
         [first](const Cached& k, Values& cache, std::int64_t) { k.copy(cache, first - 1, first); });
   add(fmt::format("of position {} is zero", first),
       [first](const Cached& k, Values& cache, std::int64_t) { k.clear(cache, first); });
+  add("of each position is that of the position before", [](const Cached& k, Values& cache, std::int64_t) {
+    std::copy_backward(k.truth.begin(), k.truth.end() - k.width, cache.end());
+  });
 }
 
 void add_attentions(const Operands& o, const FailingUnits& failing, List& list) {
   const Cached cached(o);
   add_stale(cached, failing, list);
-  list.add(StepCause::shifted_position, fmt::format("each {} is that of the position before", cached.entry()),
-           [cached](const StepUnit& unit) {
-             Values cache = cached.truth;
-             std::copy_backward(cached.truth.begin(), cached.truth.end() - cached.width, cache.end());
-             return cached.attended(unit, cache);
-           });
   list.add(StepCause::permutation,
            fmt::format("query head j reads {} head j mod {}", cached.entry(), o.config.kv_heads),
            [cached](const StepUnit& unit) { return cached.attended(unit, cached.truth, true); });

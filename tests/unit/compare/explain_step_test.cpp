@@ -306,7 +306,7 @@ class Faults {
     add(StepCause::stale_kv, "own entry is zero",
         attend([&](Values& v, std::int64_t r) { std::fill_n(v.begin() + r * width, width, 0.0); }));
     add(StepCause::stale_kv, "entry 2 is entry 1", attend([&](Values& v, std::int64_t) { copy(v, 1, 2); }));
-    add(StepCause::shifted_position, "entries one on",
+    add(StepCause::stale_kv, "entries one on",
         attend([&](Values& v, std::int64_t) { std::copy_backward(v.begin(), v.end() - width, v.end()); }));
     add(StepCause::plain_operator, "entries reversed", attend([&](Values& v, std::int64_t r) {
           for (std::int64_t s = 0; s < r; ++s)
