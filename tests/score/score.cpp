@@ -134,11 +134,15 @@ class Scorer {
     }
   }
 
+  // A table a lane.
   void print() const {
-    fmt::print("\n| lane | fault | planted | counted | found at its site | cause right | `operator` | cause wrong |\n");
-    fmt::print("|---|---|---:|---:|---:|---:|---:|---:|\n");
-    for (const auto& [key, score] : rows_) print(key.first, fmt::format("`{}`", name_of(key.second)), score);
-    print("all", "", total());
+    std::string lane;
+    for (const auto& [key, score] : rows_) {
+      if (key.first != lane) print_head(lane = key.first);
+      print(fmt::format("`{}`", name_of(key.second)), score);
+    }
+    print_head("All of them");
+    print("", total());
     fmt::print("\nRuns without a fault: {}, false alarms: {}\n", clean_runs_, alarms_);
   }
 
@@ -149,12 +153,18 @@ class Scorer {
   }
 
  private:
-  // By "step f32" and kind.
+  // By lane ("Lane `step`, f32") and kind.
   using Rows = std::map<std::pair<std::string, FaultSpec::Kind>, Score>;
 
-  static void print(const std::string& lane, const std::string& fault, const Score& s) {
-    fmt::print("| {} | {} | {} | {} | {} | {} | {} | {} |\n", lane, fault, s.planted, s.counted, s.found, s.right,
-               s.plain, s.wrong);
+  static void print_head(const std::string& what) {
+    fmt::print("\n{}:\n\n", what);
+    fmt::print("| fault | planted | counted | found at its site | cause right | `operator` | cause wrong |\n");
+    fmt::print("|---|---:|---:|---:|---:|---:|---:|\n");
+  }
+
+  static void print(const std::string& fault, const Score& s) {
+    fmt::print("| {} | {} | {} | {} | {} | {} | {} |\n", fault, s.planted, s.counted, s.found, s.right, s.plain,
+               s.wrong);
   }
 
   Score total() const {
@@ -182,7 +192,7 @@ class Scorer {
 
   void score_fault(const Planting& planting, const Judged& judged, std::uint64_t seed,
                    const std::vector<std::int32_t>& tokens, double moved) {
-    Score& score = rows_[{judged.lane + " " + judged.numerics, planting.kind}];
+    Score& score = rows_[{fmt::format("Lane `{}`, {}", judged.lane, judged.numerics), planting.kind}];
     ++score.planted;
     const std::string fault = planting.text(judged.lane);
     const auto tell = [&](const std::string& what) {
