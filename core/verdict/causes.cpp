@@ -124,11 +124,10 @@ class Namer {
       d.factor = other->factor;
       d.text = fmt::format("as at layer {}{}{}", other->site.layer, other->text.empty() ? "" : ": ", other->text);
     }
-    if (d.cause != Cause::plain_operator) return;
     if (d.flip) {
       d.cause = Cause::routing_real;
-      d.text = text_of(*d.flip) + ", which does not follow from its own logits";
-    } else if (d.nonfinite.count() > 0) {
+      d.text = text_of(*d.flip) + ", which does not follow from its own logits" + (d.text.empty() ? "" : "; ") + d.text;
+    } else if (d.cause == Cause::plain_operator && d.nonfinite.count() > 0) {
       d.cause = Cause::nonfinite_origin;
     }
   }
