@@ -156,7 +156,7 @@ void Forward::stop(const Step& step, const Pass& pass, int prompt) {
   for (Stage stage : step.out) {
     Sighting sighting(lanes_, pass, prompt, site_of(step, stage));
     plant(sighting);
-    if (!feed_ || feed_->is_looked_at(pass)) bus_.deliver(sighting, feeding_order_);
+    if (!feed_ || feed_->is_shown(pass)) bus_.deliver(sighting, feeding_order_);
   }
   // Only now: the outputs of one step belong together, as the router's weights belong to its indices.
   for (Stage stage : step.out) {

@@ -40,9 +40,13 @@ class Reader {
     if (const Json& first = member(root_, "first_divergence"); !first.is_null())
       verdict.first_divergence = text(first, "falsifier");
     for (const Json& falsifier : list(root_, "falsifiers")) {
-      verdict.falsifiers.push_back({text(falsifier, "id"), text(falsifier, "outcome"), std::nullopt});
+      RecordedFalsifier& one = verdict.falsifiers.emplace_back();
+      one.id = text(falsifier, "id");
+      one.outcome = text(falsifier, "outcome");
       if (const Json& sample = member(falsifier, "first_failing"); !sample.is_null())
-        verdict.falsifiers.back().first_failing = sample_of(sample);
+        one.first_failing = sample_of(sample);
+      if (const Json& explanation = member(falsifier, "explanation"); !explanation.is_null())
+        read_explanation(explanation, one);
     }
     return verdict;
   }
@@ -117,13 +121,30 @@ class Reader {
     for (const Bound::Kind k : {Bound::Kind::at_least, Bound::Kind::at_most, Bound::Kind::equals})
       if (name_of(k) == kind) sample.bound.kind = k;
     if (name_of(sample.bound.kind) != kind) refuse(fmt::format("\"kind\": there is no bound '{}'", shown(kind)));
-    if (sample.position < 0) return sample;
+    if (sample.position >= 0) sample.site = site_of(json);
+    return sample;
+  }
+
+  void read_explanation(const Json& json, RecordedFalsifier& falsifier) const {
+    falsifier.cause = text(json, "cause");
+    falsifier.why = text_or_empty(json, "text");
+    const int index = whole_or(json, "divergence", -1);
+    if (index < 0) return;
+    const Json& all = list(root_, "divergences");
+    if (static_cast<std::size_t>(index) >= all.size())
+      refuse(fmt::format("\"divergence\" is {}, there are {}", index, all.size()));
+    const Json& divergence = all[static_cast<std::size_t>(index)];
+    falsifier.divergence = RecordedDivergence{text(divergence, "lane"), text(divergence, "prompt"),
+                                              text(divergence, "cause"), whole_or(divergence, "position", 0),
+                                              site_of(divergence)};
+  }
+
+  Site site_of(const Json& json) const {
     const std::string stage = text(json, "stage");
     const auto at =
         std::find_if(stage_table.begin(), stage_table.end(), [&](const StageInfo& s) { return s.name == stage; });
     if (at == stage_table.end()) refuse(fmt::format("\"stage\": there is no stage '{}'", shown(stage)));
-    sample.site = {at->stage, whole_or(json, "layer", -1)};
-    return sample;
+    return {at->stage, whole_or(json, "layer", -1)};
   }
 
   const std::string& path_;

@@ -20,9 +20,18 @@ struct RecordedSample {
   Bound bound;
 };
 
+// Where a lane parts from the oracle by itself, on the oracle's inputs.
+struct RecordedDivergence {
+  std::string lane, prompt, cause;
+  int position = 0;
+  Site site;
+};
+
 struct RecordedFalsifier {
   std::string id, outcome;
   std::optional<RecordedSample> first_failing;
+  std::string cause, why;                        // of a falsified one; why: in words, may be empty
+  std::optional<RecordedDivergence> divergence;  // its own, or what it is inherited from
 };
 
 // What of a verdict is needed to run it again.
