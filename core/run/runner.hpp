@@ -46,6 +46,10 @@ class Runner {
   std::vector<std::string> absences() const;
   const Model& model() const { return *model_; }
   const Lanes& lanes() const { return *lanes_; }
+  const RunningLane& lane(const std::string& name) const {
+    return (*lanes_)[static_cast<std::size_t>(lanes_->index_of(name))];
+  }
+  const Program& program() const { return plan_.program; }
   const Sequences& sequences() const { return *sequences_; }
   PlanReport plan_report();  // of what is described; opens the lanes when they fit, to measure them
 
