@@ -71,12 +71,12 @@ struct GivenValues {
 struct StepSpec {
   int first = 0, count = 0;            // the positions that are computed, in one pass
   std::vector<GivenValues> inputs;     // what the step reads, and what its output is compared by
-  std::vector<GivenValues> expected;   // what it should give; the values of the lane `expected`
+  std::vector<GivenValues> expected;   // what it should give: the values of the lane `recorded`
   Where where;
 
   int end() const { return first + count; }
 };
-inline constexpr std::string_view expected_lane = "expected";
+inline constexpr std::string_view recorded_lane = "recorded";  // its name
 
 struct SinkSpec {
   std::string name, sink;

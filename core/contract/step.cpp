@@ -92,10 +92,10 @@ void read_step(const Value& value, Contract& contract) {
   if (const auto inputs = map.find("inputs")) step.inputs = read_values(*inputs, contract);
   if (const auto expected = map.find("expected")) {
     step.expected = read_values(*expected, contract);
-    if (find_lane(contract, expected_lane))
-      expected->refuse(fmt::format("a lane is called '{}', as what is expected is: rename the lane", expected_lane));
+    if (find_lane(contract, recorded_lane))
+      expected->refuse(fmt::format("a lane is called '{}', as what is expected is: rename the lane", recorded_lane));
     LaneSpec& lane = contract.lanes.emplace_back();
-    lane.name = expected_lane;
+    lane.name = recorded_lane;
     lane.backend = "recorded";
     lane.recorded = true;
     lane.where = expected->node().where;

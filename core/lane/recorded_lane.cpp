@@ -5,12 +5,11 @@ namespace moe_diag {
 
 Description RecordedLane::description(const StepSpec& step) {
   Description d;
-  d.numerics = "recorded";
   d.device = "file";
-  d.instruction_set = "none";
-  d.values = DType::f32;
+  d.instruction_set = "not computed";
   for (const GivenValues& values : step.expected)
     if (values.dtype != DType::i32) d.values = values.dtype;
+  d.numerics = name_of(d.values);
   return d;
 }
 

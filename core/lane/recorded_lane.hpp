@@ -9,7 +9,7 @@
 
 namespace moe_diag {
 
-// The lane `expected` of a step alone: it computes nothing. Of the step's outputs it has what the contract expects, of
+// The lane `recorded` of a step alone: it computes nothing. Of the step's outputs it has what the contract expects, of
 // every other stage what was written to it.
 class RecordedLane final : public Lane {
  public:

@@ -105,6 +105,13 @@ ModelConfig config_of(const ModelConfig& whole, const PartSpec& spec) {
   return config;
 }
 
+std::uint64_t part_bytes(const Model& model, const PartSpec& spec) {
+  std::uint64_t bytes = 0;
+  for (const Kept& kept : kept_tensors(model, spec, config_of(model.config(), spec)))
+    bytes += kept.weight->row_bytes() * kept.rows.size() * kept.experts.size();
+  return bytes;
+}
+
 void write_part(const Model& model, const PartSpec& spec, const std::string& path) {
   const ModelConfig config = config_of(model.config(), spec);
   GgufHeader header;

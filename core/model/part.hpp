@@ -36,6 +36,9 @@ struct PartSpec {
 // Sizes of the part, as its metadata has them.
 ModelConfig config_of(const ModelConfig& whole, const PartSpec& spec);
 
+// Bytes of its tensors.
+std::uint64_t part_bytes(const Model& model, const PartSpec& spec);
+
 // Throws Error (environment) when the file cannot be written.
 void write_part(const Model& model, const PartSpec& spec, const std::string& path);
 

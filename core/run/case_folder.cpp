@@ -49,6 +49,7 @@ CaseFolder::CaseFolder(const std::string& place, bool overwrite) : place_(withou
     throw Error(ErrorKind::usage, fmt::format("{}: is there and is no case: --overwrite replaces cases only; choose "
                                               "another --out",
                                               place_));
+  error.clear();  // not to be there is right
   const fs::path parent = fs::path(place_).parent_path();
   if (!parent.empty()) fs::create_directories(parent, error);
   if (error) fail(place_, "cannot make its folder", error.message());

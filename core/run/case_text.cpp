@@ -75,7 +75,7 @@ FalsifierSpec claim_of_oracle(const CaseContract& c) {
   claim.id = "EXPECTED";
   claim.claim = "the oracle gives what it gave when this case was written";
   claim.lane = c.oracle;
-  claim.against = expected_lane;
+  claim.against = recorded_lane;
   claim.metric = Metric::rel_l2;
   claim.bound = {Bound::Kind::at_most, oracle_rounding};
   if (info(c.site.stage).payload == Payload::indices) {

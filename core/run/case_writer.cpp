@@ -19,6 +19,7 @@ namespace moe_diag {
 namespace {
 
 constexpr std::size_t longest_id = 100;
+constexpr std::uint64_t most_for_same_values = std::uint64_t{16} << 20;  // bytes of tensors that a larger case may have
 
 std::string numerics_of(const LaneSpec& lane) {
   for (const Options::Entry& entry : lane.options.entries())
@@ -55,7 +56,10 @@ CaseWriter::CaseWriter(const Parts& parts, PluginHost& host, const CaseFolder& f
     : parts_(parts),
       host_(host),
       folder_(folder),
+      options_(parts.options),
       step_(*find_step(parts.runner.program(), parts.where.site)) {
+  options_.explain = false;
+  options_.models = nullptr;
   const Sequences& sequences = parts.runner.sequences();
   const auto tokens = sequences.tokens(parts.where.prompt);
   tokens_.assign(tokens.begin(), tokens.begin() + sequences.known(parts.where.prompt));
@@ -122,15 +126,24 @@ bool CaseWriter::write() {
   std::vector<std::int32_t> elements;  // of a row of the output, that faults change
   for (const FaultSpec& fault : parts_.contract.planted)
     if (Site{fault.stage, fault.layer} == parts_.where.site) elements.push_back(fault.index);
-  const ModelConfig& config = parts_.runner.model().config();
-  for (const Cut& cut : cuts_of(parts_.record, step_, config, parts_.where.position, tokens_, elements)) {
-    folder_.empty();
-    cut_to(cut);
-    if (!fails()) continue;
-    folder_.write(std::string(case_readme), readme());
-    return true;
+  const Model& model = parts_.runner.model();
+  std::optional<Cut> fails_otherwise;  // with other values than in the run
+  for (const Cut& cut : cuts_of(parts_.record, step_, model.config(), parts_.where.position, tokens_, elements)) {
+    if (fails_otherwise && part_bytes(model, {parts_.where.site, cut.experts, cut.vocabulary}) > most_for_same_values)
+      continue;
+    if (!write_cut(cut)) continue;
+    if (changed_ == 0) return true;
+    if (!fails_otherwise) fails_otherwise = cut;
   }
-  return false;
+  return fails_otherwise && write_cut(*fails_otherwise);
+}
+
+bool CaseWriter::write_cut(const Cut& cut) {
+  folder_.empty();
+  cut_to(cut);
+  if (!fails()) return false;
+  folder_.write(std::string(case_readme), readme());
+  return true;
 }
 
 void CaseWriter::cut_to(const Cut& cut) {
@@ -164,7 +177,7 @@ void CaseWriter::cut_to(const Cut& cut) {
 // What the oracle gives, and beside it what the lane does.
 std::vector<GivenValues> CaseWriter::outputs(const CaseContract& without) {
   const Contract contract = parse_contract(contract_text(without), folder_ / case_contract);
-  Runner runner(contract, host_, parts_.options);
+  Runner runner(contract, host_, options_);
   if (!runner.open_model()) throw Error(ErrorKind::environment, runner.absences().front());
   runner.plan();
   runner.open_lanes();
@@ -203,9 +216,7 @@ bool CaseWriter::fails() {
   held_.clear();
   failed_.clear();
   const Contract contract = read_contract(folder_ / case_contract);
-  RunOptions options = parts_.options;
-  options.explain = false;
-  const Verdict verdict = run_contract(contract, host_, options);
+  const Verdict verdict = run_contract(contract, host_, options_);
   for (const Judgement& j : verdict.judgements) {
     const SiteResult* site = j.outcome == Outcome::falsified ? j.first_failing() : j.worst();
     const Sample* sample = !site ? nullptr : j.outcome == Outcome::falsified ? &site->first_failing : &site->worst;
@@ -248,6 +259,12 @@ std::string CaseWriter::summary(const std::string& place) const {
       static_cast<double>(folder_.bytes()) / 1024, failed_, held_, place, case_contract);
 }
 
+std::string CaseWriter::values_text() const {
+  if (changed_ == 0) return "the same values as in the run";
+  const std::string by = std::isfinite(changed_) ? fmt::format(" by up to {:.6g}", changed_) : "";
+  return fmt::format("other values than in the run, which they differ from{}: the failure reads what was left out", by);
+}
+
 std::string CaseWriter::readme() const {
   const RecordedVerdict& v = parts_.verdict;
   std::string text = fmt::format(
@@ -255,9 +272,7 @@ std::string CaseWriter::readme() const {
       "step       {}{}\nlane       {}\ncomputes   {}",
       text_of(step_), tensors_of(step_), parts_.lane, numbers());
   text += fmt::format("fails      when it is run:\n{}{}", failed_, held_);
-  text += changed_ == 0 ? "           the lane gives the same values as in the run\n"
-                        : fmt::format("           the lane's values are not those of the run: they differ by up to {:.6g}\n",
-                                      changed_);
+  text += fmt::format("           the lane gives {}\n", values_text());
   if (!case_.planted.empty()) {
     text += "planted    ";
     for (const FaultSpec& fault : case_.planted) text += fmt::format("{}, lane {}\n           ", fault.text, fault.lane);

@@ -12,7 +12,7 @@
 
 namespace moe_diag {
 
-// Writes one step as a case, as small as it still fails.
+// Writes one step as a case, as small as it still fails, and if that is not too large, with the values it failed with.
 class CaseWriter {
  public:
   // All outlive it.
@@ -40,16 +40,19 @@ class CaseWriter {
   void add_lane(const std::string& name, bool fed);
   std::string add_oracle();
   bool has_fault(const std::string& lane) const;
+  bool write_cut(const Cut& cut);  // false: the case does not fail
   void cut_to(const Cut& cut);
   std::vector<GivenValues> outputs(const CaseContract& without);
   void compare_with_run(const StepRecord& alone);
   bool fails();
   std::string readme() const;
   std::string numbers() const;
+  std::string values_text() const;
 
   const Parts parts_;
   PluginHost& host_;
   const CaseFolder& folder_;
+  RunOptions options_;  // of the case's runs
   const Step step_;
   std::vector<std::int32_t> tokens_;
   CaseContract case_;

@@ -69,7 +69,9 @@ class Reproduction {
         options_(options),
         falsifier_(falsifier_of(verdict, options.falsifier)),
         contract_(contract_of(verdict)),
-        claim_(claim_of_contract()) {}
+        claim_(claim_of_contract()),
+        is_fed_(takes_inputs()),
+        follows_(falsifier_.divergence && (!is_fed_ || falsifier_.divergence->lane != claim_.lane)) {}
 
   Repro make() {
     if (const std::string why = why_every_step_is_right(); !why.empty()) return {false, why};
@@ -105,20 +107,16 @@ class Reproduction {
     refuse(fmt::format("{}: \"lane\": the contract has no lane '{}'", verdict_.path, shown(name)));
   }
 
-  bool follows_a_step() const {
-    const auto& d = falsifier_.divergence;
-    return d && (!is_fed() || d->lane != claim_.lane);
-  }
-  bool is_fed() const {
+  bool takes_inputs() const {
     return std::any_of(contract_.lanes.begin(), contract_.lanes.end(),
                        [&](const LaneSpec& l) { return l.name == claim_.lane && !l.inputs.empty(); });
   }
 
   // Where the verdict says so.
   std::string why_every_step_is_right() const {
-    const std::string cause = follows_a_step() ? falsifier_.divergence->cause : falsifier_.cause;
-    if (is_fed() || (cause != "drift" && cause != "routing_tie" && cause != "routing_drift")) return "";
-    return fmt::format("every step of lane '{}' is right alone: {}{}{}", claim_.lane, cause,
+    const std::string cause = follows_ ? falsifier_.divergence->cause : falsifier_.cause;
+    if (is_fed_ || (cause != "drift" && cause != "routing_tie" && cause != "routing_drift")) return "";
+    return fmt::format("every step of lane '{}' is right alone: {}{}{}\n", claim_.lane, cause,
                        falsifier_.why.empty() ? "" : ": ", falsifier_.why);
   }
 
@@ -130,7 +128,7 @@ class Reproduction {
     std::string prompt = failing.prompt;
     where_.position = failing.position;
     where_.site = failing.site;
-    if (follows_a_step()) {
+    if (follows_) {
       const RecordedDivergence& d = *falsifier_.divergence;
       own_claim_ = d.lane == claim_.lane && d.site == failing.site;
       lane_ = d.lane;
@@ -212,7 +210,7 @@ class Reproduction {
       claims.push_back(claim_);
       claims.back().bound = falsifier_.first_failing->bound;
     }
-    if (!follows_a_step()) return claims;
+    if (!follows_) return claims;
     FalsifierSpec step;
     step.id = "STEP";
     step.lane = lane_;
@@ -250,6 +248,8 @@ class Reproduction {
   const RecordedFalsifier& falsifier_;
   Contract contract_;
   FalsifierSpec claim_;  // the contract's
+  const bool is_fed_;    // its lane is, in the contract
+  const bool follows_;   // the step is one that the verdict names, elsewhere perhaps
   bool own_claim_ = true;
   std::string lane_, from_;  // of the step: its lane and prompt
   StepRecorder::Where where_;

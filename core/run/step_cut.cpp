@@ -100,8 +100,9 @@ std::vector<Cut> cuts_of(const StepRecord& record, const Step& step, const Model
     return cut;
   };
   std::vector<Cut> cuts = {narrowed(position, 1), narrowed(record.first, record.count),
-                           Cut{record.first, record.count, {}, {}}};
-  cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
+                           Cut{position, 1, {}, {}}, Cut{record.first, record.count, {}, {}}};
+  for (auto cut = cuts.begin(); cut != cuts.end();)
+    cut = std::count(cuts.begin(), cut, *cut) > 0 ? cuts.erase(cut) : cut + 1;
   return cuts;
 }
 
