@@ -19,6 +19,7 @@ void add_run(CLI::App& app, Context& context);
 void add_plan(CLI::App& app, Context& context);
 void add_capture(CLI::App& app, Context& context);
 void add_digest(CLI::App& app, Context& context);
+void add_repro(CLI::App& app, Context& context);
 void add_check(CLI::App& app, Context& context);
 void add_stages(CLI::App& app, Context& context);
 void add_plugins(CLI::App& app, Context& context);

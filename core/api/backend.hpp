@@ -45,7 +45,8 @@ class Lane {
   virtual void begin(const Pass& pass) = 0;
 
   // Runs the steps in order; may return before they are done. Nobody looks at a stage inside the span, so steps may be
-  // fused and unwanted outputs left unwritten. The spans of a pass are, in order, the whole program.
+  // fused and unwanted outputs left unwritten. The spans of a pass are, in order, the whole program; or one step alone,
+  // whose inputs were written before.
   virtual void run(std::span<const Step> steps) = 0;
 
   // Host view of rows of a stage, as the last step that wrote it left them; waits until they are there. Valid until the

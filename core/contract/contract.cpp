@@ -2,6 +2,7 @@
 #include "core/contract/contract.hpp"
 
 #include <fmt/format.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -180,6 +181,7 @@ void read_all(const YamlNode& root, Contract& contract, Mistakes& mistakes) {
   part("model", true, read_model);
   part("prompts", true, read_prompts);
   part("lanes", true, read_lanes);
+  part("step", false, read_step);
   part("oracle", false, read_oracle);
   part("planted", false, read_planted);
   part("sinks", false, read_sinks);
@@ -197,6 +199,8 @@ Contract parse_contract(const std::string& text, const std::string& path, const 
   contract.path = path;
   const std::filesystem::path folder = std::filesystem::path(path).parent_path();
   contract.folder = folder.empty() ? std::string(".") : folder.string();
+  contract.digest = fmt::format("{:016x}", XXH3_64bits(text.data(), text.size()));
+  contract.overrides = overrides;
   Mistakes mistakes(path);
   auto root = parse_document(text, "", mistakes);
   if (!root && mistakes.count() == 0)

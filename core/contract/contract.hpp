@@ -11,6 +11,7 @@
 #include "core/api/blocks.hpp"
 #include "core/api/options.hpp"
 #include "core/api/stage.hpp"
+#include "core/api/tensor.hpp"
 #include "core/contract/override.hpp"
 #include "core/contract/selection.hpp"
 #include "core/contract/where.hpp"
@@ -51,8 +52,31 @@ struct LaneSpec {
   std::string inputs;   // lane whose outputs replace this lane's after every step; empty: none
   std::string routing;  // lane whose routing replaces this lane's; empty: none
   Options options;      // `numerics` and all keys that are the backend's own
+  bool recorded = false;  // it computes nothing: its values are those of StepSpec::expected
   Where where;
 };
+
+// Rows of a stage, out of an .npy file.
+struct GivenValues {
+  Stage stage = Stage::embedding;
+  DType dtype = DType::f32;
+  Shape shape;  // as in the file, position first
+  std::vector<std::byte> bytes;
+  Where where;
+
+  Tensor tensor() const { return {bytes.data(), dtype, shape}; }
+};
+
+// One step alone, on values that are given: what the contract computes where its model is a part of one.
+struct StepSpec {
+  int first = 0, count = 0;            // the positions that are computed, in one pass
+  std::vector<GivenValues> inputs;     // what the step reads, and what its output is compared by
+  std::vector<GivenValues> expected;   // what it should give: the values of the lane `recorded`
+  Where where;
+
+  int end() const { return first + count; }
+};
+inline constexpr std::string_view recorded_lane = "recorded";  // its name
 
 struct SinkSpec {
   std::string name, sink;
@@ -198,11 +222,14 @@ struct Contract {
   std::vector<PromptSpec> prompts;
   std::string oracle;  // empty: none
   std::vector<LaneSpec> lanes;
+  std::optional<StepSpec> step;
   std::vector<FaultSpec> planted;  // in every run of the contract; each names its lane
   std::vector<CaptureSpec> capture;
   std::vector<SinkSpec> sinks;
   std::vector<FalsifierSpec> falsifiers;
   std::size_t stated = 0;  // falsifiers in the file; fewer are left when some were selected
+  std::string digest;               // 16 hex digits: xxh3 of the file's text
+  std::vector<Override> overrides;  // that were applied to it
 
   // "contracts/quickstart.yaml:12:5"
   std::string at(const Where& where) const {
@@ -218,6 +245,8 @@ Contract parse_contract(const std::string& text, const std::string& path, const 
 // Reads a fault as `run --inject` takes it: a control in YAML's flow form with a lane of the contract, as in
 // "{inject: nan, stage: moe_expert_out, layer: 6, lane: cuda}". Throws Error(usage) with every mistake found.
 FaultSpec parse_fault(const std::string& text, const Contract& contract);
+// The fault in the form that parse_fault() takes.
+std::string flow_text(const FaultSpec& fault);
 
 std::string_view name_of(Metric metric);
 std::string_view name_of(FaultSpec::Kind kind);

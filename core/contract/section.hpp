@@ -16,6 +16,8 @@ namespace moe_diag {
 void read_prompts(const Value& value, Contract& contract);
 void read_lanes(const Value& value, Contract& contract);
 void read_oracle(const Value& value, Contract& contract);
+// Adds the lane of what is expected, too.
+void read_step(const Value& value, Contract& contract);
 void read_sinks(const Value& value, Contract& contract);
 void read_capture(const Value& value, Contract& contract);
 void read_falsifiers(const Value& value, Contract& contract);

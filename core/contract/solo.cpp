@@ -41,6 +41,8 @@ bool is_repeated(Metric metric) { return !has_stage(metric) && metric != Metric:
 
 // A lane that takes over another's values cannot compute without it.
 void check_alone(const Value& where, const FalsifierSpec& spec, Metric metric, const Contract& contract) {
+  if (contract.step && is_solo(metric))
+    where.refuse(fmt::format("{} is of whole passes, and the contract computes one step", info(metric).name));
   const LaneSpec* lane = find_lane(contract, spec.lane);
   if (!lane || !is_solo(metric) || (metric == Metric::identical && spec.to == Twin::digest)) return;
   if (lane->inputs.empty() && lane->routing.empty()) return;

@@ -23,9 +23,10 @@ int feeder(const RunningLane& lane, Stage stage) {
 }  // namespace
 
 Forward::Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults,
-                 const std::vector<bool>& active)
+                 const std::vector<bool>& active, StepFeed* feed)
     : lanes_(lanes),
       bus_(bus),
+      feed_(feed),
       programs_(lanes.size(), build_program(model)),
       fault_needs_(lanes.size(), std::vector<bool>(programs_.front().size())),
       feeding_order_(lanes.feeding_order()),
@@ -71,7 +72,10 @@ std::vector<std::int64_t> Forward::changed() const {
 
 void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>& at_layer) {
   plan_stops(prompt);
-  for (int lane : launch_order_) lanes_[static_cast<std::size_t>(lane)].begin(pass);
+  for (int lane : launch_order_) {
+    lanes_[static_cast<std::size_t>(lane)].begin(pass);
+    if (feed_) feed_->feed(pass, lanes_[static_cast<std::size_t>(lane)]);
+  }
   const std::size_t count = stops_.size();
   int layer = -1;
   for (std::size_t at = 0, end = 0, ahead = 0; at < count; at = end) {
@@ -152,7 +156,7 @@ void Forward::stop(const Step& step, const Pass& pass, int prompt) {
   for (Stage stage : step.out) {
     Sighting sighting(lanes_, pass, prompt, site_of(step, stage));
     plant(sighting);
-    bus_.deliver(sighting, feeding_order_);
+    if (!feed_ || feed_->is_shown(pass)) bus_.deliver(sighting, feeding_order_);
   }
   // Only now: the outputs of one step belong together, as the router's weights belong to its indices.
   for (Stage stage : step.out) {

@@ -8,6 +8,7 @@
 #include "core/bus/bus.hpp"
 #include "core/bus/fault.hpp"
 #include "core/forward/program.hpp"
+#include "core/forward/step_feed.hpp"
 
 namespace moe_diag {
 
@@ -15,9 +16,10 @@ namespace moe_diag {
 // lanes with inputs from another take them over. Memory holds one layer per lane, whatever is looked at.
 class Forward {
  public:
-  // Of the lanes that run, only the active ones take part; the feeders of an active lane must be active.
-  Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults,
-          const std::vector<bool>& active);
+  // Of the lanes that run, only the active ones take part; the feeders of an active lane must be active. `feed` gives
+  // the one step of a part of a model what it reads; null: the model is whole.
+  Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults, const std::vector<bool>& active,
+          StepFeed* feed = nullptr);
 
   // Passes end behind the step that writes the site, instead of at the program's end. Before the first pass.
   void end_after(Site site);
@@ -42,6 +44,7 @@ class Forward {
 
   Lanes& lanes_;
   Bus& bus_;
+  StepFeed* feed_;
   std::vector<FaultPlanter> faults_;
   std::vector<Program> programs_;               // per lane, whose wants differ
   std::vector<std::vector<bool>> fault_needs_;  // per lane and step: a fault needs its outputs

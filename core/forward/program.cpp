@@ -84,7 +84,10 @@ class Builder {
 
 }  // namespace
 
-Program build_program(const Model& model) { return Builder(model).build(); }
+Program build_program(const Model& model) {
+  Program whole = Builder(model).build();
+  return model.part() ? Program{*find_step(whole, *model.part())} : whole;
+}
 
 const Step* find_step(const Program& program, Site site) {
   for (const Step& step : program)

@@ -12,6 +12,7 @@ namespace moe_diag {
 // The forward pass as data: every step of every layer, in order.
 using Program = std::vector<Step>;
 
+// Of a part of a model: its one step.
 Program build_program(const Model& model);
 
 // The step that writes the stage, or null when the program has none there.

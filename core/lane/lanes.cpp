@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include "core/lane/recorded_lane.hpp"
 #include "core/plugin/guard.hpp"
 
 namespace moe_diag {
@@ -66,6 +67,10 @@ void Lanes::mark_unfed() {
 void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
   const LaneSpec& spec = contract_.lanes[i];
   RunningLane& lane = lanes_[i];
+  if (spec.recorded) {
+    lane.description = RecordedLane::description(*contract_.step);
+    return;
+  }
   try {
     std::unique_ptr<Backend>& backend = backends_[{spec.backend, device_of(spec.options)}];
     if (!backend) backend = host.make_backend(spec.backend, spec.options);
@@ -80,15 +85,19 @@ void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
   host.check_options(PluginKind::backend, spec.backend, spec.options);
 }
 
+std::unique_ptr<Lane> Lanes::opened(std::size_t i) const {
+  if (contract_.lanes[i].recorded) return std::make_unique<RecordedLane>(*contract_.step, model_.config());
+  return backend_of_[i]->open(model_.view(), contract_.lanes[i].options);
+}
+
 void Lanes::open(const std::vector<bool>& needed) {
   for (std::size_t i = 0; i < lanes_.size(); ++i) {
     RunningLane& lane = lanes_[i];
     if (!needed[i] || !lane.absent.empty() || lane.runs()) continue;
     try {
-      std::unique_ptr<Lane> opened =
-          guard(lane.label(), "open", [&] { return backend_of_[i]->open(model_.view(), contract_.lanes[i].options); });
-      if (!opened) throw Error(ErrorKind::environment, lane.label() + ": open: returned no lane");
-      lane.attach(std::move(opened));
+      std::unique_ptr<Lane> from_backend = guard(lane.label(), "open", [&] { return opened(i); });
+      if (!from_backend) throw Error(ErrorKind::environment, lane.label() + ": open: returned no lane");
+      lane.attach(std::move(from_backend));
     } catch (const Error& e) {
       if (e.kind() != ErrorKind::absent) throw;
       lane.absent = e.what();

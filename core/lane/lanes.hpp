@@ -67,6 +67,7 @@ class Lanes {
 
  private:
   void describe(std::size_t i, PluginHost& host, const Request& request);
+  std::unique_ptr<Lane> opened(std::size_t i) const;
   void mark_unfed();
 
   const Contract& contract_;

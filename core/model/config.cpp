@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "core/api/error.hpp"
+#include "core/model/part.hpp"
 
 namespace moe_diag {
 namespace {
@@ -176,9 +177,10 @@ void check_heads(const GgufFile& file, const ModelConfig& c) {
            c.head_dim, width, largest_width);
 }
 
-// The vocabulary is as large as the embedding's table.
+// The vocabulary is as large as the embedding's table, which a part may lack.
 int read_vocab(const GgufFile& file) {
   const GgufTensor* table = file.find_tensor("token_embd.weight");
+  if (table == nullptr && is_part(file)) return size_of(file, "vocab_size");
   if (table == nullptr) refuse(file, "tensor token_embd.weight is missing");
   if (table->dims[1] > largest_size)
     refuse(file, "tensor token_embd.weight has {} rows, expected {} at most", table->dims[1], largest_size);
@@ -213,6 +215,24 @@ ModelConfig read_config(const GgufFile& file) {
     refuse(file, "metadata key '{}' is {}, expected at most the {} experts of '{}'", full("expert_used_count"), c.used,
            c.experts, full("expert_count"));
   return c;
+}
+
+void add_config(GgufHeader& header, const ModelConfig& config, int dense_width) {
+  const auto add = [&](std::string_view key, int value) { header.add(full(key), static_cast<std::uint32_t>(value)); };
+  add("block_count", config.layers);
+  add("context_length", config.context);
+  add("embedding_length", config.hidden);
+  add("feed_forward_length", dense_width);
+  add("attention.head_count", config.heads);
+  add("attention.head_count_kv", config.kv_heads);
+  add("attention.key_length", config.head_dim);
+  add("attention.value_length", config.head_dim);
+  header.add(full("attention.layer_norm_rms_epsilon"), config.rms_eps);
+  header.add(full("rope.freq_base"), config.rope_theta);
+  add("expert_count", config.experts);
+  add("expert_used_count", config.used);
+  add("expert_feed_forward_length", config.expert_width);
+  add("vocab_size", config.vocab);
 }
 
 }  // namespace moe_diag

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <deque>
 #include <optional>
 #include <span>
 #include <unordered_map>
@@ -15,9 +16,16 @@
 #include "core/gguf/gguf_file.hpp"
 #include "core/gguf/mapped_file.hpp"
 #include "core/model/config.hpp"
+#include "core/model/part.hpp"
 #include "core/model/tensors.hpp"
 
 namespace moe_diag {
+
+// A tensor that is not in the file: its name and shape, no data.
+struct Lacked {
+  std::string name;
+  Weight weight;
+};
 
 struct Model::Impl {
   std::optional<MappedFile> mapped;
@@ -25,7 +33,9 @@ struct Model::Impl {
   std::string source, digest;
   std::span<const std::byte> bytes;
   ModelConfig config;
+  std::optional<Site> part;
   std::vector<Weight> weights;
+  std::deque<Lacked> lacked;  // what a part of a model does not have
   std::vector<LayerWeights> layers;
   const Weight *token_embd = nullptr, *output_norm = nullptr, *output = nullptr;
 
@@ -51,11 +61,18 @@ std::string shape_text(std::span<const std::int64_t> dims) {
 // Finds the tensors of a model in a file, refuses wrong ones, and remembers which it found.
 class Finder {
  public:
-  Finder(const GgufFile& file, const std::vector<Weight>& weights)
-      : file_(file), weights_(weights), taken_(weights.size(), false) {}
+  Finder(const GgufFile& file, const std::vector<Weight>& weights, const ModelConfig& config,
+         const std::optional<Site>& part, std::deque<Lacked>& lacked)
+      : file_(file),
+        weights_(weights),
+        config_(config),
+        part_(part),
+        lacked_(lacked),
+        taken_(weights.size(), false) {}
 
   const Weight* take(const TensorSpec& spec) {
     const GgufTensor* tensor = file_.find_tensor(spec.name);
+    if (part_ && !is_read_by(*part_, spec, config_)) return lack(spec);
     if (tensor == nullptr)
       refuse(file_, "tensor {} is missing; expected one of shape {} (fastest first)", spec.name,
              shape_text(spec.dims()));
@@ -81,6 +98,14 @@ class Finder {
   }
 
  private:
+  // A tensor that the part's step does not read.
+  const Weight* lack(const TensorSpec& spec) {
+    Lacked& lacked = lacked_.emplace_back();
+    lacked.name = spec.name;
+    lacked.weight = {lacked.name, BlockType::f32, spec.cols, spec.rows, spec.experts, nullptr};
+    return &lacked.weight;
+  }
+
   static std::string_view what_it_may_be(std::string_view name) {
     const auto has = [name](std::string_view part) { return name.find(part) != std::string_view::npos; };
     if (name.ends_with(".bias")) return "biases are not supported";
@@ -93,6 +118,9 @@ class Finder {
 
   const GgufFile& file_;
   const std::vector<Weight>& weights_;
+  const ModelConfig& config_;
+  const std::optional<Site>& part_;
+  std::deque<Lacked>& lacked_;
   std::vector<bool> taken_;
 };
 
@@ -145,8 +173,9 @@ void Model::Impl::read() {
   const GgufFile file = GgufFile::parse(bytes, source);
   if (mapped) mapped->name_ranges(ranges_of(file));
   config = read_config(file);
+  part = read_part(file, config.layers);
   weights = make_weights(file);
-  Finder finder(file, weights);
+  Finder finder(file, weights, config, part, lacked);
   token_embd = finder.take(tensor_spec(config, Role::token_embd));
   for (int l = 0; l < config.layers; ++l) layers.push_back(find_layer(finder, config, l));
   output_norm = finder.take(tensor_spec(config, Role::output_norm));
@@ -179,6 +208,7 @@ Model& Model::operator=(Model&&) noexcept = default;
 Model::~Model() = default;
 
 const ModelConfig& Model::config() const { return impl_->config; }
+const std::optional<Site>& Model::part() const { return impl_->part; }
 ModelView Model::view() const { return {&impl_->config, impl_->weights}; }
 const std::vector<LayerWeights>& Model::layers() const { return impl_->layers; }
 const Weight& Model::token_embd() const { return *impl_->token_embd; }

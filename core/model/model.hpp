@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,7 +14,7 @@
 
 namespace moe_diag {
 
-// The tensors of one layer; every pointer is set. Shapes are [cols -> rows], times experts where there are some.
+// The tensors of one layer; every pointer is set, to a weight without data where a part of a model lacks it. Shapes are [cols -> rows], times experts where there are some.
 struct LayerWeights {
   const Weight* attn_norm = nullptr;      // d
   const Weight* attn_q = nullptr;         // d -> Hq h
@@ -41,6 +42,8 @@ class Model {
   ~Model();
 
   const ModelConfig& config() const;
+  // The one step whose tensors it has, where it is a part of a model: see core/model/part.hpp.
+  const std::optional<Site>& part() const;
   ModelView view() const;
   const std::vector<LayerWeights>& layers() const;
   const Weight& token_embd() const;

@@ -23,6 +23,7 @@
 
 #include "core/api/error.hpp"
 #include "core/gguf/gguf_header.hpp"
+#include "core/model/config.hpp"
 #include "core/model/synthetic_weights.hpp"
 #include "core/model/tensors.hpp"
 
@@ -189,26 +190,12 @@ class Plan {
 
   void write_header() {
     GgufHeader header;
-    const auto u32 = [](int value) { return static_cast<std::uint32_t>(value); };
     header.add("general.architecture", "qwen3moe");
     header.add("general.type", "model");
     header.add("general.name", preset_.title);
     header.add("general.file_type", quant_.file_type);
     header.add("general.quantization_version", std::uint32_t{2});
-    header.add("qwen3moe.block_count", u32(config_.layers));
-    header.add("qwen3moe.context_length", u32(config_.context));
-    header.add("qwen3moe.embedding_length", u32(config_.hidden));
-    header.add("qwen3moe.feed_forward_length", u32(preset_.dense_width));
-    header.add("qwen3moe.attention.head_count", u32(config_.heads));
-    header.add("qwen3moe.attention.head_count_kv", u32(config_.kv_heads));
-    header.add("qwen3moe.attention.key_length", u32(config_.head_dim));
-    header.add("qwen3moe.attention.value_length", u32(config_.head_dim));
-    header.add("qwen3moe.attention.layer_norm_rms_epsilon", config_.rms_eps);
-    header.add("qwen3moe.rope.freq_base", config_.rope_theta);
-    header.add("qwen3moe.expert_count", u32(config_.experts));
-    header.add("qwen3moe.expert_used_count", u32(config_.used));
-    header.add("qwen3moe.expert_feed_forward_length", u32(config_.expert_width));
-    header.add("qwen3moe.vocab_size", u32(config_.vocab));
+    add_config(header, config_, preset_.dense_width);
     header.add("tokenizer.ggml.model", "none");
     header.add("moe_diag.synthetic.seed", seed_);
     if (router_scale_ != 1) header.add("moe_diag.synthetic.router_scale", static_cast<float>(router_scale_));

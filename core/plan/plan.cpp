@@ -16,10 +16,16 @@ namespace {
 class Planner {
  public:
   Planner(const Contract& contract, const Model& model, bool controls)
-      : contract_(contract), config_(model.config()), program_(build_program(model)), controls_(controls) {}
+      : contract_(contract),
+        model_(model),
+        config_(model.config()),
+        program_(build_program(model)),
+        controls_(controls) {}
 
   Plan make() {
     check_prompts();
+    if (const std::string mistakes = step_mistakes(contract_, model_, program_); !mistakes.empty())
+      throw Error(ErrorKind::usage, mistakes);
     Plan plan;
     for (const FalsifierSpec& spec : contract_.falsifiers) {
       plan.falsifiers.push_back({&spec,
@@ -79,13 +85,19 @@ class Planner {
     } catch (const std::exception& e) {
       mistake(where, fmt::format("layers: {}", e.what()));
     }
+    const auto insert = [&](Site site) {
+      if (find_step(program_, site)) set.insert(site);
+    };
     for (Stage stage : stages.stages) {
       if (info(stage).scope == Scope::model) {
-        set.insert({stage, -1});
+        insert({stage, -1});
         continue;
       }
-      for (int l : chosen) set.insert({stage, l});
+      for (int l : chosen) insert({stage, l});
     }
+    if (model_.part() && set.in_forward_order().empty())
+      mistake(where, fmt::format("nothing of this is computed: the model is a part, which has {} alone",
+                                 text_of(program_.front())));
     return set;
   }
 
@@ -205,13 +217,16 @@ class Planner {
       for (const WatchedFalsifier& f : plan.falsifiers) look(f.sites, f.positions);
       for (const WatchedCapture& c : plan.captures) look(c.sites, c.positions);
       for (const WatchedCapture& c : plan.evidence) look(c.sites, c.positions);
+      if (contract_.step) first = contract_.step->first;
       plan.head_first.push_back(first);
-      plan.request.rows = std::max(plan.request.rows, longest);
+      const int rows = contract_.step ? std::max(contract_.step->first, contract_.step->count) : longest;
+      plan.request.rows = std::max(plan.request.rows, rows);
       plan.request.total = std::max(plan.request.total, length);
     }
   }
 
   const Contract& contract_;
+  const Model& model_;
   const ModelConfig& config_;
   Program program_;
   const bool controls_;

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <filesystem>
 #include <nlohmann/json.hpp>
+#include <system_error>
 #include <utility>
 
 #include "core/api/abi.hpp"
@@ -14,8 +16,6 @@ namespace moe_diag {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-constexpr int schema_version = 1;
 
 Json number(double v) {
   if (std::isnan(v)) return "nan";
@@ -228,11 +228,17 @@ Json judgement_json(const Verdict& verdict, const Judgement& judgement) {
   return j;
 }
 
+std::string absolute(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::path absolute = std::filesystem::absolute(path, error);
+  return error ? path : absolute.lexically_normal().string();
+}
+
 // What is said once a document.
 Json header(std::string_view tool_version) {
   const HostInfo host = host_info();
   Json j;
-  j["schema_version"] = schema_version;
+  j["schema_version"] = verdict_schema_version;
   j["tool"] = {
       {"name", "moe-diag"}, {"version", tool_version}, {"plugin_abi", abi_version}, {"build", MOE_DIAG_BUILD_STAMP}};
   j["host"] = {{"name", host.name}, {"system", host.system}, {"cpu", host.cpu}, {"cores", host.cores}};
@@ -243,9 +249,13 @@ void add_what_ran(Json& j, const Verdict& verdict) {
   const Contract& contract = *verdict.contract;
   j["started"] = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(verdict.started));
   j["contract"] = {{"path", contract.path},
+                   {"absolute_path", absolute(contract.path)},
+                   {"digest", contract.digest},
+                   {"set", Json::array()},
                    {"id", contract.metadata.id},
                    {"version", contract.metadata.version},
                    {"falsifiers", contract.stated}};
+  for (const auto& [key, value] : contract.overrides) j["contract"]["set"].push_back(key + '=' + value);
   const ModelReport& m = verdict.model;
   j["model"] = {{"source", text_or_null(m.source)},
                 {"bytes", m.bytes},
@@ -282,6 +292,7 @@ Json first_divergence_json(const Verdict& verdict) {
 void add_verdict(Json& j, const Verdict& verdict) {
   add_what_ran(j, verdict);
   j["planted"] = verdict.planted;
+  j["injected"] = verdict.injected;
   for (const auto& [key, allowed] :
        {std::pair{"captured_nothing", false}, std::pair{"captured_nothing_allowed", true}}) {
     j[key] = Json::array();

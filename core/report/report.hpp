@@ -9,6 +9,8 @@
 
 namespace moe_diag {
 
+inline constexpr int verdict_schema_version = 1;
+
 // The verdict for a person: what was decided, the first divergence in a form to paste into a bug report, then a line
 // for each falsifier, and what ran. `details` adds every control and where samples failed.
 std::string console_report(const Verdict& verdict, bool details);

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -38,6 +39,8 @@ class Copies {
 
 Explanations::Explanations(const Parts& parts, Verdict& verdict)
     : parts_(parts), verdict_(verdict), oracle_(parts.lanes.index_of(parts.contract.oracle)) {
+  if (parts.contract.step)
+    feed_.emplace(*parts.contract.step, parts.plan.program.front(), parts.model.config(), true);
   why_not_ = obstacle();
   if (!why_not_.empty()) return;
   for (std::size_t f = 0; f < verdict.judgements.size(); ++f)
@@ -158,7 +161,7 @@ std::vector<Stage> Explanations::curves() const {
 
 std::vector<Stretch> Explanations::passes(const Again& again) const {
   std::vector<Stretch> stretches;
-  for (const Stretch& s : parts_.sequences.stretches(again.prompt))
+  for (const Stretch& s : feed_ ? feed_->stretches() : parts_.sequences.stretches(again.prompt))
     if (s.first < again.end) stretches.push_back({s.first, std::min(s.count, again.end - s.first)});
   return stretches;
 }
@@ -208,13 +211,14 @@ std::unique_ptr<Examiner> Explanations::run(const std::vector<Subject>& subjects
                                              subjects, compared_, curves(), several);
   Bus bus;
   bus.add(*examiner);
-  Forward forward(parts_.model, parts_.lanes, bus, planted(subjects), active(subjects));
+  Forward forward(parts_.model, parts_.lanes, bus, planted(subjects), active(subjects), feed_ ? &*feed_ : nullptr);
   const int layers = parts_.model.config().layers;
   for (const auto& [prompt, again] : again_) {
     forward.end_after(again.last);
     const int head_first = parts_.plan.head_first[static_cast<std::size_t>(prompt)];
     for (const Stretch& stretch : passes(again)) {
-      forward.pass(pass_over(parts_.sequences.tokens(prompt), stretch, head_first), prompt,
+      const auto tokens = parts_.sequences.tokens(prompt);
+      forward.pass(feed_ ? feed_->pass_over(tokens, stretch) : pass_over(tokens, stretch, head_first), prompt,
                    [&](int layer) { at_layer(done * layers + layer, total * layers); });
       ++done;
     }

@@ -4,11 +4,13 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "core/bus/fault.hpp"
+#include "core/forward/step_feed.hpp"
 #include "core/lane/lanes.hpp"
 #include "core/model/model.hpp"
 #include "core/plan/plan.hpp"
@@ -67,6 +69,7 @@ class Explanations {
 
   const Parts parts_;
   Verdict& verdict_;
+  std::optional<StepFeed> feed_;  // of a step alone
   const int oracle_;
   std::string why_not_;
   std::vector<int> judged_;  // lanes to be explained

@@ -66,7 +66,10 @@ Runner::Runner(const Contract& contract, PluginHost& host, const RunOptions& opt
   verdict_.contract = &contract;
   verdict_.started = std::time(nullptr);
   for (const FaultSpec& fault : contract.planted) planted_.push_back({contract.at(fault.where), fault});
-  for (const FaultSpec& fault : options.inject) planted_.push_back({"--inject", fault});
+  for (const FaultSpec& fault : options.inject) {
+    planted_.push_back({"--inject", fault});
+    verdict_.injected.push_back(flow_text(fault));
+  }
   for (const auto& [place, fault] : planted_)
     verdict_.planted.push_back(fmt::format("{}, lane {}", fault.text, fault.lane));
 }
@@ -345,24 +348,28 @@ std::vector<std::int64_t> Runner::walk(const std::vector<Hook*>& hooks, std::vec
                                        const std::vector<bool>& active, const std::string& what) {
   Bus bus;
   for (Hook* hook : hooks) bus.add(*hook);
-  Forward forward(*model_, *lanes_, bus, std::move(faults), active);
+  std::optional<StepFeed> feed;
+  if (contract_.step) feed.emplace(*contract_.step, plan_.program.front(), model_->config());
+  Forward forward(*model_, *lanes_, bus, std::move(faults), active, feed ? &*feed : nullptr);
   const int layers = model_->config().layers;
   const auto count = static_cast<int>(contract_.prompts.size());
   std::int64_t done = 0, total = 0;  // passes
-  for (const PromptSpec& prompt : contract_.prompts) total += static_cast<std::int64_t>(stretches_of(prompt).size());
+  const auto stretches = [&](const PromptSpec& prompt) { return feed ? feed->stretches() : stretches_of(prompt); };
+  for (const PromptSpec& prompt : contract_.prompts) total += static_cast<std::int64_t>(stretches(prompt).size());
   for (int p = 0; p < count; ++p) {
     if (!bus.looks_at(p, *lanes_)) continue;
     const PromptSpec& prompt = contract_.prompts[static_cast<std::size_t>(p)];
     const std::string now = what.empty() ? fmt::format("prompt {}", prompt.id) : what;
-    for (const Stretch& stretch : stretches_of(prompt)) {
+    for (const Stretch& stretch : stretches(prompt)) {
       const auto at_layer = [&](int layer) {
         if (options_.progress) options_.progress({now, done * layers + layer, total * layers});
         if (options_.interrupted && options_.interrupted())
           throw Error(ErrorKind::environment, "interrupted: " + now + " was not finished");
       };
       if (stretch.end() <= sequences_->known(p))
-        forward.pass(pass_over(sequences_->tokens(p), stretch, plan_.head_first[static_cast<std::size_t>(p)]), p,
-                     options_.progress || options_.interrupted ? std::function<void(int)>(at_layer) : nullptr);
+        forward.pass(feed ? feed->pass_over(sequences_->tokens(p), stretch)
+                          : pass_over(sequences_->tokens(p), stretch, plan_.head_first[static_cast<std::size_t>(p)]),
+                     p, options_.progress || options_.interrupted ? std::function<void(int)>(at_layer) : nullptr);
       ++done;
     }
   }
@@ -381,6 +388,8 @@ void Runner::note_ends() {
         verdict_.captured_nothing.push_back({fmt::format("{}: {}", contract_.at(capture.spec->where), why), ""});
   }
 }
+
+void Runner::show_to(Hook& hook) { walk({&hook, sequences_.get()}, planted(), lockstep_, "what a step reads"); }
 
 void Runner::close_sinks() {
   capture_->close();
@@ -549,7 +558,8 @@ PlanReport Runner::plan_report() {
   }
   report.seconds.open = seconds();
   report.work = workload_of(contract_, plan_, program, *lanes_);
-  if (report.fits()) forecast(report, plan_, program, *lanes_);
+  if (contract_.step) report.seconds.unknown = "one step alone takes less than what is around it";
+  if (report.fits() && !contract_.step) forecast(report, plan_, program, *lanes_);
   return report;
 }
 

@@ -38,11 +38,19 @@ class Runner {
   void judge_alone();       // what speaks of passes that a lane computes alone
   void run_controls();
   Digests digests();  // instead of judging: of all that is compared with digests
+  void show_to(Hook& hook);  // instead of judging: the lockstep run, shown to somebody else
   void fail(const Error& error);
 
   Verdict verdict();
   Verdict untested();
   std::vector<std::string> absences() const;
+  const Model& model() const { return *model_; }
+  const Lanes& lanes() const { return *lanes_; }
+  const RunningLane& lane(const std::string& name) const {
+    return (*lanes_)[static_cast<std::size_t>(lanes_->index_of(name))];
+  }
+  const Program& program() const { return plan_.program; }
+  const Sequences& sequences() const { return *sequences_; }
   PlanReport plan_report();  // of what is described; opens the lanes when they fit, to measure them
 
  private:

@@ -133,6 +133,7 @@ struct Verdict {
   Diagnosis diagnosis;                  // of what is falsified
   std::vector<LayerCoverage> coverage;  // of the layers whose experts anybody looked at
   std::vector<std::string> planted;     // faults of the contract, then of `run --inject`
+  std::vector<std::string> injected;    // those of `run --inject` alone, in the form that it takes
   std::vector<NotCaptured> captured_nothing;
   std::vector<std::string> tensors;  // of the step at the first divergence, with their types: "blk.6.... Q4_K"
   std::vector<std::string> outputs;  // what sinks completed, relative to the output folder

@@ -18,7 +18,7 @@ THIRD_PARTY = [
     (r"boost/", ["core/plugin/"]),
     (r"CLI/", ["apps/", "tests/score/"]),
     (r"nlohmann/", ["core/contract/", "core/report/", "apps/", "plugins/sinks/", "tests/"]),
-    (r"xxhash\.h$", ["core/model/", "core/run/", "plugins/sinks/", "tests/"]),
+    (r"xxhash\.h$", ["core/model/", "core/contract/", "core/run/", "plugins/sinks/", "tests/"]),
     (r"(tbb|oneapi)/", ["core/model/", "plugins/backends/"]),
     (r"hwy/", ["plugins/backends/"]),
     (r"(hdf5|H5)", ["plugins/sinks/hdf5/", "tests/"]),

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace moe_diag {
+
+// An array as numpy.save writes it, in C order. Points into the file's bytes.
+struct NpyArray {
+  std::string type;                 // numpy's: "<f4"
+  std::vector<std::int64_t> shape;  // slowest dimension first
+  std::string_view data;            // as many bytes as type and shape say
+
+  std::int64_t count() const;
+};
+
+// Takes versions 1 to 3 of the format, and little-endian numbers of 4 and 8 bytes. Throws Error(usage) with what is
+// wrong.
+NpyArray parse_npy(std::string_view file);
+
+// A regular file's bytes. Throws Error(usage) when there is none, or it has more than `largest` bytes.
+std::string read_bounded(const std::string& path, std::size_t largest);
+
+}  // namespace moe_diag

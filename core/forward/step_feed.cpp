@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+#include "core/forward/step_feed.hpp"
+
+#include <algorithm>
+
+namespace moe_diag {
+namespace {
+
+bool has(const std::vector<Stage>& stages, Stage stage) {
+  return std::find(stages.begin(), stages.end(), stage) != stages.end();
+}
+
+}  // namespace
+
+std::vector<Stage> stages_fed(const Step& step) {
+  std::vector<Stage> stages(step.in.begin(), step.in.end());
+  const bool chooses = step.op == Op::topk;
+  const bool by_expert = !chooses && step.out.size() > 0 && is_per_expert(step.out[0]);
+  if (by_expert && !has(stages, Stage::moe_router_indices)) stages.push_back(Stage::moe_router_indices);
+  if (chooses) stages.push_back(Stage::moe_router_logits);
+  return stages;
+}
+
+bool is_of_all_positions(const Step& step, Stage stage) {
+  return (step.op == Op::scores || step.op == Op::mix) && stage == step.in[1];
+}
+
+std::vector<Stretch> StepFeed::stretches() const {
+  const Stretch looked_at{spec_.first, spec_.count};
+  const bool caches = step_.op == Op::scores || step_.op == Op::mix;
+  if (!caches || spec_.first == 0) return {looked_at};
+  return {{0, spec_.first}, looked_at};
+}
+
+// The head's stages have every row where the step is one of them; else only the one that each pass has.
+Pass StepFeed::pass_over(std::span<const std::int32_t> sequence, Stretch stretch) const {
+  const bool of_head = step_.out[0] >= Stage::final_norm;
+  return moe_diag::pass_over(sequence, stretch, of_head ? stretch.first : stretch.end() - 1);
+}
+
+void StepFeed::feed(const Pass& pass, RunningLane& lane) {
+  for (const GivenValues& values : spec_.inputs) {
+    const Rows rows{0, pass.rows()};
+    const int first = pass.first - (is_of_all_positions(step_, values.stage) ? 0 : spec_.first);
+    Tensor tensor{nullptr, values.dtype, config_.shape_of(values.stage, rows.count, pass.total)};
+    if (first >= 0) {
+      const std::size_t row = static_cast<std::size_t>(tensor.shape.row()) * size_of(values.dtype);
+      tensor.data = values.bytes.data() + static_cast<std::size_t>(first) * row;
+    } else {
+      zeros_.resize(std::max(zeros_.size(), static_cast<std::size_t>(tensor.shape.count())));
+      tensor.data = zeros_.data();
+    }
+    lane.write(values.stage, rows, tensor);
+  }
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <vector>
+
+#include "core/api/step.hpp"
+#include "core/contract/contract.hpp"
+#include "core/forward/program.hpp"
+#include "core/forward/sequence.hpp"
+#include "core/lane/lanes.hpp"
+
+namespace moe_diag {
+
+// The stages that a step alone is given: what it reads, and what its outputs are compared by: the experts that were
+// chosen, or the logits they were chosen by.
+std::vector<Stage> stages_fed(const Step& step);
+
+// True for the keys and the values of attention: a step alone is given those of all positions up to its last.
+bool is_of_all_positions(const Step& step, Stage stage);
+
+// Gives lanes what one step reads.
+class StepFeed {
+ public:
+  // All outlive it. `shows_all`: the pass that fills the cache is shown, too, to those who keep what is in it.
+  StepFeed(const StepSpec& spec, const Step& step, const ModelConfig& config, bool shows_all = false)
+      : spec_(spec), step_(step), config_(config), shows_all_(shows_all) {}
+
+  // The pass of the spec's positions; before it, where keys or values of earlier ones belong into the cache, one of
+  // those, whose outputs mean nothing.
+  std::vector<Stretch> stretches() const;
+  bool is_shown(const Pass& pass) const { return shows_all_ || pass.first == spec_.first; }
+  // Of a stretch of the prompt's tokens.
+  Pass pass_over(std::span<const std::int32_t> sequence, Stretch stretch) const;
+
+  // After begin(), before run().
+  void feed(const Pass& pass, RunningLane& lane);
+
+ private:
+  const StepSpec& spec_;
+  const Step& step_;
+  const ModelConfig& config_;
+  const bool shows_all_;
+  std::vector<double> zeros_;  // what the pass that fills the cache reads beside
+};
+
+}  // namespace moe_diag

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "core/api/backend.hpp"
+#include "core/contract/contract.hpp"
+
+namespace moe_diag {
+
+// The lane `recorded` of a step alone: it computes nothing. Of the step's outputs it has what the contract expects, of
+// every other stage what was written to it.
+class RecordedLane final : public Lane {
+ public:
+  // Both outlive it.
+  RecordedLane(const StepSpec& step, const ModelConfig& config) : step_(step), config_(config) {}
+
+  void begin(const Pass& pass) override;
+  void run(std::span<const Step>) override {}
+  Tensor read(Stage stage, Rows rows) override;
+  void write(Stage stage, Rows rows, const Tensor& values) override;
+
+  static Description description(const StepSpec& step);
+
+ private:
+  struct Written {
+    Rows rows;
+    DType dtype = DType::f32;
+    std::vector<std::byte> bytes;
+  };
+
+  const StepSpec& step_;
+  const ModelConfig& config_;
+  int pass_first_ = 0, total_ = 0;
+  std::array<Written, stage_count> written_;
+};
+
+}  // namespace moe_diag

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/api/stage.hpp"
+#include "core/contract/contract.hpp"
+
+namespace moe_diag {
+
+// Where a falsifier failed, as a verdict has it. Position -1: of a whole pass, of no stage.
+struct RecordedSample {
+  std::string prompt;
+  int position = -1;
+  Site site;
+  double value = 0;
+  Bound bound;
+};
+
+// Where a lane parts from the oracle by itself, on the oracle's inputs.
+struct RecordedDivergence {
+  std::string lane, prompt, cause;
+  int position = 0;
+  Site site;
+};
+
+struct RecordedFalsifier {
+  std::string id, outcome;
+  std::optional<RecordedSample> first_failing;
+  std::string cause, why;                        // of a falsified one; why: in words, may be empty
+  std::optional<RecordedDivergence> divergence;  // its own, or what it is inherited from
+};
+
+// What of a verdict is needed to run it again.
+struct RecordedVerdict {
+  std::string path;             // of the verdict
+  std::string contract;         // absolute path
+  std::string contract_digest;  // of its text
+  std::vector<Override> overrides;
+  std::vector<std::string> injected;  // in the form of `run --inject`
+  std::string model, model_digest;    // source and digest; empty when there was none
+  std::string first_divergence;       // id of its falsifier; empty: there is none
+  std::vector<RecordedFalsifier> falsifiers;
+};
+
+// Reads a file that json_report() wrote of one contract. Throws Error(usage) when it is not there or is no such file.
+RecordedVerdict read_verdict(const std::string& path);
+
+}  // namespace moe_diag

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <string>
+
+#include "core/contract/contract.hpp"
+
+namespace moe_diag {
+
+// A folder that is filled beside the place it is for, and is gone unless it is put there.
+class CaseFolder {
+ public:
+  // Refuses a place where something is, unless it is a case that may be replaced. Throws Error: usage, or environment
+  // when the folder cannot be made.
+  CaseFolder(const std::string& place, bool overwrite);
+  CaseFolder(const CaseFolder&) = delete;
+  CaseFolder& operator=(const CaseFolder&) = delete;
+  ~CaseFolder();
+
+  const std::string& path() const { return path_; }
+  std::string operator/(std::string_view name) const { return path_ + '/' + std::string(name); }
+  // Removes what is in it.
+  void empty() const;
+  // As an .npy file, whose folder is made.
+  void write(const std::string& name, const GivenValues& values) const;
+  void write(const std::string& name, std::string_view text) const;
+  std::uint64_t bytes() const;
+
+  void put_in_place();
+
+ private:
+  const std::string place_;
+  std::string path_;
+  bool replaces_ = false;
+};
+
+}  // namespace moe_diag
