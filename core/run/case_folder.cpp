@@ -77,7 +77,7 @@ void CaseFolder::write(const std::string& name, const GivenValues& values) const
   fs::create_directories(fs::path(path).parent_path(), error);
   if (error) fail(place_, "cannot be written", error.message());
   OutputFile file(path, OutputFile::Mode::create);
-  const std::string header = npy_header(values.dtype, values.shape);
+  const std::string header = npy_header(npy_type(values.dtype), values.shape);
   file.write(header.data(), header.size());
   file.write(values.bytes.data(), values.bytes.size());
   file.close();
