@@ -108,7 +108,8 @@ TEST_CASE("rows that do not fit those before them are refused") {
   TemporaryFolder folder;
   MadeRun run(folder.str());
   const Site site{Stage::attn_norm, 3};
-  const MadeEvent first = made_event(0, 0, site, {2, 3}, DType::f64, {5}, 1);
+  MadeEvent first = made_event(0, 0, site, {2, 3}, DType::f64, {5}, 1);
+  first.total = 3;
   const auto second = [&](const MadeEvent& event) {
     const auto sink = loaded_sink("npy", {{"dir", std::to_string(std::rand())}});
     sink->open(run.info);
@@ -118,6 +119,7 @@ TEST_CASE("rows that do not fit those before them are refused") {
   CHECK(second(made_event(0, 0, site, {4}, DType::f64, {5}, 1)) == "no error");
   CHECK_THAT(second(made_event(0, 0, site, {4}, DType::f64, {6}, 1)),
              Contains("holds rows of f64 2x5, more came as f64 1x6"));
+  CHECK_THAT(second(made_event(0, 0, site, {4, 5}, DType::f64, {5}, 1)), Contains("3 rows were announced, 4 came"));
   CHECK_THAT(second(made_event(0, 0, site, {4}, DType::f32, {5}, 1)), Contains("f32 1x5"));
   CHECK_THAT(second(made_event(0, 0, site, {3}, DType::f64, {5}, 1)), Contains("position 3 came after position 3"));
 }
