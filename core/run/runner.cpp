@@ -218,10 +218,10 @@ std::vector<PlannedOutput> Runner::outputs_of(const Capture& capture,
     if (!sink) continue;
     const SinkSpec& spec = contract_.sinks[i];
     const Load load = load_of(static_cast<int>(i), captures, contract_, *lanes_);
-    const Footprint footprint = guard(fmt::format("sink '{}' (plugin {})", spec.name, spec.sink), "footprint",
-                                      [&] { return sink->footprint(load); });
-    outputs.push_back({spec.name, (std::filesystem::path(options_.out) / footprint.path).string(), footprint.bytes,
-                       footprint.known});
+    const SinkOutput output =
+        guard(fmt::format("sink '{}' (plugin {})", spec.name, spec.sink), "output", [&] { return sink->output(load); });
+    outputs.push_back(
+        {spec.name, (std::filesystem::path(options_.out) / output.path).string(), output.bytes, output.known});
   }
   return outputs;
 }

@@ -59,7 +59,7 @@ class Hdf5Sink : public Sink {
       options.refuse(compress_option, "only chunks can be compressed: add 'chunk', the rows of each");
   }
 
-  Footprint footprint(const Load& load) const override {
+  SinkOutput output(const Load& load) const override {
     const auto tensors = static_cast<std::uint64_t>(load.tensors), rows = static_cast<std::uint64_t>(load.rows);
     return {name_, load.bytes + tensors * array_bytes + rows * position_bytes, true};
   }

@@ -67,7 +67,7 @@ class NpySink : public Sink {
  public:
   explicit NpySink(const Options& options) : dir_(options.read(dir_option)) {}
 
-  Footprint footprint(const Load& load) const override {
+  SinkOutput output(const Load& load) const override {
     const auto tensors = static_cast<std::uint64_t>(load.tensors), rows = static_cast<std::uint64_t>(load.rows);
     const std::uint64_t around = tensors * (npy_header_bytes + manifest_line_bytes) + rows * manifest_position_bytes;
     return {dir_, load.bytes + around, true};

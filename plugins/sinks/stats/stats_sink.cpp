@@ -51,7 +51,7 @@ class StatsSink : public Sink {
       options.refuse(file_option, "expected a name that ends in .json or .csv; or say format: json or csv");
   }
 
-  Footprint footprint(const Load& load) const override {
+  SinkOutput output(const Load& load) const override {
     return {file_, static_cast<std::uint64_t>(load.tensors) * record_bytes, true};
   }
 
