@@ -17,7 +17,7 @@ EXAMPLE = ROOT / "docs/examples/error_over_layers"
 def commands():
     """The lines of the page's shell blocks, each a command of the tool or of Python."""
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ")
-    return [line for line in blocks.splitlines() if not line.startswith("export")]
+    return [line for line in blocks.splitlines() if line and not line.startswith("export")]
 
 
 class Page(unittest.TestCase):
