@@ -107,6 +107,11 @@ void Hdf5File::check(bool right, std::string_view what) const {
 bool Hdf5File::close_without(const std::string& path) {
   try {
     if (!storage_.go_on()) return false;
+    {
+      const Handle array = open_array(path);
+      if (const haddr_t address = H5Dget_offset(array); address != HADDR_UNDEF)
+        storage_.give_back(address, H5Dget_storage_size(array));
+    }
     remove(path);
     close();
     return true;

@@ -61,7 +61,7 @@ class Hdf5Sink : public Sink {
 
   SinkOutput output(const Load& load) const override {
     const auto tensors = static_cast<std::uint64_t>(load.tensors), rows = static_cast<std::uint64_t>(load.rows);
-    return {name_, load.bytes + tensors * array_bytes + rows * position_bytes, true};
+    return {name_, load.bytes + tensors * array_bytes + rows * position_bytes + structure_block, true};
   }
 
   void open(const RunInfo& run) override {

@@ -104,6 +104,8 @@ hid_t Storage::access() {
   Storage* const self = this;
   H5Pset_driver(list, driver_id, &self);
   H5Pset_fclose_degree(list, H5F_CLOSE_STRONG);
+  // What HDF5 keeps about arrays lies together, in few places.
+  H5Pset_meta_block_size(list, structure_block);
   // Attributes beyond 64 KiB (positions, tokens) need the format of 1.8, which every reader of today has.
   H5Pset_libver_bounds(list, H5F_LIBVER_V18, H5F_LIBVER_LATEST);
   return list;
@@ -151,6 +153,10 @@ void Storage::read_at(std::uint64_t offset, void* data, std::size_t bytes) {
     offset += static_cast<std::uint64_t>(n);
     bytes -= static_cast<std::size_t>(n);
   }
+}
+
+void Storage::give_back(std::uint64_t offset, std::uint64_t bytes) {
+  ::fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(bytes));
 }
 
 void Storage::truncate(std::uint64_t bytes) {

@@ -11,6 +11,8 @@
 
 namespace moe_diag {
 
+inline constexpr std::uint64_t structure_block = 1 << 16;  // bytes that HDF5 takes at a time for its own use
+
 // The bytes of one HDF5 file: what HDF5 reads and writes goes through here (a virtual file driver). HDF5 1.10 does not
 // survive a write that fails: it forgets the system's reason, and may end the process when it tries again at exit. So
 // writes succeed towards it, the first failure is kept for who asks, and all after it are dropped.
@@ -30,6 +32,8 @@ class Storage {
   void write_at(std::uint64_t offset, const void* data, std::size_t bytes, bool structure);
   void read_at(std::uint64_t offset, void* data, std::size_t bytes);
   void truncate(std::uint64_t bytes);
+  // Frees the disk's space below some bytes that are not needed any more, where the file system can.
+  void give_back(std::uint64_t offset, std::uint64_t bytes);
   // Bytes behind the last that was written.
   std::uint64_t end() const { return end_; }
   void close();

@@ -1,14 +1,9 @@
 // SPDX-License-Identifier: MIT
-#include <sys/mount.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <csignal>
-#include <functional>
+#include <tuple>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/process.hpp"
+#include "tests/support/small_disk.hpp"
 #include "tests/unit/plugin/sink_support.hpp"
 
 namespace moe_diag {
@@ -34,27 +29,6 @@ std::string dumped(const std::string& options, const std::string& file) {
   REQUIRE(tool.code == 0);
   return tool.out;
 }
-
-// As large as a file may get: writing beyond that fails as on a full disk.
-class LargestFile {
- public:
-  explicit LargestFile(rlim_t bytes) : handler_(std::signal(SIGXFSZ, SIG_IGN)) {
-    REQUIRE(::getrlimit(RLIMIT_FSIZE, &before_) == 0);
-    rlimit limited = before_;
-    limited.rlim_cur = bytes;
-    REQUIRE(::setrlimit(RLIMIT_FSIZE, &limited) == 0);
-  }
-  LargestFile(const LargestFile&) = delete;
-  LargestFile& operator=(const LargestFile&) = delete;
-  ~LargestFile() {
-    ::setrlimit(RLIMIT_FSIZE, &before_);
-    std::signal(SIGXFSZ, handler_);
-  }
-
- private:
-  rlimit before_{};
-  void (*handler_)(int);
-};
 
 TEST_CASE("h5py reads every array of an HDF5 capture, however it is stored, and finds what was delivered") {
   for (const OptionList& options : std::vector<OptionList>{plain,
@@ -204,6 +178,43 @@ TEST_CASE("a disk that is full in the middle of an HDF5 capture: the reason, and
   }
 }
 
+TEST_CASE("a real full disk, in the middle and at the end, for both sinks that keep arrays") {
+  for (const auto& [plugin, options, rest] : std::vector<std::tuple<std::string, OptionList, std::string>>{
+           {"npy", {{"dir", "dump"}}, "dump"}, {"hdf5", plain, "made.h5.partial"}})
+    for (const bool at_the_end : {false, true}) {
+      const SmallDisk disk("1m");
+      if (!disk.mounted()) {
+        WARN("only root can mount a small file system: a limit on the size of files stands in for it");
+        return;
+      }
+      MadeRun run(disk.str());
+      const auto sink = loaded_sink(plugin, options);
+      sink->open(run.info);
+      sink->consume(made_event(0, 0, {Stage::moe_ffn_out, 1}, {0, 1}, DType::f64, {5000}, 1).view());
+      for (int layer = 2; layer < 12; ++layer)  // more to be said at the end than what is left of a block
+        sink->consume(made_event(0, 0, {Stage::ffn_norm, layer}, {0}, DType::f64, {1}, 1).view());
+      disk.fill(at_the_end ? 0 : 200'000);
+      const std::string error = error_of([&] {
+        if (at_the_end)
+          sink->close();
+        else
+          sink->consume(made_event(0, 0, {Stage::moe_ffn_out, 2}, {0, 1}, DType::f64, {50000}, 1).view());
+      });
+      INFO(plugin << (at_the_end ? ", at the end" : ", in the middle"));
+      CHECK_THAT(error, Contains(disk / rest) && Contains("No space left on device; free space, capture less, or "));
+      CHECK_FALSE(fs::exists(disk / "dump/manifest.json"));
+      CHECK_FALSE(fs::exists(disk / "made.h5"));
+      if (plugin == "npy") {
+        CHECK_THAT(error, Contains(at_the_end ? "11 of 11 arrays are whole" : "11 of 12 arrays are whole"));
+        CHECK(fs::file_size(disk / "dump/short/truth/layer_01/moe_ffn_out.npy") == 128 + 80000);
+        CHECK_FALSE(fs::exists(disk / "dump/short/truth/layer_02/moe_ffn_out.npy"));
+        CHECK(fs::exists(disk / "dump/incomplete"));
+      } else {
+        CHECK_THAT(error, Contains(at_the_end ? "is not complete" : "11 arrays are whole and kept"));
+      }
+    }
+}
+
 TEST_CASE("a disk that is full when an HDF5 capture is closed: it is not complete, and HDF5 lets go of it") {
   TemporaryFolder folder;
   MadeRun run(folder.str());
@@ -212,7 +223,7 @@ TEST_CASE("a disk that is full when an HDF5 capture is closed: it is not complet
   sink->consume(made_event(0, 0, {Stage::moe_ffn_out, 1}, {0, 1}, DType::f64, {5000}, 1).view());
   std::string error;
   {
-    const LargestFile limit(80'100);
+    const LargestFile limit(1000);
     error = error_of([&] { sink->close(); });
   }
   CHECK_THAT(error, Contains("cannot write: File too large") && Contains("made.h5.partial is not complete"));
