@@ -9,6 +9,7 @@ install(TARGETS moe-diag moe_diag_api EXPORT moe_diag_targets RUNTIME DESTINATIO
 install(EXPORT moe_diag_targets NAMESPACE moe_diag:: DESTINATION ${moe_diag_package})
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/core/api DESTINATION include/moe-diag/core FILES_MATCHING PATTERN *.hpp)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/contracts/ DESTINATION share/moe-diag/contracts PATTERN rejected EXCLUDE)
+install(FILES ${PROJECT_SOURCE_DIR}/apps/python/moe_diag_captures.py DESTINATION share/moe-diag/python)
 
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/moe_diag_config.cmake.in moe_diag-config.cmake
   INSTALL_DESTINATION ${moe_diag_package} NO_CHECK_REQUIRED_COMPONENTS_MACRO)

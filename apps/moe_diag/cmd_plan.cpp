@@ -14,6 +14,7 @@ namespace {
 struct PlanArguments {
   ContractArguments contract;
   std::vector<std::string> only;
+  std::string out;
   int threads = 0;
   bool json = false;
 };
@@ -24,6 +25,7 @@ void plan(const PlanArguments& arguments, const Context& context) {
   keep_only(contracts, arguments.only);
   set_default_threads(contracts.front(), arguments.threads);
   RunOptions options;
+  options.out = arguments.out.empty() ? "moe-diag-out/" + contracts.front().metadata.id : arguments.out;
   options.controls = true;  // so that those that cannot be planted are refused here, too
   const PlanReport report = plan_contract(contracts.front(), host, options);
   print(arguments.json ? plan_json(report, MOE_DIAG_VERSION) : plan_report(report));
@@ -38,6 +40,8 @@ void add_plan(CLI::App& app, Context& context) {
   command->add_option("--only", arguments->only, "Only these falsifiers, as in run")
       ->type_name("PATTERN")
       ->allow_extra_args(false);
+  command->add_option("--out", arguments->out, "Folder that a run would write to [moe-diag-out/<contract id>]")
+      ->type_name("DIR");
   command->add_option("--threads", arguments->threads, "Threads of lanes that do not state theirs")
       ->check(CLI::Range(1, 256));
   command->add_flag("--json", arguments->json, "Print JSON");

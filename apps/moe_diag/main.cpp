@@ -53,6 +53,7 @@ int parse_and_run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // whoever reads the report may stop early; the exit code stands
+  std::signal(SIGXFSZ, SIG_IGN);  // a limit on the size of files is told as a full disk is
   try {
     const int code = moe_diag::parse_and_run(argc, argv);
     if (std::fflush(stdout) == 0 || errno == EPIPE) return code;

@@ -53,6 +53,9 @@ struct Event {
   Site site;
   std::span<const std::int32_t> positions;  // absolute, ascending; one per row of the tensor
   Tensor tensor;                            // [positions, ...]; valid during the call only
+  // How many positions of this site and prompt the sink gets in the whole run, these included. More than one event may
+  // bring them, and fewer come when a sequence ends early.
+  std::int64_t total = 0;
 };
 
 }  // namespace moe_diag

@@ -21,6 +21,7 @@ namespace {
 
 constexpr std::streamsize most_read = (1 << 20) + 1;  // a byte more than parse_document() takes
 constexpr int most_layers = 100'000;
+constexpr int most_queue_mb = 1 << 20;
 
 void read_metadata(const Value& value, Contract& contract) {
   Map map(value);
@@ -125,6 +126,21 @@ void read_model(const Value& value, Contract& contract) {
   map.finish();
 }
 
+void refuse_without_sinks(const Value& value, const Contract& contract) {
+  if (contract.sinks.empty()) value.refuse("is for sinks, and the contract has none: remove it");
+}
+
+void read_queue_mb(const Value& value, Contract& contract) {
+  contract.queue_mb = static_cast<int>(value.whole(1, most_queue_mb).value_or(contract.queue_mb));
+  refuse_without_sinks(value, contract);
+}
+
+void read_max_bytes(const Value& value, Contract& contract) {
+  contract.max_bytes = value.bytes();
+  contract.max_bytes_at = value.place();
+  refuse_without_sinks(value, contract);
+}
+
 // What is there must be of use to somebody; otherwise a misspelling goes unseen.
 void check_use(Map& map, const Contract& contract, bool capture_right, bool falsifiers_right) {
   const auto capture = map.find("capture"), falsifiers = map.find("falsifiers");
@@ -185,6 +201,8 @@ void read_all(const YamlNode& root, Contract& contract, Mistakes& mistakes) {
   part("oracle", false, read_oracle);
   part("planted", false, read_planted);
   part("sinks", false, read_sinks);
+  part("queue_mb", false, read_queue_mb);
+  part("max_bytes", false, read_max_bytes);
   const bool capture_right = part("capture", false, read_capture);
   const bool falsifiers_right = part("falsifiers", false, read_falsifiers);
   check_generate(map, contract);

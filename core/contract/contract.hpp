@@ -226,11 +226,15 @@ struct Contract {
   std::vector<FaultSpec> planted;  // in every run of the contract; each names its lane
   std::vector<CaptureSpec> capture;
   std::vector<SinkSpec> sinks;
+  int queue_mb = 256;                      // MiB of captured tensors that may wait for sinks
+  std::optional<std::uint64_t> max_bytes;  // that all sinks may write
+  std::string max_bytes_at;                // its place, for messages
   std::vector<FalsifierSpec> falsifiers;
   std::size_t stated = 0;  // falsifiers in the file; fewer are left when some were selected
   std::string digest;               // 16 hex digits: xxh3 of the file's text
   std::vector<Override> overrides;  // that were applied to it
 
+  std::size_t queue_bytes() const { return static_cast<std::size_t>(queue_mb) << 20; }
   // "contracts/quickstart.yaml:12:5"
   std::string at(const Where& where) const {
     return path + ":" + std::to_string(where.line) + ":" + std::to_string(where.column);

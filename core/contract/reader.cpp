@@ -55,6 +55,18 @@ bool is_decimal(std::string_view s) {
   return all_digits(s) && (s.size() == 1 || s.front() != '0');
 }
 
+constexpr std::pair<std::string_view, std::uint64_t> byte_units[] = {
+    {"", 1},
+    {"kB", 1'000},
+    {"MB", 1'000'000},
+    {"GB", 1'000'000'000},
+    {"TB", 1'000'000'000'000},
+    {"KiB", std::uint64_t{1} << 10},
+    {"MiB", std::uint64_t{1} << 20},
+    {"GiB", std::uint64_t{1} << 30},
+    {"TiB", std::uint64_t{1} << 40},
+};
+
 template <class T>
 std::optional<T> from_text(std::string_view text) {
   T value{};
@@ -152,6 +164,20 @@ std::optional<std::uint64_t> Value::whole_unsigned() const {
   const auto value = from_text<std::uint64_t>(*text);
   if (!value) refuse(fmt::format("expected {}, found {}", expected, shown(*text)));
   return value;
+}
+
+std::optional<std::uint64_t> Value::bytes() const {
+  const std::string text = node_->kind == YamlNode::Kind::scalar ? node_->text : "";
+  const std::size_t digits = std::min(text.find_first_not_of("0123456789"), text.size());
+  const std::size_t blank = digits < text.size() && text[digits] == ' ' ? 1 : 0;
+  const std::string suffix = text.substr(digits + blank);
+  const auto number = from_text<std::uint64_t>(text.substr(0, digits));
+  for (const auto& [name, unit] : byte_units)
+    if (number && text[0] != '0' && suffix == name && (blank == 0 || !suffix.empty()) &&
+        *number <= std::numeric_limits<std::uint64_t>::max() / unit)
+      return *number * unit;
+  refuse(fmt::format("expected a number of bytes such as 1500000, 20GB or 16GiB, found {}", found(*node_)));
+  return std::nullopt;
 }
 
 std::vector<Value> Value::items() const {

@@ -37,6 +37,8 @@ class Value {
   // A whole decimal number in [lowest, highest].
   std::optional<std::int64_t> whole(std::int64_t lowest, std::int64_t highest) const;
   std::optional<std::uint64_t> whole_unsigned() const;
+  // 1 byte or more: a whole decimal number, perhaps followed by kB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB.
+  std::optional<std::uint64_t> bytes() const;
   // The items of a list that is not empty.
   std::vector<Value> items() const;
   // The same, or a single scalar standing for a list of one.

@@ -23,8 +23,8 @@ class Counter {
       work.samples += work.falsifiers.back().samples;
     }
     for (const auto& [pair, values] : compared_) work.values += values;
-    for (const WatchedCapture& c : plan_.captures) work.captures.push_back(captured({&c}));
-    for (const WatchedCapture& c : plan_.evidence) work.evidence.push_back(captured({&c}));
+    for (const WatchedCapture& c : plan_.captures) work.captures.push_back(load_of({&c}, contract_, lanes_));
+    for (const WatchedCapture& c : plan_.evidence) work.evidence.push_back(load_of({&c}, contract_, lanes_));
     for (std::size_t s = 0; s < contract_.sinks.size(); ++s) work.sinks.push_back(sink(static_cast<int>(s)));
     return work;
   }
@@ -105,36 +105,12 @@ class Counter {
     return counted;
   }
 
-  // What any of the captures selects, each row once.
-  Workload::Captured captured(const std::vector<const WatchedCapture*>& captures) const {
-    std::map<std::tuple<int, int, int, int>, std::set<int>> rows;  // by prompt, lane and site
-    for (const WatchedCapture* c : captures)
-      for (int lane : c->lanes)
-        for (int p = 0; is_there(lane) && p < static_cast<int>(contract_.prompts.size()); ++p)
-          for (Site site : c->sites.in_forward_order()) {
-            const auto& positions = c->positions[static_cast<std::size_t>(p)];
-            if (!positions.empty())
-              rows[{p, lane, static_cast<int>(site.stage), site.layer}].insert(positions.begin(), positions.end());
-          }
-    Workload::Captured counted;
-    for (const auto& [key, positions] : rows) {
-      const auto& [p, lane, stage, layer] = key;
-      const auto& values = lanes_[static_cast<std::size_t>(lane)].description.values;
-      const bool indices = info(static_cast<Stage>(stage)).payload == Payload::indices;
-      const Shape shape =
-          lanes_.config().shape_of(static_cast<Stage>(stage), static_cast<std::int64_t>(positions.size()), length(p));
-      ++counted.tensors;
-      counted.bytes += static_cast<std::uint64_t>(shape.count()) * size_of(indices ? DType::i32 : values);
-    }
-    return counted;
-  }
-
-  Workload::Captured sink(int s) const {
+  Load sink(int s) const {
     std::vector<const WatchedCapture*> feeding;
     for (const auto* list : {&plan_.captures, &plan_.evidence})
       for (const WatchedCapture& c : *list)
         if (std::count(c.sinks.begin(), c.sinks.end(), s) > 0) feeding.push_back(&c);
-    return captured(feeding);
+    return load_of(feeding, contract_, lanes_);
   }
 
   const Contract& contract_;
@@ -146,6 +122,39 @@ class Counter {
 };
 
 }  // namespace
+
+Load load_of(const std::vector<const WatchedCapture*>& captures, const Contract& contract, const Lanes& lanes) {
+  std::map<std::tuple<int, int, int, int>, std::set<int>> rows;  // by prompt, lane and site
+  for (const WatchedCapture* c : captures)
+    for (int lane : c->lanes) {
+      if (!lanes[static_cast<std::size_t>(lane)].absent.empty()) continue;
+      for (std::size_t p = 0; p < contract.prompts.size(); ++p)
+        for (Site site : c->sites.in_forward_order())
+          if (const auto& positions = c->positions[p]; !positions.empty())
+            rows[{static_cast<int>(p), lane, static_cast<int>(site.stage), site.layer}].insert(positions.begin(),
+                                                                                               positions.end());
+    }
+  Load load;
+  for (const auto& [key, positions] : rows) {
+    const auto& [p, lane, stage, layer] = key;
+    const auto count = static_cast<std::int64_t>(positions.size());
+    const DType values = lanes[static_cast<std::size_t>(lane)].description.values;
+    const bool indices = info(static_cast<Stage>(stage)).payload == Payload::indices;
+    const int length = contract.prompts[static_cast<std::size_t>(p)].length();
+    const Shape shape = lanes.config().shape_of(static_cast<Stage>(stage), count, length);
+    ++load.tensors;
+    load.rows += count;
+    load.bytes += static_cast<std::uint64_t>(shape.count()) * size_of(indices ? DType::i32 : values);
+  }
+  return load;
+}
+
+Load load_of(int sink, const std::vector<WatchedCapture>& captures, const Contract& contract, const Lanes& lanes) {
+  std::vector<const WatchedCapture*> feeding;
+  for (const WatchedCapture& c : captures)
+    if (std::count(c.sinks.begin(), c.sinks.end(), sink) > 0) feeding.push_back(&c);
+  return load_of(feeding, contract, lanes);
+}
 
 Workload workload_of(const Contract& contract, const Plan& plan, const Program& program, const Lanes& lanes) {
   return Counter(contract, plan, program, lanes).count();

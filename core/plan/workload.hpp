@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/api/sink.hpp"
 #include "core/forward/program.hpp"
 #include "core/plan/plan.hpp"
 
@@ -25,22 +26,21 @@ struct Workload {
     std::vector<int> prompts;             // that it looks at
     std::string untested;                 // the lane that is absent; empty: it will be judged
   };
-  // Of values alone, without what a sink adds.
-  struct Captured {
-    std::int64_t tensors = 0;
-    std::uint64_t bytes = 0;
-  };
 
   std::vector<Prompt> prompts;        // as in the contract
   std::vector<Falsifier> falsifiers;  // as in the plan
-  std::vector<Captured> captures;     // as Plan::captures
-  std::vector<Captured> evidence;     // as Plan::evidence: at most, when all of it fails
-  std::vector<Captured> sinks;        // as Contract::sinks; what two captures ask for is counted once
+  std::vector<Load> captures;         // as Plan::captures
+  std::vector<Load> evidence;         // as Plan::evidence: at most, when all of it fails
+  std::vector<Load> sinks;            // as Contract::sinks; what two captures ask for is counted once
   std::int64_t values = 0;            // compared or looked at, each pair of lanes once however many falsifiers ask
   std::int64_t samples = 0;
 };
 
-// Lanes that are absent give nothing.
+// What the captures select, each row once; lanes that are absent give nothing.
+Load load_of(const std::vector<const WatchedCapture*>& captures, const Contract& contract, const Lanes& lanes);
+// The same of those that feed a sink.
+Load load_of(int sink, const std::vector<WatchedCapture>& captures, const Contract& contract, const Lanes& lanes);
+
 Workload workload_of(const Contract& contract, const Plan& plan, const Program& program, const Lanes& lanes);
 
 // What a step costs: weights to be decoded, and multiplications with them, for so many rows of a sequence of `total`.

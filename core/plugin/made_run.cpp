@@ -29,11 +29,21 @@ void choose(MadeEvent& e, unsigned seed, unsigned experts) {
   }
 }
 
+void set_totals(std::vector<MadeEvent>& events) {
+  for (MadeEvent& event : events) {
+    event.total = 0;
+    for (const MadeEvent& other : events)
+      if (other.prompt == event.prompt && other.lane == event.lane && other.site == event.site)
+        event.total += static_cast<std::int64_t>(other.positions.size());
+  }
+}
+
 }  // namespace
 
 MadeEvent made_event(int prompt, int lane, Site site, std::vector<std::int32_t> positions, DType dtype,
                      std::initializer_list<std::int64_t> row, unsigned seed) {
   MadeEvent e{prompt, lane, site, std::move(positions), dtype, {}, {}};
+  e.total = static_cast<std::int64_t>(e.positions.size());
   e.shape.dims[static_cast<std::size_t>(e.shape.rank++)] = static_cast<std::int64_t>(e.positions.size());
   for (const std::int64_t d : row) e.shape.dims[static_cast<std::size_t>(e.shape.rank++)] = d;
   const std::size_t bytes = static_cast<std::size_t>(e.shape.count()) * size_of(dtype);
@@ -88,6 +98,7 @@ std::vector<MadeEvent> made_events() {
         if (positions[0] == 6) add(prompt, lane, {Stage::lm_head, -1}, positions);
       }
   add(0, 0, {Stage::final_norm, -1}, {});
+  set_totals(events);
   return events;
 }
 

@@ -22,15 +22,16 @@ struct MadeEvent {
   DType dtype = DType::f32;
   Shape shape;
   std::vector<std::byte> bytes;
+  std::int64_t total = 0;  // of all events of its site
 
-  Event view() const { return {prompt, lane, site, positions, Tensor{bytes.data(), dtype, shape}}; }
+  Event view() const { return {prompt, lane, site, positions, Tensor{bytes.data(), dtype, shape}, total}; }
   template <class T>
   T* values() {
     return reinterpret_cast<T*>(bytes.data());
   }
 };
 
-// Rows of `row` elements, one for each position, with values that depend on `seed` alone.
+// Rows of `row` elements, one for each position, with values that depend on `seed` alone. The only ones of their site.
 MadeEvent made_event(int prompt, int lane, Site site, std::vector<std::int32_t> positions, DType dtype,
                      std::initializer_list<std::int64_t> row, unsigned seed);
 

@@ -13,20 +13,13 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-std::string bytes_text(std::uint64_t bytes) {
-  const auto b = static_cast<double>(bytes);
-  if (bytes >= 1 << 30) return fmt::format("{:.2f} GiB", b / (1 << 30));
-  if (bytes >= 1 << 20) return fmt::format("{:.2f} MiB", b / (1 << 20));
-  return bytes >= 1 << 10 ? fmt::format("{:.1f} KiB", b / (1 << 10)) : fmt::format("{} bytes", bytes);
-}
-
 // No more digits than an estimate has.
 std::string seconds_text(double seconds) {
   if (seconds >= 120) return fmt::format("{:.0f} min", seconds / 60);
   return seconds >= 10 ? fmt::format("{:.0f} s", seconds) : fmt::format("{:.2g} s", seconds);
 }
 
-std::string captured_text(const Workload::Captured& c) {
+std::string captured_text(const Load& c) {
   return fmt::format("{} tensors, {}", c.tensors, bytes_text(c.bytes));
 }
 
@@ -105,13 +98,31 @@ class Text {
     std::size_t always = 0, evidence = 0;
     for (const CaptureSpec& c : contract_.capture) {
       const bool now = c.when == CaptureSpec::When::always;
-      const Workload::Captured& counted = now ? plan_.work.captures[always++] : plan_.work.evidence[evidence++];
+      const Load& counted = now ? plan_.work.captures[always++] : plan_.work.evidence[evidence++];
       line("capture    {}: {}{}", contract_.at(c.where), captured_text(counted),
            now ? "" : " at most, and only when something is falsified");
     }
-    for (std::size_t s = 0; s < contract_.sinks.size(); ++s)
-      line("sink       {} ({}): {}", contract_.sinks[s].name, contract_.sinks[s].sink,
-           captured_text(plan_.work.sinks[s]));
+    for (std::size_t s = 0; s < contract_.sinks.size(); ++s) {
+      const PlannedOutput& output = plan_.outputs[s];
+      line("sink       {} ({}): {}; {}{}", contract_.sinks[s].name, contract_.sinks[s].sink,
+           captured_text(plan_.work.sinks[s]),
+           output.known ? fmt::format("writes at most {}", bytes_text(output.bytes)) : "does not say what it writes",
+           is_evidence(contract_.sinks[s].name) ? ", and only when something is falsified" : "");
+    }
+    writing();
+  }
+
+  bool is_evidence(const std::string& sink) const {
+    return std::any_of(contract_.capture.begin(), contract_.capture.end(), [&](const CaptureSpec& c) {
+      return c.when == CaptureSpec::When::falsified && std::count(c.to.begin(), c.to.end(), sink) > 0;
+    });
+  }
+
+  void writing() {
+    if (plan_.outputs.empty()) return;
+    line("writing    at most {} in all{}", bytes_text(planned_bytes(plan_.outputs)),
+         contract_.max_bytes ? fmt::format(", {} may be written (max_bytes)", bytes_text(*contract_.max_bytes)) : "");
+    if (!plan_.over_budget.empty()) line("           the run would be refused: {}", plan_.over_budget);
   }
 
   void memory() {
@@ -150,7 +161,7 @@ class Text {
   std::string text_;
 };
 
-Json captured_json(const Workload::Captured& c) { return {{"tensors", c.tensors}, {"bytes", c.bytes}}; }
+Json captured_json(const Load& c) { return {{"tensors", c.tensors}, {"bytes", c.bytes}}; }
 
 Json text_or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
 
@@ -206,14 +217,19 @@ std::string plan_json(const PlanReport& plan, std::string_view tool_version) {
     j["prompts"].push_back({{"id", p.spec->id}, {"tokens", p.tokens}, {"passes", p.passes}, {"stops", p.stops}});
   j["falsifiers"] = falsifiers_json(plan);
   j["captures"] = Json::array();
-  for (const Workload::Captured& c : plan.work.captures) j["captures"].push_back(captured_json(c));
+  for (const Load& c : plan.work.captures) j["captures"].push_back(captured_json(c));
   j["evidence"] = Json::array();
-  for (const Workload::Captured& c : plan.work.evidence) j["evidence"].push_back(captured_json(c));
+  for (const Load& c : plan.work.evidence) j["evidence"].push_back(captured_json(c));
   j["sinks"] = Json::array();
   for (std::size_t s = 0; s < plan.work.sinks.size(); ++s) {
     j["sinks"].push_back(captured_json(plan.work.sinks[s]));
-    j["sinks"].back()["name"] = contract.sinks[s].name;
+    const PlannedOutput& output = plan.outputs[s];
+    j["sinks"].back().update(
+        {{"name", output.sink}, {"path", output.path}, {"writes", output.known ? Json(output.bytes) : Json()}});
   }
+  j["writing"] = {{"bytes", planned_bytes(plan.outputs)},
+                  {"max_bytes", contract.max_bytes ? Json(*contract.max_bytes) : Json()},
+                  {"refused", text_or_null(plan.over_budget)}};
   j["memory"] = {{"host_bytes", plan.host_bytes}, {"host_available", plan.host_available}, {"fits", plan.fits()}};
   const PlanReport::Seconds& s = plan.seconds;
   const bool known = s.unknown.empty() && plan.model.absent.empty();

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/plan/budget.hpp"
 #include "core/plan/workload.hpp"
 #include "core/verdict/verdict.hpp"
 
@@ -35,6 +36,8 @@ struct PlanReport {
   ModelReport model;  // absent: nothing below is known
   std::vector<Lane> lanes;
   Workload work;
+  std::vector<PlannedOutput> outputs;  // of all sinks; those of evidence at most
+  std::string over_budget;             // why the run would be refused for what it writes; empty: it would not be
   std::int64_t controls = 0;         // of the falsifiers that will be judged
   std::uint64_t host_bytes = 0;      // that the lanes need
   std::uint64_t host_available = 0;  // without swapping

@@ -4,8 +4,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
+#include <utility>
 
 #include "core/plugin/guard.hpp"
 
@@ -18,7 +18,8 @@ Capture::Capture(const Contract& contract, std::vector<WatchedCapture> captures,
       const SinkSpec& spec = contract.sinks[static_cast<std::size_t>(i)];
       Fed& fed = sinks_[static_cast<std::size_t>(i)];
       if (fed.sink) continue;
-      fed = {fmt::format("sink '{}' (plugin {})", spec.name, spec.sink), host.make_sink(spec.sink, spec.options)};
+      fed.label = fmt::format("sink '{}' (plugin {})", spec.name, spec.sink);
+      fed.sink = host.make_sink(spec.sink, spec.options);
     }
 }
 
@@ -26,9 +27,11 @@ bool Capture::has_sinks() const {
   return std::any_of(sinks_.begin(), sinks_.end(), [](const Fed& fed) { return fed.sink != nullptr; });
 }
 
-void Capture::open(const RunInfo& run) {
+void Capture::open(const RunInfo& run, EventQueue::Interrupted interrupted) {
+  const auto deliver = [this](const Event& event, std::span<const int> receivers) { consume(event, receivers); };
+  queue_ = std::make_unique<EventQueue>(contract_.queue_bytes(), deliver, std::move(interrupted));
   for (Fed& fed : sinks_)
-    if (fed.sink) guard(fed.label, "open", [&] { fed.sink->open(run); });
+    if (fed.sink) queue_->call([&] { guard(fed.label, "open", [&] { fed.sink->open(run); }); });
 }
 
 bool Capture::wants(int prompt, int lane, Site site) const {
@@ -38,55 +41,71 @@ bool Capture::wants(int prompt, int lane, Site site) const {
   });
 }
 
-// One event for a sink, lane and site, however many captures ask for it.
 void Capture::show(Sighting& sighting) {
-  for (std::size_t sink = 0; sink < sinks_.size(); ++sink)
-    for (int lane = 0; lane < static_cast<int>(contract_.lanes.size()); ++lane) {
-      find_positions(static_cast<int>(sink), lane, sighting);
-      if (!positions_.empty()) feed(sinks_[sink], lane, sighting);
-    }
+  for (int lane = 0; lane < static_cast<int>(contract_.lanes.size()); ++lane) {
+    for (std::size_t sink = 0; sink < sinks_.size(); ++sink) find_positions(sink, lane, sighting);
+    feed(lane, sighting);
+  }
 }
 
-void Capture::find_positions(int sink, int lane, const Sighting& sighting) {
-  positions_.clear();
+// Each position once, however many captures ask for it.
+void Capture::find_positions(std::size_t sink, int lane, const Sighting& sighting) {
+  Fed& fed = sinks_[sink];
+  fed.all = {};
   for (const WatchedCapture& c : captures_) {
     if (!c.sites.contains(sighting.site) || std::count(c.lanes.begin(), c.lanes.end(), lane) == 0 ||
-        std::count(c.sinks.begin(), c.sinks.end(), sink) == 0)
+        std::count(c.sinks.begin(), c.sinks.end(), static_cast<int>(sink)) == 0)
       continue;
-    for (int position : c.positions[static_cast<std::size_t>(sighting.prompt)]) {
-      const int row = position - sighting.position(0);
-      if (row >= 0 && row < sighting.rows().count) positions_.push_back(position);
+    const std::vector<int>& positions = c.positions[static_cast<std::size_t>(sighting.prompt)];
+    if (fed.all.empty()) {
+      fed.all = positions;
+      continue;
     }
+    if (fed.all.data() != fed.merged.data()) fed.merged.assign(fed.all.begin(), fed.all.end());
+    fed.merged.insert(fed.merged.end(), positions.begin(), positions.end());
+    std::sort(fed.merged.begin(), fed.merged.end());
+    fed.merged.erase(std::unique(fed.merged.begin(), fed.merged.end()), fed.merged.end());
+    fed.all = fed.merged;
   }
-  std::sort(positions_.begin(), positions_.end());
-  positions_.erase(std::unique(positions_.begin(), positions_.end()), positions_.end());
+  const auto first = std::lower_bound(fed.all.begin(), fed.all.end(), sighting.position(0));
+  const auto end = std::lower_bound(first, fed.all.end(), sighting.position(sighting.rows().count));
+  fed.now = fed.all.subspan(static_cast<std::size_t>(first - fed.all.begin()), static_cast<std::size_t>(end - first));
 }
 
-void Capture::feed(Fed& fed, int lane, Sighting& sighting) {
-  const Tensor all = sighting.tensor(lane);
-  if (!all) return;
-  const std::size_t row_bytes = static_cast<std::size_t>(all.shape.row()) * size_of(all.dtype);
-  const auto row_at = [&](std::int32_t position) {
-    return all.as<std::byte>() + static_cast<std::size_t>(position - sighting.position(0)) * row_bytes;
-  };
-  Event event{sighting.prompt, lane, sighting.site, positions_, all};
-  event.tensor.shape.dims[0] = static_cast<std::int64_t>(positions_.size());
-  event.tensor.data = row_at(positions_.front());
-  if (positions_.back() - positions_.front() + 1 != static_cast<int>(positions_.size())) {
-    picked_.clear();
-    for (std::int32_t position : positions_)
-      picked_.insert(picked_.end(), row_at(position), row_at(position) + row_bytes);
-    event.tensor.data = picked_.data();
+// One event for all sinks that want the same rows of a lane.
+void Capture::feed(int lane, Sighting& sighting) {
+  for (std::size_t i = 0; i < sinks_.size(); ++i) {
+    const Fed& first = sinks_[i];
+    if (first.now.empty()) continue;
+    const Tensor tensor = sighting.tensor(lane);
+    if (!tensor) return;
+    receivers_.clear();
+    for (std::size_t j = i; j < sinks_.size(); ++j) {
+      Fed& other = sinks_[j];
+      if (!std::equal(first.all.begin(), first.all.end(), other.all.begin(), other.all.end())) continue;
+      receivers_.push_back(static_cast<int>(j));
+      if (j > i) other.now = {};
+    }
+    Event event{sighting.prompt, lane, sighting.site, first.now, tensor, static_cast<std::int64_t>(first.all.size())};
+    event.tensor.shape.dims[0] = static_cast<std::int64_t>(first.now.size());
+    queue_->push(event, sighting.position(0), receivers_);
   }
-  guard(fed.label, "consume", [&] { fed.sink->consume(event); });
+}
+
+void Capture::consume(const Event& event, std::span<const int> receivers) {
+  for (int i : receivers) {
+    const Fed& fed = sinks_[static_cast<std::size_t>(i)];
+    guard(fed.label, "consume", [&] { fed.sink->consume(event); });
+  }
 }
 
 void Capture::close() {
   std::optional<Error> first;
   for (std::size_t i = 0; i < sinks_.size(); ++i) {
-    if (!sinks_[i].sink) continue;
+    Fed& fed = sinks_[i];
+    if (!fed.sink) continue;
     try {
-      guard(sinks_[i].label, "close", [&] { sinks_[i].sink->close(); });
+      queue_->call([&] { guard(fed.label, "close", [&] { fed.sink->close(); }); });
       completed_.push_back(contract_.sinks[i].name);
     } catch (const Error& e) {
       if (!first) first = e;

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -9,20 +12,25 @@
 #include "core/bus/bus.hpp"
 #include "core/plan/plan.hpp"
 #include "core/plugin/host.hpp"
+#include "core/run/event_queue.hpp"
 
 namespace moe_diag {
 
-// Feeds sinks with what captures select.
+// Feeds sinks with what captures select, by way of a queue: sinks work on a thread of their own.
 class Capture final : public Hook {
  public:
   // Builds the sinks that the captures feed, which touches nothing on disk; refuses unknown plugins and options.
   Capture(const Contract& contract, std::vector<WatchedCapture> captures, PluginHost& host);
 
   bool has_sinks() const;
-  void open(const RunInfo& run);
+  // Null for a sink that none of the captures feeds. As Contract::sinks.
+  const Sink* sink(std::size_t index) const { return sinks_[index].sink.get(); }
+
+  // `interrupted` is asked while the run waits for a sink; it may be empty.
+  void open(const RunInfo& run, EventQueue::Interrupted interrupted);
   bool wants(int prompt, int lane, Site site) const override;
   void show(Sighting& sighting) override;
-  // Closes every sink; the first failure is thrown when all had their chance.
+  // Waits until the sinks have all there is and closes each; the first failure is thrown when all had their chance.
   void close();
 
   const std::vector<std::string>& completed() const { return completed_; }
@@ -30,18 +38,22 @@ class Capture final : public Hook {
  private:
   struct Fed {
     std::string label;
-    std::unique_ptr<Sink> sink;  // null: none of the captures feeds it
+    std::unique_ptr<Sink> sink;         // null: none of the captures feeds it
+    std::vector<std::int32_t> merged;   // positions that several captures ask for
+    std::span<const std::int32_t> all;  // positions of the site at hand in the whole run,
+    std::span<const std::int32_t> now;  // and of this pass
   };
 
-  void find_positions(int sink, int lane, const Sighting& sighting);
-  void feed(Fed& fed, int lane, Sighting& sighting);
+  void find_positions(std::size_t sink, int lane, const Sighting& sighting);
+  void feed(int lane, Sighting& sighting);
+  void consume(const Event& event, std::span<const int> receivers);
 
   const Contract& contract_;
   std::vector<WatchedCapture> captures_;
-  std::vector<Fed> sinks_;               // as Contract::sinks
-  std::vector<std::int32_t> positions_;  // of the event at hand
-  std::vector<std::byte> picked_;        // its rows, when they are not side by side
+  std::vector<Fed> sinks_;      // as Contract::sinks
+  std::vector<int> receivers_;  // sinks that want the same rows
   std::vector<std::string> completed_;
+  std::unique_ptr<EventQueue> queue_;  // last: its thread uses the sinks
 };
 
 }  // namespace moe_diag

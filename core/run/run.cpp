@@ -77,6 +77,7 @@ std::vector<std::string> check_contract(const Contract& contract, PluginHost& ho
     runner.plan();
     runner.read_digests();
     runner.describe_lanes();
+    runner.check_max_bytes();
   }
   return runner.absences();
 }

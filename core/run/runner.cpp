@@ -12,6 +12,7 @@
 #include <limits>
 #include <system_error>
 
+#include "core/plugin/guard.hpp"
 #include "core/run/evidence.hpp"
 #include "core/run/explain.hpp"
 #include "core/run/forecast.hpp"
@@ -146,6 +147,8 @@ void Runner::open_lanes() {
   describe_lanes();
   const std::vector<bool> opened = lanes_to_open();
   check_memory(opened);
+  check_max_bytes();
+  check_free_space(outputs_of(*capture_, plan_.captures));
   lanes_->open(opened);
   lockstep_ = lockstep_lanes(plan_, *lanes_);
   check_planted();
@@ -209,6 +212,35 @@ void Runner::check_memory(const std::vector<bool>& needed) const {
                     static_cast<double>(bytes) / gibibyte, static_cast<double>(available) / gibibyte));
 }
 
+// In the order of the contract's sinks, those that the captures feed.
+std::vector<PlannedOutput> Runner::outputs_of(const Capture& capture,
+                                              const std::vector<WatchedCapture>& captures) const {
+  std::vector<PlannedOutput> outputs;
+  for (std::size_t i = 0; i < contract_.sinks.size(); ++i) {
+    const Sink* sink = capture.sink(i);
+    if (!sink) continue;
+    const SinkSpec& spec = contract_.sinks[i];
+    const Load load = load_of(static_cast<int>(i), captures, contract_, *lanes_);
+    const SinkOutput output =
+        guard(fmt::format("sink '{}' (plugin {})", spec.name, spec.sink), "output", [&] { return sink->output(load); });
+    outputs.push_back(
+        {spec.name, (std::filesystem::path(options_.out) / output.path).string(), output.bytes, output.known});
+  }
+  return outputs;
+}
+
+// What is captured whatever the outcome counts when evidence comes to it, too.
+void Runner::check_max_bytes(const std::vector<PlannedOutput>& evidence) const {
+  std::vector<PlannedOutput> outputs = outputs_of(*capture_, plan_.captures);
+  outputs.insert(outputs.end(), evidence.begin(), evidence.end());
+  if (const std::string why = over_max_bytes(contract_, outputs); !why.empty()) throw Error(ErrorKind::usage, why);
+}
+
+void Runner::check_free_space(const std::vector<PlannedOutput>& outputs) const {
+  const std::string why = over_free_space(outputs, options_.overwrite);
+  if (!why.empty()) throw Error(ErrorKind::environment, why);
+}
+
 void Runner::note_absent_lanes(const std::vector<WatchedCapture>& captures) {
   for (const WatchedCapture& capture : captures)
     for (int i : capture.lanes)
@@ -252,7 +284,7 @@ void Runner::open_sinks(Capture& capture) {
   info.lanes = lane_infos_;
   planted_infos_.assign(verdict_.planted.begin(), verdict_.planted.end());
   info.planted = planted_infos_;
-  capture.open(info);
+  capture.open(info, options_.interrupted);
 }
 
 std::vector<PlantedFault> Runner::planted() const {
@@ -403,6 +435,9 @@ void Runner::capture_evidence() {
   if (captures.empty()) return;
   evidence_ = std::make_unique<Capture>(contract_, captures, host_);
   note_absent_lanes(plan_.evidence);
+  const std::vector<PlannedOutput> outputs = outputs_of(*evidence_, captures);
+  check_max_bytes(outputs);
+  check_free_space(outputs);
   open_sinks(*evidence_);
   walk({evidence_.get()}, planted(), lanes_needed_by(captures, *lanes_), "evidence");
   evidence_->close();
@@ -558,9 +593,22 @@ PlanReport Runner::plan_report() {
   }
   report.seconds.open = seconds();
   report.work = workload_of(contract_, plan_, program, *lanes_);
+  plan_outputs(report);
   if (contract_.step) report.seconds.unknown = "one step alone takes less than what is around it";
   if (report.fits() && !contract_.step) forecast(report, plan_, program, *lanes_);
   return report;
+}
+
+// Evidence is of use only when something fails: what it may take at most refuses nothing.
+void Runner::plan_outputs(PlanReport& report) const {
+  const std::vector<PlannedOutput> always = outputs_of(*capture_, plan_.captures);
+  const std::vector<PlannedOutput> evidence = outputs_of(Capture(contract_, plan_.evidence, host_), plan_.evidence);
+  for (const SinkSpec& sink : contract_.sinks)
+    for (const auto* outputs : {&always, &evidence})
+      for (const PlannedOutput& output : *outputs)
+        if (output.sink == sink.name) report.outputs.push_back(output);
+  report.over_budget = over_max_bytes(contract_, always);
+  if (report.over_budget.empty()) report.over_budget = over_free_space(always, options_.overwrite);
 }
 
 std::vector<std::string> Runner::absences() const {

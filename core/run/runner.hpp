@@ -10,6 +10,7 @@
 
 #include "core/forward/forward.hpp"
 #include "core/model/model.hpp"
+#include "core/plan/budget.hpp"
 #include "core/plan/plan.hpp"
 #include "core/run/capture.hpp"
 #include "core/run/run.hpp"
@@ -28,6 +29,8 @@ class Runner {
   void plan();
   void read_digests();  // the files that falsifiers name
   void describe_lanes();
+  // What sinks will write, against what the contract allows.
+  void check_max_bytes(const std::vector<PlannedOutput>& evidence = {}) const;
   void open_lanes();
   void claim_output();  // before anything is computed: a folder that can be written
   void open_sinks();
@@ -65,6 +68,9 @@ class Runner {
   void check_memory(const std::vector<bool>& needed) const;
   std::shared_ptr<const Model> opened_model() const;
   void note_absent_lanes(const std::vector<WatchedCapture>& captures);
+  std::vector<PlannedOutput> outputs_of(const Capture& capture, const std::vector<WatchedCapture>& captures) const;
+  void plan_outputs(PlanReport& report) const;
+  void check_free_space(const std::vector<PlannedOutput>& outputs) const;
   void open_sinks(Capture& capture);
   std::vector<PlantedFault> planted() const;
   void note_ends();

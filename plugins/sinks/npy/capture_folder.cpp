@@ -11,6 +11,7 @@
 
 #include "core/api/output_file.hpp"
 #include "core/api/stage.hpp"
+#include "plugins/sinks/shared/capture_index.hpp"
 
 namespace moe_diag {
 

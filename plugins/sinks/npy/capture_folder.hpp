@@ -6,9 +6,6 @@
 
 namespace moe_diag {
 
-inline constexpr std::string_view capture_format = "moe-diag capture";
-inline constexpr int capture_format_version = 1;
-
 // The folder of one capture. A file `incomplete` says that it is being written or was abandoned; it goes when
 // manifest.json is there. So manifest.json means complete, at every moment, whatever kills the process.
 class CaptureFolder {

@@ -24,6 +24,7 @@ constexpr ChoiceOption format_option{"format", "json csv", Computed{"by the file
 constexpr FlagOption print_option{"print", "false", "prints the table, too"};
 
 constexpr std::size_t table_rows = 40;  // a lane
+constexpr std::uint64_t record_bytes = 1024;  // of a site in the file, at most
 
 // Orders the records: prompt after prompt, lane after lane, then as the forward pass goes.
 struct Key {
@@ -48,6 +49,10 @@ class StatsSink : public Sink {
       csv_ = extension == ".csv";
     else
       options.refuse(file_option, "expected a name that ends in .json or .csv; or say format: json or csv");
+  }
+
+  SinkOutput output(const Load& load) const override {
+    return {file_, static_cast<std::uint64_t>(load.tensors) * record_bytes, true};
   }
 
   void open(const RunInfo& run) override {

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,6 +10,7 @@
 #include <xxhash.h>
 
 #include "tests/support/catch.hpp"
+#include "tests/support/small_disk.hpp"
 #include "tests/unit/plugin/sink_support.hpp"
 
 namespace moe_diag {
@@ -108,7 +108,8 @@ TEST_CASE("rows that do not fit those before them are refused") {
   TemporaryFolder folder;
   MadeRun run(folder.str());
   const Site site{Stage::attn_norm, 3};
-  const MadeEvent first = made_event(0, 0, site, {2, 3}, DType::f64, {5}, 1);
+  MadeEvent first = made_event(0, 0, site, {2, 3}, DType::f64, {5}, 1);
+  first.total = 3;
   const auto second = [&](const MadeEvent& event) {
     const auto sink = loaded_sink("npy", {{"dir", std::to_string(std::rand())}});
     sink->open(run.info);
@@ -118,6 +119,7 @@ TEST_CASE("rows that do not fit those before them are refused") {
   CHECK(second(made_event(0, 0, site, {4}, DType::f64, {5}, 1)) == "no error");
   CHECK_THAT(second(made_event(0, 0, site, {4}, DType::f64, {6}, 1)),
              Contains("holds rows of f64 2x5, more came as f64 1x6"));
+  CHECK_THAT(second(made_event(0, 0, site, {4, 5}, DType::f64, {5}, 1)), Contains("3 rows were announced, 4 came"));
   CHECK_THAT(second(made_event(0, 0, site, {4}, DType::f32, {5}, 1)), Contains("f32 1x5"));
   CHECK_THAT(second(made_event(0, 0, site, {3}, DType::f64, {5}, 1)), Contains("position 3 came after position 3"));
 }
@@ -246,21 +248,38 @@ TEST_CASE("what cannot be written is named with reason and remedy") {
 TEST_CASE("a disk that is full ends with the file's name and leaves no manifest") {
   TemporaryFolder folder;
   MadeRun run(folder.str());
-  // A limit on the size of files fails as a full disk does: in the middle of a write.
-  rlimit before{};
-  REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
-  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
-  rlimit limited = before;
-  limited.rlim_cur = 4096;
-  REQUIRE(::setrlimit(RLIMIT_FSIZE, &limited) == 0);
-  const std::string error = error_of([&] {
-    capture(run.info, {made_event(0, 0, {Stage::lm_head, -1}, {0, 1}, DType::f64, {1000}, 1)});
-  });
-  ::setrlimit(RLIMIT_FSIZE, &before);
-  std::signal(SIGXFSZ, handler);
+  std::string error;
+  {
+    const LargestFile limit(4096);
+    error = error_of([&] {
+      capture(run.info, {made_event(0, 0, {Stage::embedding, -1}, {0, 1}, DType::f64, {10}, 1),
+                         made_event(0, 0, {Stage::lm_head, -1}, {0, 1}, DType::f64, {1000}, 1)});
+    });
+  }
   CHECK_THAT(error, Contains(folder / "dump/short/truth/lm_head.npy" + ": cannot write: File too large"));
+  CHECK_THAT(error, Contains("1 of 2 arrays are whole and kept in " + (folder / "dump") + ", which has no manifest"));
+  CHECK(fs::exists(folder / "dump/short/truth/embedding.npy"));
+  CHECK_FALSE(fs::exists(folder / "dump/short/truth/lm_head.npy"));
   CHECK(fs::exists(folder / "dump/incomplete"));
   CHECK_FALSE(fs::exists(folder / "dump/manifest.json"));
+}
+
+TEST_CASE("rows that find no room leave the array as it was before them") {
+  TemporaryFolder folder;
+  MadeRun run(folder.str());
+  const Site site{Stage::moe_ffn_out, 1};
+  MadeEvent first = made_event(0, 0, site, {0, 1}, DType::f64, {100}, 1);
+  first.total = 4;
+  const auto sink = loaded_sink("npy", {{"dir", "dump"}});
+  sink->open(run.info);
+  sink->consume(first.view());
+  const std::string file = folder / "dump/short/truth/layer_01/moe_ffn_out.npy", before = read_text(file);
+  {
+    const LargestFile limit(2500);
+    CHECK_THAT(error_of([&] { sink->consume(made_event(0, 0, site, {2, 3}, DType::f64, {100}, 2).view()); }),
+               Contains("0 of 1 arrays are whole"));
+  }
+  CHECK(read_text(file) == before);
 }
 
 // Runs a capture in a child that is killed after it has reported `steps` calls: it waits there to be killed, or, given

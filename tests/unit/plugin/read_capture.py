@@ -43,4 +43,5 @@ def main(capture, expected_path):
     print("ok")
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])
