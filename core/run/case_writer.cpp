@@ -217,6 +217,7 @@ bool CaseWriter::fails() {
   failed_.clear();
   const Contract contract = read_contract(folder_ / case_contract);
   const Verdict verdict = run_contract(contract, host_, options_);
+  if (!verdict.failure.empty() && !verdict.failure_is_usage) throw Error(ErrorKind::environment, verdict.failure);
   for (const Judgement& j : verdict.judgements) {
     const SiteResult* site = j.outcome == Outcome::falsified ? j.first_failing() : j.worst();
     const Sample* sample = !site ? nullptr : j.outcome == Outcome::falsified ? &site->first_failing : &site->worst;
@@ -227,6 +228,7 @@ bool CaseWriter::fails() {
     lines += (j.reason.empty() ? "" : ": " + j.reason) + '\n';
     if (j.spec->id == "EXPECTED" && j.outcome != Outcome::held) return false;
   }
+  if (!verdict.failure.empty()) held_ += "  " + verdict.failure + '\n';
   return verdict.failure.empty() && !failed_.empty();
 }
 

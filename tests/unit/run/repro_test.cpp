@@ -448,6 +448,60 @@ TEST_CASE("a verdict that does not fit its contract is refused where it does not
   CHECK_FALSE(fs::exists(round.place()));
 }
 
+// Every way in which a step and its values may not fit.
+TEST_CASE("a step whose values do not fit is refused, with what is expected of them") {
+  Round round;
+  round.run({fault_at(Kind::scale, {Stage::moe_expert_out, 2}, "step", ", positions: 4")});
+  REQUIRE(round.repro().written);
+  const std::string text = read_text(round.file("contract.yaml"));
+  const auto refused = [&](const std::string& part, const std::string& other) {
+    std::string changed = text;
+    const std::size_t at = changed.find(part);
+    REQUIRE(at != std::string::npos);
+    changed.replace(at, part.size(), other);
+    try {
+      const Contract contract = parse_contract(changed, round.file("contract.yaml"));
+      PluginHost host({MOE_DIAG_PLUGINS});
+      run_contract(contract, host, {});
+    } catch (const Error& e) {
+      CHECK(e.kind() == ErrorKind::usage);
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  const std::string indices = ", moe_router_indices: inputs/moe_router_indices.npy";
+  CHECK_THAT(refused(indices, ""), Contains("step.inputs: what the step reads is missing: moe_router_indices"));
+  CHECK_THAT(refused(indices, indices + ", attn_norm: inputs/moe_expert_swiglu.npy"),
+             Contains("step.inputs.attn_norm: is not of the step that gives layer 2, moe_expert_out"));
+  CHECK_THAT(refused(indices, ", moe_router_indices: inputs/moe_expert_swiglu.npy"),
+             Contains("its type is '<f4', expected '<i4': ids of experts"));
+  CHECK_THAT(refused("inputs: {moe_expert_swiglu: inputs/", "inputs: {moe_expert_swiglu: expected/"),
+             Contains("expected/moe_expert_swiglu.npy: there is no such file"));
+  CHECK_THAT(refused("positions: 4", "positions: 3..=4"),
+             Contains("step.inputs.moe_expert_swiglu: its shape is [1, 3, 256], expected [2, 3, 256]"));
+  CHECK_THAT(refused("expected: {moe_expert_out", "expected: {moe_ffn_out"),
+             Contains("step.expected.moe_ffn_out: is not of the step"));
+  CHECK_THAT(refused("model: {gguf: case.gguf}", "model: {synthetic: tiny}"), Contains("is whole"));
+  CHECK_THAT(refused(text.substr(text.find("step:"), text.find("planted:") - text.find("step:")), ""),
+             Contains("unknown lane 'recorded'"));
+  CHECK_THAT(refused("stage: moe_expert_out\n    layers: 2", "stage: moe_expert_up\n    layers: 2"),
+             Contains("nothing of this is computed: the model is a part, which has layer 2, moe_expert_out alone"));
+  const std::string ids = read_text(round.file("inputs/moe_router_indices.npy"));
+  write_text(round.file("inputs/moe_router_indices.npy"), ids.substr(0, ids.size() - 4) + std::string("\x07\0\0\0", 4));
+  CHECK_THAT(refused("positions: 4", "positions: 4"), Contains("it holds expert 7, the model has experts 0..6"));
+  write_text(round.file("inputs/moe_router_indices.npy"), ids.substr(0, ids.size() - 4));
+  CHECK_THAT(refused("positions: 4", "positions: 4"), Contains("announces 3 elements of 4 bytes, 8 bytes follow"));
+}
+
+TEST_CASE("a part of a model without its step is refused") {
+  Round round;
+  round.run({fault_at(Kind::scale, {Stage::attn_norm, 2}, "step")});
+  REQUIRE(round.repro().written);
+  Round other(text_of_contract(claims, "{gguf: \"" + round.file("case.gguf") + "\"}"));
+  CHECK_THROWS_WITH(other.run({}), Contains("is a part of a model, which has layer 2, attn_norm alone") &&
+                                       Contains("'step'"));
+}
+
 TEST_CASE("repro on the command line: the case, its exit codes, and no half of it") {
   const TemporaryFolder folder;
   const std::string out = " --out " + quoted(folder / "out"), place = quoted(folder / "case");
