@@ -87,7 +87,7 @@ TEST_CASE("an .npy file that is no list of tokens is refused") {
   CHECK_THAT(mistake_in("a.npy", npy("<i8", "2,", two, "False", 9)), Contains("version 9"));
   CHECK(mistake_in("a.npy", npy("<i8", "2,", two).substr(0, 20)) == "it ends within its header");
   CHECK_THAT(mistake_in("a.npy", npy("<i8", "2, 1", two)), Contains("shape is (2, 1)") && Contains("one dimension"));
-  CHECK_THAT(mistake_in("a.npy", npy("<i8", "", two)), Contains("shape is ()"));
+  CHECK_THAT(mistake_in("a.npy", npy("<i8", "", two.substr(0, 8))), Contains("shape is ()"));
   CHECK_THAT(mistake_in("a.npy", npy("<i8", "-2,", two)), Contains("shape is (-2,)"));
   CHECK_THAT(mistake_in("a.npy", npy("<i8", "99999999999999999999,", two)), Contains("shape is (9999"));
   CHECK_THAT(mistake_in("a.npy", npy("<i8", "2305843009213693954,", two)), Contains("16 bytes follow"));

@@ -18,7 +18,7 @@ namespace moe_diag {
 namespace {
 
 using Catch::Matchers::Contains;
-using namespace std::chrono_literals;
+using std::chrono_literals::operator""ms;
 
 // Rows of `width` values that say whose they are.
 std::vector<std::int32_t> rows_of(int lane, int serial, std::size_t count, std::size_t width) {
