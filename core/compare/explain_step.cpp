@@ -20,7 +20,7 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 
 constexpr double clearly_better = 3;       // times less than without the hypothesis, or than with a simpler one
 constexpr double sampled_error = 16;       // of a few elements, which vary more than a row
-constexpr double budget = 1 << 28;         // multiplications to check one hypothesis with
+constexpr double budget = 1 << 24;         // multiplications to check one hypothesis with
 constexpr std::size_t few_units = 3;       // looked at first, with
 constexpr std::int64_t few_elements = 16;  // of each
 constexpr double least_rows = 64, least_elements = 64;  // looked at then, whatever the budget

@@ -66,9 +66,10 @@ void Explanations::select(std::size_t f) {
   for (const SiteResult& result : verdict_.judgements[f].sites) {
     if (result.failing == 0) continue;
     const int known = parts_.sequences.known(result.prompt), first = result.first_failing.position;
-    const auto [at, fresh] = again_.try_emplace(result.prompt, Again{result.prompt, 0, result.site});
+    const int end = std::min(first + least_rows, known);
+    const auto [at, fresh] = again_.try_emplace(result.prompt, Again{result.prompt, end, result.site});
     Again& again = at->second;
-    again.end = std::max(again.end, std::min(first + least_rows, known));
+    again.end = std::min(again.end, end);
     if (again.last < result.site) again.last = result.site;
   }
 }
@@ -167,12 +168,21 @@ void Explanations::make(const AtLayer& at_layer) {
   const Copies closed_in_the_end(parts_.lanes);
   const std::vector<Subject> subjects = open_subjects();
   std::unique_ptr<Examiner> examiner = run(subjects, at_layer);
-  // What depends on how many rows a pass has does not show in shorter passes.
-  const auto seen = [&](const SideBySide& sides) { return is_seen_again(sides, verdict_); };
-  if (!std::all_of(examiner->compared().begin(), examiner->compared().end(), seen) && make_whole())
-    examiner = run(subjects, at_layer);
-  verdict_.diagnosis.made = true;
   name_causes(verdict_, parts_.plan, parts_.lanes, *examiner);
+  if (!needs_more_rows(*examiner) || !make_whole()) return;
+  examiner = run(subjects, at_layer);
+  name_causes(verdict_, parts_.plan, parts_.lanes, *examiner);
+}
+
+// The first rows that fail mostly show why all others do. They do not when what is wrong depends on how many rows a
+// pass has, or when nothing was wrong in them.
+bool Explanations::needs_more_rows(const Examiner& examiner) const {
+  return std::any_of(examiner.compared().begin(), examiner.compared().end(), [&](const SideBySide& sides) {
+    const Cause cause = verdict_.judgements[sides.falsifier].explanation.cause;
+    const bool is_of_a_step = is_of_step(cause) || cause == Cause::inherited || cause == Cause::nonfinite_inherited;
+    if (!sides.is_measured) return sides.against >= 0 || !is_of_a_step;
+    return !is_seen_again(sides, verdict_);
+  });
 }
 
 // False when all rows are run again already.

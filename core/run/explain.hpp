@@ -61,6 +61,7 @@ class Explanations {
   std::vector<bool> active(const std::vector<Subject>& subjects) const;
   std::vector<Stage> curves() const;
   std::vector<Stretch> passes(const Again& again) const;
+  bool needs_more_rows(const Examiner& examiner) const;
   bool make_whole();
   std::unique_ptr<Examiner> run(const std::vector<Subject>& subjects, const AtLayer& at_layer);
 

@@ -413,6 +413,8 @@ class Namer {
 }  // namespace
 
 void name_causes(Verdict& verdict, const Plan& plan, const Lanes& lanes, const Examiner& examined) {
+  verdict.diagnosis = {};
+  verdict.diagnosis.made = true;
   Namer(verdict, plan, lanes, examined).name();
 }
 

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+// What looking and explaining cost, on four layers of the full width of Qwen3-30B-A3B, 32 tokens, an f64 and an f32
+// lane. The counters are ratios of processor time within one run.
+#include <benchmark/benchmark.h>
+#include <fmt/format.h>
+
+#include <ctime>
+#include <string>
+
+#include "core/contract/contract.hpp"
+#include "core/plugin/host.hpp"
+#include "core/run/run.hpp"
+
+namespace moe_diag {
+namespace {
+
+std::string contract_text(const std::string& falsifiers) {
+  std::string tokens;
+  for (int i = 0; i < 32; ++i) tokens += fmt::format("{}{}", i > 0 ? ", " : "", i * 7919 % 151936);
+  return fmt::format(R"(
+metadata: {{id: cost, version: 1.0.0, description: what looking and explaining cost}}
+model: {{synthetic: qwen3-30b-a3b, layers: 4, seed: 7}}
+prompts: [{{id: p, tokens: [{}]}}]
+oracle: truth
+lanes:
+  truth: {{backend: cpu, numerics: f64}}
+  free: {{backend: cpu, numerics: f32}}
+falsifiers:
+{})",
+                     tokens, falsifiers);
+}
+
+// Processor time of all threads, in seconds, of one run without what it takes to make the model.
+double seconds_of(const std::string& falsifiers, const std::string& fault, bool explain) {
+  static ModelCache models;
+  const Contract contract = parse_contract(contract_text(falsifiers), "cost.yaml");
+  PluginHost host({MOE_DIAG_PLUGINS});
+  RunOptions options;
+  options.models = &models;
+  options.explain = explain;
+  if (!fault.empty()) options.inject.push_back(parse_fault("{" + fault + ", lane: free}", contract));
+  if (!models.model) run_contract(contract, host, options);
+  const std::clock_t before = std::clock();
+  const Verdict verdict = run_contract(contract, host, options);
+  benchmark::DoNotOptimize(verdict.judgements.size());
+  return static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+}
+
+const std::string logits =
+    "  - {id: OUT, claim: c, lane: free, stage: lm_head, positions: last, metric: rel_l2, at_most: 1e-4}\n";
+const std::string layers =
+    "  - {id: LAYERS, claim: c, lane: free, stage: moe_ffn_out, metric: rel_l2, at_most: 1e-4}\n";
+const std::string everything =
+    "  - {id: ALL, claim: c, lane: free, stage: all, metric: rel_l2, at_most: 1}\n"
+    "  - {id: FINITE, claim: c, lane: free, stage: all, metric: nonfinite, equals: 0}\n";
+
+// Every stage of every position is compared, beside a run that compares all logits and nothing else.
+void looking(benchmark::State& state) {
+  const std::string all_logits = "  - {id: OUT, claim: c, lane: free, stage: lm_head, metric: rel_l2, at_most: 1}\n";
+  double with = 0, without = 0;
+  for (auto _ : state) {
+    without += seconds_of(all_logits, "", false);
+    with += seconds_of(everything, "", false);
+  }
+  state.counters["looking/run"] = with / without - 1;
+}
+BENCHMARK(looking)->Unit(benchmark::kMillisecond)->Iterations(3);
+
+void explaining(benchmark::State& state, const std::string& falsifiers, const std::string& fault) {
+  double with = 0, without = 0;
+  for (auto _ : state) {
+    without += seconds_of(falsifiers, fault, false);
+    with += seconds_of(falsifiers, fault, true);
+  }
+  state.counters["explaining/run"] = with / without - 1;
+}
+void few(benchmark::internal::Benchmark* b) { b->Unit(benchmark::kMillisecond)->Iterations(3); }
+BENCHMARK_CAPTURE(explaining, scale, layers + logits, "inject: scale, stage: moe_expert_out, layer: 1")->Apply(few);
+BENCHMARK_CAPTURE(explaining, nan, layers + logits, "inject: nan, stage: moe_expert_out, layer: 1")->Apply(few);
+BENCHMARK_CAPTURE(explaining, wrong_type, layers + logits, "inject: wrong_type, stage: moe_expert_out, layer: 1")
+    ->Apply(few);
+BENCHMARK_CAPTURE(explaining, early, layers + logits, "inject: scale, stage: embedding")->Apply(few);
+BENCHMARK_CAPTURE(explaining, head, logits, "inject: scale, stage: lm_head")->Apply(few);
+BENCHMARK_CAPTURE(explaining, late_position, layers + logits,
+                  "inject: scale, stage: ffn_norm, layer: 2, positions: last")
+    ->Apply(few);
+
+}  // namespace
+}  // namespace moe_diag
