@@ -49,7 +49,9 @@ ExitCode repro(const ReproArguments& arguments, const Context& context) {
 void add_repro(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand("repro", "Write the step that is at fault as a small case, to be run alone");
   auto arguments = std::make_shared<ReproArguments>();
-  command->add_option("verdict", arguments->verdict, "The verdict.json of a run")->required()->type_name("VERDICT.json");
+  command->add_option("verdict", arguments->verdict, "The verdict.json of a run")
+      ->required()
+      ->type_name("VERDICT.json");
   command
       ->add_option("--falsifier", arguments->options.falsifier,
                    "The claim whose failure is reproduced [that of the first divergence]")

@@ -37,8 +37,8 @@ int parse_and_run(int argc, char** argv) {
   app.footer(footer);
   app.require_subcommand(1);
   app.fallthrough();
-  for (auto* add : {add_run, add_check, add_plan, add_capture, add_digest, add_repro, add_stages, add_plugins, add_inspect,
-                    add_synth, add_new})
+  for (auto* add : {add_run, add_check, add_plan, add_capture, add_digest, add_repro, add_stages, add_plugins,
+                    add_inspect, add_synth, add_new})
     add(app, context);
   try {
     app.parse(argc, argv);

@@ -49,9 +49,9 @@ struct PromptSpec {
 
 struct LaneSpec {
   std::string name, backend;
-  std::string inputs;   // lane whose outputs replace this lane's after every step; empty: none
-  std::string routing;  // lane whose routing replaces this lane's; empty: none
-  Options options;      // `numerics` and all keys that are the backend's own
+  std::string inputs;     // lane whose outputs replace this lane's after every step; empty: none
+  std::string routing;    // lane whose routing replaces this lane's; empty: none
+  Options options;        // `numerics` and all keys that are the backend's own
   bool recorded = false;  // it computes nothing: its values are those of StepSpec::expected
   Where where;
 };
@@ -69,9 +69,9 @@ struct GivenValues {
 
 // One step alone, on values that are given: what the contract computes where its model is a part of one.
 struct StepSpec {
-  int first = 0, count = 0;            // the positions that are computed, in one pass
-  std::vector<GivenValues> inputs;     // what the step reads, and what its output is compared by
-  std::vector<GivenValues> expected;   // what it should give: the values of the lane `recorded`
+  int first = 0, count = 0;           // the positions that are computed, in one pass
+  std::vector<GivenValues> inputs;    // what the step reads, and what its output is compared by
+  std::vector<GivenValues> expected;  // what it should give: the values of the lane `recorded`
   Where where;
 
   int end() const { return first + count; }
@@ -230,7 +230,7 @@ struct Contract {
   std::optional<std::uint64_t> max_bytes;  // that all sinks may write
   std::string max_bytes_at;                // its place, for messages
   std::vector<FalsifierSpec> falsifiers;
-  std::size_t stated = 0;  // falsifiers in the file; fewer are left when some were selected
+  std::size_t stated = 0;           // falsifiers in the file; fewer are left when some were selected
   std::string digest;               // 16 hex digits: xxh3 of the file's text
   std::vector<Override> overrides;  // that were applied to it
 

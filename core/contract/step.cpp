@@ -75,9 +75,10 @@ void check_prompt(const Value& value, const Contract& contract) {
     value.refuse(fmt::format("a step is computed of one prompt, the contract has {}", contract.prompts.size()));
   for (const PromptSpec& prompt : contract.prompts)
     if (prompt.generate > 0 || prompt.chunk > 0)
-      value.refuse(fmt::format("nothing is generated or cut into chunks when one step is computed: remove '{}' from "
-                               "the prompt '{}'",
-                               prompt.generate > 0 ? "generate" : "chunk", shown(prompt.id)));
+      value.refuse(
+          fmt::format("nothing is generated or cut into chunks when one step is computed: remove '{}' from "
+                      "the prompt '{}'",
+                      prompt.generate > 0 ? "generate" : "chunk", shown(prompt.id)));
 }
 
 }  // namespace

@@ -63,12 +63,7 @@ class Finder {
  public:
   Finder(const GgufFile& file, const std::vector<Weight>& weights, const ModelConfig& config,
          const std::optional<Site>& part, std::deque<Lacked>& lacked)
-      : file_(file),
-        weights_(weights),
-        config_(config),
-        part_(part),
-        lacked_(lacked),
-        taken_(weights.size(), false) {}
+      : file_(file), weights_(weights), config_(config), part_(part), lacked_(lacked), taken_(weights.size(), false) {}
 
   const Weight* take(const TensorSpec& spec) {
     const GgufTensor* tensor = file_.find_tensor(spec.name);

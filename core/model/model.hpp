@@ -14,7 +14,8 @@
 
 namespace moe_diag {
 
-// The tensors of one layer; every pointer is set, to a weight without data where a part of a model lacks it. Shapes are [cols -> rows], times experts where there are some.
+// The tensors of one layer; every pointer is set, to a weight without data where a part of a model lacks it. Shapes are
+// [cols -> rows], times experts where there are some.
 struct LayerWeights {
   const Weight* attn_norm = nullptr;      // d
   const Weight* attn_q = nullptr;         // d -> Hq h

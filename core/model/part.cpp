@@ -53,8 +53,7 @@ std::vector<Kept> kept_tensors(const Model& model, const PartSpec& spec, const M
     const auto weight =
         std::find_if(weights.begin(), weights.end(), [&](const Weight& w) { return w.name == tensor.name; });
     const bool of_vocabulary = tensor.role == Role::token_embd || tensor.role == Role::output;
-    kept.push_back({tensor, &*weight,
-                    spec.experts.empty() || tensor.rank < 3 ? all_of(weight->experts) : spec.experts,
+    kept.push_back({tensor, &*weight, spec.experts.empty() || tensor.rank < 3 ? all_of(weight->experts) : spec.experts,
                     spec.vocabulary.empty() || !of_vocabulary ? all_of(weight->rows) : spec.vocabulary});
   }
   return kept;
@@ -81,9 +80,9 @@ std::optional<Site> read_part(const GgufFile& file, int layers) {
   const std::string_view name = *file.text(stage_key);
   const auto stage =
       std::find_if(stage_table.begin(), stage_table.end(), [&](const StageInfo& s) { return s.name == name; });
-  if (stage == stage_table.end()) refuse(file, "metadata key '{}' is {}: there is no such stage", stage_key, quoted(name));
-  if (layers > most_layers)
-    refuse(file, "a part of a model of {} layers, expected {} at most", layers, most_layers);
+  if (stage == stage_table.end())
+    refuse(file, "metadata key '{}' is {}: there is no such stage", stage_key, quoted(name));
+  if (layers > most_layers) refuse(file, "a part of a model of {} layers, expected {} at most", layers, most_layers);
   const std::int64_t layer = file.integer(layer_key).value_or(-1);
   const bool in_layer = stage->scope == Scope::layer;
   if (in_layer ? layer < 0 || layer >= layers : layer != -1)

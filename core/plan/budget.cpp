@@ -57,8 +57,7 @@ std::string over_max_bytes(const Contract& contract, const std::vector<PlannedOu
   const std::uint64_t bytes = planned_bytes(outputs);
   if (!contract.max_bytes || bytes <= *contract.max_bytes) return "";
   return fmt::format("{}: max_bytes: the sinks would write {} ({}), {} may be written; capture less, or raise it",
-                     contract.max_bytes_at, bytes_text(bytes), listed_bytes(outputs),
-                     bytes_text(*contract.max_bytes));
+                     contract.max_bytes_at, bytes_text(bytes), listed_bytes(outputs), bytes_text(*contract.max_bytes));
 }
 
 std::string over_free_space(const std::vector<PlannedOutput>& outputs, bool overwrite) {
@@ -72,9 +71,10 @@ std::string over_free_space(const std::vector<PlannedOutput>& outputs, bool over
     if (error) continue;
     for (const PlannedOutput& output : there) free += overwrite ? bytes_at(output.path) : 0;
     if (planned_bytes(there) > free)
-      return fmt::format("{}: {} would be written to its file system ({}), which has {} free; capture less, free space, "
-                         "or write elsewhere (--out)",
-                         there.front().path, bytes_text(planned_bytes(there)), listed_bytes(there), bytes_text(free));
+      return fmt::format(
+          "{}: {} would be written to its file system ({}), which has {} free; capture less, free space, "
+          "or write elsewhere (--out)",
+          there.front().path, bytes_text(planned_bytes(there)), listed_bytes(there), bytes_text(free));
   }
   return "";
 }

@@ -87,8 +87,8 @@ std::string mistake_of(const FaultSpec& fault, const Contract& contract, const M
                        const Program& program);
 
 // What is wrong with the contract's step for this model, a line each at file:line:column: a step for a whole model, a
-// part of one without a step, values that the step does not read or that are not there, a shape that does not fit. Empty:
-// nothing.
+// part of one without a step, values that the step does not read or that are not there, a shape that does not fit.
+// Empty: nothing.
 std::string step_mistakes(const Contract& contract, const Model& model, const Program& program);
 
 // What a step gives: "layer 6, moe_router_indices and moe_router_weights".

@@ -87,19 +87,22 @@ class StepCheck {
 
 std::string text_of(const Step& step) {
   std::string text = step.layer < 0 ? "" : fmt::format("layer {}, ", step.layer);
-  for (std::size_t i = 0; i < step.out.size(); ++i) text += fmt::format("{}{}", i > 0 ? " and " : "", name_of(step.out[i]));
+  for (std::size_t i = 0; i < step.out.size(); ++i)
+    text += fmt::format("{}{}", i > 0 ? " and " : "", name_of(step.out[i]));
   return text;
 }
 
 std::string step_mistakes(const Contract& contract, const Model& model, const Program& program) {
   if (!contract.step && !model.part()) return "";
   if (!model.part())
-    return fmt::format("{}: step: the model {} is whole: a step is computed of a part of one, as 'moe-diag repro' "
-                       "writes it",
-                       contract.at(contract.step->where), model.source());
+    return fmt::format(
+        "{}: step: the model {} is whole: a step is computed of a part of one, as 'moe-diag repro' "
+        "writes it",
+        contract.at(contract.step->where), model.source());
   if (!contract.step)
-    return fmt::format("{}: model: {} is a part of a model, which has {} alone: say in 'step' what that is computed from",
-                       contract.at(contract.model.where), model.source(), text_of(program.front()));
+    return fmt::format(
+        "{}: model: {} is a part of a model, which has {} alone: say in 'step' what that is computed from",
+        contract.at(contract.model.where), model.source(), text_of(program.front()));
   return StepCheck(contract, model.config(), program.front()).mistakes();
 }
 

@@ -248,12 +248,9 @@ Json header(std::string_view tool_version) {
 void add_what_ran(Json& j, const Verdict& verdict) {
   const Contract& contract = *verdict.contract;
   j["started"] = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(verdict.started));
-  j["contract"] = {{"path", contract.path},
-                   {"absolute_path", absolute(contract.path)},
-                   {"digest", contract.digest},
-                   {"set", Json::array()},
-                   {"id", contract.metadata.id},
-                   {"version", contract.metadata.version},
+  j["contract"] = {{"path", contract.path},        {"absolute_path", absolute(contract.path)},
+                   {"digest", contract.digest},    {"set", Json::array()},
+                   {"id", contract.metadata.id},   {"version", contract.metadata.version},
                    {"falsifiers", contract.stated}};
   for (const auto& [key, value] : contract.overrides) j["contract"]["set"].push_back(key + '=' + value);
   const ModelReport& m = verdict.model;

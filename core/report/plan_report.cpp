@@ -19,9 +19,7 @@ std::string seconds_text(double seconds) {
   return seconds >= 10 ? fmt::format("{:.0f} s", seconds) : fmt::format("{:.2g} s", seconds);
 }
 
-std::string captured_text(const Load& c) {
-  return fmt::format("{} tensors, {}", c.tensors, bytes_text(c.bytes));
-}
+std::string captured_text(const Load& c) { return fmt::format("{} tensors, {}", c.tensors, bytes_text(c.bytes)); }
 
 class Text {
  public:

@@ -38,9 +38,9 @@ struct PlanReport {
   Workload work;
   std::vector<PlannedOutput> outputs;  // of all sinks; those of evidence at most
   std::string over_budget;             // why the run would be refused for what it writes; empty: it would not be
-  std::int64_t controls = 0;         // of the falsifiers that will be judged
-  std::uint64_t host_bytes = 0;      // that the lanes need
-  std::uint64_t host_available = 0;  // without swapping
+  std::int64_t controls = 0;           // of the falsifiers that will be judged
+  std::uint64_t host_bytes = 0;        // that the lanes need
+  std::uint64_t host_available = 0;    // without swapping
   Seconds seconds;
 
   bool fits() const { return host_bytes <= host_available; }

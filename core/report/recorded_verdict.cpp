@@ -134,9 +134,9 @@ class Reader {
     if (static_cast<std::size_t>(index) >= all.size())
       refuse(fmt::format("\"divergence\" is {}, there are {}", index, all.size()));
     const Json& divergence = all[static_cast<std::size_t>(index)];
-    falsifier.divergence = RecordedDivergence{text(divergence, "lane"), text(divergence, "prompt"),
-                                              text(divergence, "cause"), whole_or(divergence, "position", 0),
-                                              site_of(divergence)};
+    falsifier.divergence =
+        RecordedDivergence{text(divergence, "lane"), text(divergence, "prompt"), text(divergence, "cause"),
+                           whole_or(divergence, "position", 0), site_of(divergence)};
   }
 
   Site site_of(const Json& json) const {

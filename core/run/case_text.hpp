@@ -33,8 +33,8 @@ struct CaseContract {
 // As YAML.
 std::string contract_text(const CaseContract& contract);
 
-// The fault as it is in the case, with its numbers, for the prompt's positions that are in the cut; none when it changes
-// nothing there. `length` is that of the whole sequence.
+// The fault as it is in the case, with its numbers, for the prompt's positions that are in the cut; none when it
+// changes nothing there. `length` is that of the whole sequence.
 std::optional<FaultSpec> fault_in_case(FaultSpec fault, const Cut& cut, int length);
 
 }  // namespace moe_diag

@@ -28,8 +28,7 @@ std::string numerics_of(const LaneSpec& lane) {
 }
 
 const LaneSpec& lane_called(const Contract& contract, const std::string& name) {
-  return *std::find_if(contract.lanes.begin(), contract.lanes.end(),
-                       [&](const LaneSpec& l) { return l.name == name; });
+  return *std::find_if(contract.lanes.begin(), contract.lanes.end(), [&](const LaneSpec& l) { return l.name == name; });
 }
 
 // "0 is 3, 1 is 87"
@@ -91,7 +90,8 @@ void CaseWriter::add_lane(const std::string& name, bool fed) {
 // The contract's own where it computes in f64 and as it should; else one that does.
 std::string CaseWriter::add_oracle() {
   const std::string& own = parts_.contract.oracle;
-  if (!own.empty() && own != parts_.lane && !has_fault(own) && numerics_of(lane_called(parts_.contract, own)) == "f64") {
+  if (!own.empty() && own != parts_.lane && !has_fault(own) &&
+      numerics_of(lane_called(parts_.contract, own)) == "f64") {
     add_lane(own, false);
     return own;
   }
@@ -153,9 +153,9 @@ void CaseWriter::cut_to(const Cut& cut) {
     for (std::int32_t& token : case_.tokens) token = std::max(0, number_of(token, cut.vocabulary));
   case_.planted.clear();
   for (const FaultSpec& fault : parts_.contract.planted) {
-    const bool here = Site{fault.stage, fault.layer} == parts_.where.site &&
-                      std::any_of(case_.lanes.begin(), case_.lanes.end(),
-                                  [&](const LaneSpec& l) { return l.name == fault.lane; });
+    const bool here =
+        Site{fault.stage, fault.layer} == parts_.where.site &&
+        std::any_of(case_.lanes.begin(), case_.lanes.end(), [&](const LaneSpec& l) { return l.name == fault.lane; });
     if (!here) continue;
     if (auto kept = fault_in_case(fault, cut, static_cast<int>(tokens_.size()))) case_.planted.push_back(*kept);
   }
@@ -201,10 +201,9 @@ void CaseWriter::compare_with_run(const StepRecord& alone) {
   const bool of_head = parts_.where.site.stage == Stage::lm_head && !case_.cut.vocabulary.empty();
   const std::size_t width = now.size() / static_cast<std::size_t>(case_.cut.count);
   for (std::size_t i = 0; i < now.size(); ++i) {
-    const std::size_t there =
-        of_head ? i / width * (before.size() / static_cast<std::size_t>(case_.cut.count)) +
-                      static_cast<std::size_t>(case_.cut.vocabulary[i % width])
-                : i;
+    const std::size_t there = of_head ? i / width * (before.size() / static_cast<std::size_t>(case_.cut.count)) +
+                                            static_cast<std::size_t>(case_.cut.vocabulary[i % width])
+                                      : i;
     const double difference = std::fabs(now[i] - before[there]);
     const bool same = now[i] == before[there] || (std::isnan(now[i]) && std::isnan(before[there]));
     if (!same && !(difference <= changed_)) changed_ = difference;
@@ -277,18 +276,21 @@ std::string CaseWriter::readme() const {
   text += fmt::format("           the lane gives {}\n", values_text());
   if (!case_.planted.empty()) {
     text += "planted    ";
-    for (const FaultSpec& fault : case_.planted) text += fmt::format("{}, lane {}\n           ", fault.text, fault.lane);
+    for (const FaultSpec& fault : case_.planted)
+      text += fmt::format("{}, lane {}\n           ", fault.text, fault.lane);
     text.resize(text.size() - 11);
   }
   text += fmt::format("out of     {} of {} {}, contract {} (digest {})\n", parts_.falsifier.id,
                       parts_.contract.metadata.id, parts_.contract.metadata.version, v.contract, v.contract_digest);
-  if (!parts_.falsifier.cause.empty()) text += fmt::format("cause      {}, as the verdict names it\n", parts_.falsifier.cause);
+  if (!parts_.falsifier.cause.empty())
+    text += fmt::format("cause      {}, as the verdict names it\n", parts_.falsifier.cause);
   text += fmt::format("model      {} (digest {})\n\n", v.model, v.model_digest);
   text += fmt::format(
       "Run it:            moe-diag run contract.yaml --out out\n"
       "On another backend: moe-diag run contract.yaml --out out --set lanes.{0}.backend=NAME --set "
       "lanes.{0}.numerics=NAME\n\n"
-      "inputs/   what the step read\nexpected/ what the lane {1}, in f64, makes of it\ncase.gguf what the step reads of "
+      "inputs/   what the step read\nexpected/ what the lane {1}, in f64, makes of it\ncase.gguf what the step reads "
+      "of "
       "the model\n",
       parts_.lane, case_.oracle);
   return text;

@@ -18,9 +18,9 @@ constexpr std::size_t aligned(std::size_t bytes) { return (bytes + alignment - 1
 std::byte* allocated(std::size_t bytes) {
   void* memory = ::operator new(bytes, std::align_val_t(alignment), std::nothrow);
   if (memory) return static_cast<std::byte*>(memory);
-  throw Error(ErrorKind::environment,
-              fmt::format("the queue of captured tensors takes {} MiB, which there are not; lower 'queue_mb'",
-                          bytes >> 20));
+  throw Error(
+      ErrorKind::environment,
+      fmt::format("the queue of captured tensors takes {} MiB, which there are not; lower 'queue_mb'", bytes >> 20));
 }
 
 bool side_by_side(std::span<const std::int32_t> positions) {

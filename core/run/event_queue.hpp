@@ -72,8 +72,8 @@ class EventQueue {
   std::mutex pushing_;  // one caller at a time
   std::mutex mutex_;    // of all below
   std::condition_variable work_, progress_;
-  std::size_t head_ = 0, tail_ = 0;    // the first entry, and behind the last
-  std::size_t wrapped_at_ = 0;         // where the entries end and go on at 0; 0: nowhere
+  std::size_t head_ = 0, tail_ = 0;  // the first entry, and behind the last
+  std::size_t wrapped_at_ = 0;       // where the entries end and go on at 0; 0: nowhere
   std::uint64_t pushed_ = 0, consumed_ = 0;
   const std::function<void()>* call_ = nullptr;
   std::optional<Error> call_failure_, failure_;

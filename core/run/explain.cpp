@@ -39,8 +39,7 @@ class Copies {
 
 Explanations::Explanations(const Parts& parts, Verdict& verdict)
     : parts_(parts), verdict_(verdict), oracle_(parts.lanes.index_of(parts.contract.oracle)) {
-  if (parts.contract.step)
-    feed_.emplace(*parts.contract.step, parts.plan.program.front(), parts.model.config(), true);
+  if (parts.contract.step) feed_.emplace(*parts.contract.step, parts.plan.program.front(), parts.model.config(), true);
   why_not_ = obstacle();
   if (!why_not_.empty()) return;
   for (std::size_t f = 0; f < verdict.judgements.size(); ++f)

@@ -173,9 +173,10 @@ class Reproduction {
     for (const std::string& name : {lane_, other, generates ? contract_.oracle : ""})
       add_feeders(contract_, name, names);
     auto& planted = contract_.planted;
-    planted.erase(std::remove_if(planted.begin(), planted.end(),
-                                 [&](const FaultSpec& f) { return std::count(names.begin(), names.end(), f.lane) == 0; }),
-                  planted.end());
+    planted.erase(
+        std::remove_if(planted.begin(), planted.end(),
+                       [&](const FaultSpec& f) { return std::count(names.begin(), names.end(), f.lane) == 0; }),
+        planted.end());
   }
 
   void open(Runner& runner) {
@@ -197,9 +198,10 @@ class Reproduction {
     StepRecorder recorder(runner.program(), where_);
     runner.show_to(recorder);
     if (recorder.record().count == 0)
-      refuse(fmt::format("{}: prompt '{}', position {} of {} was not computed now, or lane '{}' does not have it: run "
-                         "the contract again",
-                         verdict_.path, from_, where_.position, text_of(where_.site), lane_));
+      refuse(
+          fmt::format("{}: prompt '{}', position {} of {} was not computed now, or lane '{}' does not have it: run "
+                      "the contract again",
+                      verdict_.path, from_, where_.position, text_of(where_.site), lane_));
     return recorder.record();
   }
 
@@ -233,9 +235,10 @@ class Reproduction {
   }
 
   std::string why_it_holds(const CaseWriter& writer) const {
-    std::string text = fmt::format("{} of lane '{}' is right when it is computed alone, from what it read at position "
-                                   "{} of prompt '{}':\n{}",
-                                   text_of(where_.site), lane_, where_.position, from_, writer.what_held());
+    std::string text = fmt::format(
+        "{} of lane '{}' is right when it is computed alone, from what it read at position "
+        "{} of prompt '{}':\n{}",
+        text_of(where_.site), lane_, where_.position, from_, writer.what_held());
     if (falsifier_.cause == "unexplained")
       text += fmt::format("the verdict does not say which step is at fault{}{}\n", falsifier_.why.empty() ? "" : ": ",
                           falsifier_.why);

@@ -40,7 +40,7 @@ class Runner {
   void explain();           // when something is falsified: once more, on the oracle's inputs
   void judge_alone();       // what speaks of passes that a lane computes alone
   void run_controls();
-  Digests digests();  // instead of judging: of all that is compared with digests
+  Digests digests();         // instead of judging: of all that is compared with digests
   void show_to(Hook& hook);  // instead of judging: the lockstep run, shown to somebody else
   void fail(const Error& error);
 

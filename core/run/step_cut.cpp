@@ -99,8 +99,8 @@ std::vector<Cut> cuts_of(const StepRecord& record, const Step& step, const Model
     if (static_cast<int>(cut.vocabulary.size()) == config.vocab) cut.vocabulary.clear();
     return cut;
   };
-  std::vector<Cut> cuts = {narrowed(position, 1), narrowed(record.first, record.count),
-                           Cut{position, 1, {}, {}}, Cut{record.first, record.count, {}, {}}};
+  std::vector<Cut> cuts = {narrowed(position, 1), narrowed(record.first, record.count), Cut{position, 1, {}, {}},
+                           Cut{record.first, record.count, {}, {}}};
   for (auto cut = cuts.begin(); cut != cuts.end();)
     cut = std::count(cuts.begin(), cut, *cut) > 0 ? cuts.erase(cut) : cut + 1;
   return cuts;

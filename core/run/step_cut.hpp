@@ -21,8 +21,8 @@ struct Cut {
 // The number of an id in a case; -1: it was left out.
 int number_of(std::int32_t id, const std::vector<std::int32_t>& kept);
 
-// What is tried, one after the other: the failing position with what it concerns; all positions of the pass with theirs;
-// and both with whole tensors. `tokens` are those of the prompt, `elements` of the output have to stay.
+// What is tried, one after the other: the failing position with what it concerns; all positions of the pass with
+// theirs; and both with whole tensors. `tokens` are those of the prompt, `elements` of the output have to stay.
 std::vector<Cut> cuts_of(const StepRecord& record, const Step& step, const ModelConfig& config, int position,
                          const std::vector<std::int32_t>& tokens, const std::vector<std::int32_t>& elements);
 

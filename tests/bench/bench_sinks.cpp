@@ -85,8 +85,7 @@ void capture(const Captured& captured, const std::string& folder, const std::str
   static PluginHost host({MOE_DIAG_PLUGINS});
   const auto sink = host.make_sink(plugin, made_options("sink", {option}));
   MadeRun run(folder, layers);
-  EventQueue queue(
-      std::size_t{256} << 20, [&](const Event& event, std::span<const int>) { sink->consume(event); }, {});
+  EventQueue queue(std::size_t{256} << 20, [&](const Event& event, std::span<const int>) { sink->consume(event); }, {});
   queue.call([&] { sink->open(run.info); });
   const int receivers[] = {0};
   for (const Event& event : captured.events()) queue.push(event, 0, receivers);

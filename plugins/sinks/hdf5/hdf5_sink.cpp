@@ -25,8 +25,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr PathOption file_option{"file", Required{"capture.h5"}, "the capture; ends in .h5 or .hdf5"};
-constexpr IntegerOption chunk_option{
-    "chunk", "rows", Computed{"contiguous"}, 1, 1 << 30, "stores each array in chunks of so many positions"};
+constexpr IntegerOption chunk_option{"chunk", "rows",  Computed{"contiguous"},
+                                     1,       1 << 30, "stores each array in chunks of so many positions"};
 constexpr IntegerOption compress_option{
     "compress", "gzip level", Computed{"not compressed"}, 1, 9, "compresses chunks, which takes long and saves little"};
 
@@ -143,7 +143,8 @@ class Hdf5Sink : public Sink {
   void write(CapturedArray& array, bool fresh, const Event& event) {
     Shape all = event.tensor.shape;
     all.dims[0] = array.total;
-    const Handle there = fresh ? file_->create_array(array.path, array.dtype, all, how_) : file_->open_array(array.path);
+    const Handle there =
+        fresh ? file_->create_array(array.path, array.dtype, all, how_) : file_->open_array(array.path);
     Xxh3& hash = hashes_[array.path];
     file_->write_rows(there, array.shape[0], event.tensor, how_,
                       [&](const void* data, std::size_t bytes) { hash.update(data, bytes); });

@@ -167,9 +167,12 @@ inline CaptureJson of(const PromptInfo& p) {
 }
 
 inline CaptureJson of(const LaneInfo& l) {
-  return {{"name", l.name},     {"backend", l.backend},
-          {"numerics", l.numerics}, {"device", l.device},
-          {"instruction_set", l.instruction_set}, {"values", name_of(l.values)}};
+  return {{"name", l.name},
+          {"backend", l.backend},
+          {"numerics", l.numerics},
+          {"device", l.device},
+          {"instruction_set", l.instruction_set},
+          {"values", name_of(l.values)}};
 }
 
 inline CaptureJson of(const ModelConfig& c) {

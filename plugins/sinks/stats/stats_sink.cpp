@@ -23,7 +23,7 @@ constexpr PathOption file_option{"file", Required{"stats.json"}, "table of all s
 constexpr ChoiceOption format_option{"format", "json csv", Computed{"by the file's name"}, "form of the file"};
 constexpr FlagOption print_option{"print", "false", "prints the table, too"};
 
-constexpr std::size_t table_rows = 40;  // a lane
+constexpr std::size_t table_rows = 40;        // a lane
 constexpr std::uint64_t record_bytes = 1024;  // of a site in the file, at most
 
 // Orders the records: prompt after prompt, lane after lane, then as the forward pass goes.

@@ -90,7 +90,8 @@ TEST_CASE("a part has the tensors of its step, some experts of them, and the siz
 }
 
 TEST_CASE("a part of the head or of the embedding has the rows that are asked for") {
-  for (const auto& [stage, name] : {std::pair{Stage::lm_head, "output.weight"}, {Stage::embedding, "token_embd.weight"}}) {
+  for (const auto& [stage, name] :
+       {std::pair{Stage::lm_head, "output.weight"}, {Stage::embedding, "token_embd.weight"}}) {
     const test::Scratch scratch("part");
     write_part(whole(), {{stage, -1}, {}, {3, 300, 511}}, scratch.path("p.gguf"));
     const Model part = Model::open(scratch.path("p.gguf"));

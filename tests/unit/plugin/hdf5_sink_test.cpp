@@ -31,18 +31,19 @@ std::string dumped(const std::string& options, const std::string& file) {
 }
 
 TEST_CASE("h5py reads every array of an HDF5 capture, however it is stored, and finds what was delivered") {
-  for (const OptionList& options : std::vector<OptionList>{plain,
-                                                           {{"file", "made.h5"}, {"chunk", "3"}},
-                                                           {{"file", "made.h5"}, {"chunk", "1"}, {"compress", "4"}},
-                                                           {{"file", "made.h5"}, {"chunk", "1000"}, {"compress", "9"}}}) {
+  for (const OptionList& options :
+       std::vector<OptionList>{plain,
+                               {{"file", "made.h5"}, {"chunk", "3"}},
+                               {{"file", "made.h5"}, {"chunk", "1"}, {"compress", "4"}},
+                               {{"file", "made.h5"}, {"chunk", "1000"}, {"compress", "9"}}}) {
     TemporaryFolder folder;
     MadeRun run(folder.str());
     const auto events = made_events();
     capture(run.info, events, options);
     deliver(*loaded_sink("npy", {{"dir", "dump"}}), run.info, events);
     INFO(options.size());
-    CHECK(run_python("read_hdf5.py", {folder / "made.h5", write_expected(folder / "expected", run, events),
-                                      folder / "dump"}) == "ok");
+    CHECK(run_python("read_hdf5.py",
+                     {folder / "made.h5", write_expected(folder / "expected", run, events), folder / "dump"}) == "ok");
     CHECK_FALSE(fs::exists(folder / "made.h5.partial"));
   }
 }
@@ -83,8 +84,8 @@ TEST_CASE("positions and tokens beyond what an old HDF5 attribute holds are kept
   const std::vector<MadeEvent> events = {made_event(0, 0, {Stage::moe_ffn_out, 2}, many, DType::f32, {3}, 1)};
   capture(run.info, events);
   deliver(*loaded_sink("npy", {{"dir", "dump"}}), run.info, events);
-  CHECK(run_python("read_hdf5.py", {folder / "made.h5", write_expected(folder / "expected", run, events),
-                                    folder / "dump"}) == "ok");
+  CHECK(run_python("read_hdf5.py",
+                   {folder / "made.h5", write_expected(folder / "expected", run, events), folder / "dump"}) == "ok");
 }
 
 TEST_CASE("a sequence that ends early leaves arrays of the rows that came") {
@@ -148,15 +149,15 @@ TEST_CASE("options of an HDF5 capture that cannot be are refused") {
   CHECK_THAT(error_of([] { loaded_sink("hdf5", {{"file", "../a.h5"}}); }), Contains("below --out"));
   CHECK_THAT(error_of([] { loaded_sink("hdf5", {{"file", "a.h5"}, {"chunk", "0"}}); }), Contains("made.yaml:3:3"));
   CHECK_THAT(error_of([] { loaded_sink("hdf5", {{"file", "a.h5"}, {"compress", "3"}}); }), Contains("add 'chunk'"));
-  CHECK_THAT(error_of([] { loaded_sink("hdf5", {{"file", "a.h5"}, {"chunk", "2"}, {"compress", "10"}}); }),
+  CHECK_THAT(error_of([] {
+               loaded_sink("hdf5", {{"file", "a.h5"}, {"chunk", "2"}, {"compress", "10"}});
+             }),
              Contains("from 1 to 9"));
 }
 
 TEST_CASE("a disk that is full in the middle of an HDF5 capture: the reason, and what was written can be read") {
-  for (const OptionList& options :
-       std::vector<OptionList>{plain,
-                               {{"file", "made.h5"}, {"chunk", "100"}},
-                               {{"file", "made.h5"}, {"chunk", "1"}, {"compress", "1"}}}) {
+  for (const OptionList& options : std::vector<OptionList>{
+           plain, {{"file", "made.h5"}, {"chunk", "100"}}, {{"file", "made.h5"}, {"chunk", "1"}, {"compress", "1"}}}) {
     INFO(options.size() << " options");
     TemporaryFolder folder;
     MadeRun run(folder.str());

@@ -276,7 +276,9 @@ TEST_CASE("rows that find no room leave the array as it was before them") {
   const std::string file = folder / "dump/short/truth/layer_01/moe_ffn_out.npy", before = read_text(file);
   {
     const LargestFile limit(2500);
-    CHECK_THAT(error_of([&] { sink->consume(made_event(0, 0, site, {2, 3}, DType::f64, {100}, 2).view()); }),
+    CHECK_THAT(error_of([&] {
+                 sink->consume(made_event(0, 0, site, {2, 3}, DType::f64, {100}, 2).view());
+               }),
                Contains("0 of 1 arrays are whole"));
   }
   CHECK(read_text(file) == before);

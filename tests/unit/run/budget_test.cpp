@@ -159,9 +159,10 @@ TEST_CASE("a disk that is full in the middle: exit 4, what is kept is whole, and
   CHECK_THAT(h5.out, Contains("/short/truth/embedding"));
   {
     const LargestFile limit(100'000);
-    const Finished npy = job.tool("capture", "--overwrite --set 'sinks={dump: {sink: npy, dir: dump}}' --set "
-                                             "'capture=[{stages: all, to: dump}]' --set prompts.0.generate=60 --out " +
-                                                 quoted(job.out()));
+    const Finished npy = job.tool("capture",
+                                  "--overwrite --set 'sinks={dump: {sink: npy, dir: dump}}' --set "
+                                  "'capture=[{stages: all, to: dump}]' --set prompts.0.generate=60 --out " +
+                                      quoted(job.out()));
     CHECK(npy.code == 4);
     CHECK_THAT(npy.out + npy.err, Contains("cannot write: File too large") && Contains("arrays are whole and kept in"));
   }

@@ -49,9 +49,8 @@ void push(EventQueue& queue, int lane, int serial, const std::vector<std::int32_
   const auto count = static_cast<std::size_t>(positions.back() - base + 1);
   const auto rows = rows_of(lane, serial, count, width);
   Event event{serial, lane, {Stage::moe_router_indices, 1}, positions, {}, 0};
-  event.tensor = {rows.data(),
-                  DType::i32,
-                  {static_cast<std::int64_t>(positions.size()), static_cast<std::int64_t>(width)}};
+  event.tensor = {
+      rows.data(), DType::i32, {static_cast<std::int64_t>(positions.size()), static_cast<std::int64_t>(width)}};
   queue.push(event, base, receivers);
 }
 
@@ -75,9 +74,8 @@ TEST_CASE("events arrive whole and in order through queues of any size, larger o
     INFO("queue of " << capacity << " bytes");
     std::vector<Arrived> arrived;
     {
-      EventQueue queue(
-          std::max<std::size_t>(capacity, 256),
-          [&](const Event& e, std::span<const int> r) { arrived.push_back(copy_of(e, r)); }, {});
+      EventQueue queue(std::max<std::size_t>(capacity, 256),
+                       [&](const Event& e, std::span<const int> r) { arrived.push_back(copy_of(e, r)); }, {});
       for (int i = 0; i < 500; ++i) {
         std::vector<std::int32_t> positions(static_cast<std::size_t>(i % 7 + 1));
         std::iota(positions.begin(), positions.end(), i % 5);
@@ -102,8 +100,7 @@ TEST_CASE("nothing is lost with many threads that push into a small queue, and e
   constexpr int threads = 8, each = 400;
   std::vector<Arrived> arrived;
   {
-    EventQueue queue(
-        8192, [&](const Event& e, std::span<const int> r) { arrived.push_back(copy_of(e, r)); }, {});
+    EventQueue queue(8192, [&](const Event& e, std::span<const int> r) { arrived.push_back(copy_of(e, r)); }, {});
     std::vector<std::thread> pushing;
     for (int lane = 0; lane < threads; ++lane)
       pushing.emplace_back([&queue, lane] {
@@ -124,13 +121,12 @@ TEST_CASE("a slow consumer holds its caller up only when the queue is full") {
   std::promise<void> gate;
   std::shared_future<void> open = gate.get_future().share();
   std::atomic<int> consumed = 0;
-  EventQueue queue(
-      1 << 20,
-      [&](const Event&, std::span<const int>) {
-        open.wait();
-        ++consumed;
-      },
-      {});
+  EventQueue queue(1 << 20,
+                   [&](const Event&, std::span<const int>) {
+                     open.wait();
+                     ++consumed;
+                   },
+                   {});
   // 64 rows of 64 values are 16 KiB: these have room, all of them, while the consumer has not finished one.
   for (int i = 0; i < 50; ++i) {
     std::vector<std::int32_t> all(64);
@@ -159,13 +155,12 @@ TEST_CASE("a slow consumer holds its caller up only when the queue is full") {
 TEST_CASE("what the consumer throws reaches who pushes, and nothing is consumed after it") {
   for (const int nth : {0, 1, 7, 99}) {
     std::atomic<int> consumed = 0;
-    EventQueue queue(
-        4096,
-        [&](const Event&, std::span<const int>) {
-          if (consumed == nth) throw Error(ErrorKind::environment, "the disk is full");
-          ++consumed;
-        },
-        {});
+    EventQueue queue(4096,
+                     [&](const Event&, std::span<const int>) {
+                       if (consumed == nth) throw Error(ErrorKind::environment, "the disk is full");
+                       ++consumed;
+                     },
+                     {});
     std::string error;
     try {
       for (int i = 0; i < 1000; ++i) push(queue, 0, i, {0, 1});
@@ -188,13 +183,12 @@ TEST_CASE("what the consumer throws reaches who pushes, and nothing is consumed 
 TEST_CASE("calls run on the consumer's thread, behind the events, and their errors end nothing") {
   std::vector<std::thread::id> ids;
   int consumed = 0;
-  EventQueue queue(
-      4096,
-      [&](const Event&, std::span<const int>) {
-        ids.push_back(std::this_thread::get_id());
-        ++consumed;
-      },
-      {});
+  EventQueue queue(4096,
+                   [&](const Event&, std::span<const int>) {
+                     ids.push_back(std::this_thread::get_id());
+                     ++consumed;
+                   },
+                   {});
   push(queue, 0, 0, {0});
   push(queue, 0, 1, {0});
   int seen = -1;

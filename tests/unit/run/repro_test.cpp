@@ -195,7 +195,8 @@ TEST_CASE("a case is small: it has what the failing position concerns, and no mo
   round.run({fault_at(Kind::wrong_expert, {Stage::moe_expert_out, 2}, "step", ", positions: 3")});
   REQUIRE(round.repro().written);
   const std::string readme = read_text(round.file("README.txt"));
-  CHECK_THAT(readme, Contains("position 3 of 7 of prompt short") && Contains("of the model's 12, which have new numbers"));
+  CHECK_THAT(readme,
+             Contains("position 3 of 7 of prompt short") && Contains("of the model's 12, which have new numbers"));
   const Verdict alone = round.run_case();
   CHECK(alone.model.experts <= 6);
   CHECK(alone.model.layers == 4);
@@ -278,8 +279,8 @@ TEST_CASE("the oracle's own fault is no truth of the case") {
 }
 
 TEST_CASE("steps that are right alone are not written") {
-  Round round(text_of_contract(
-      "  - {id: DRIFT, claim: c, lane: free, stage: lm_head, metric: rel_l2, at_most: 1e-8}\n"));
+  Round round(
+      text_of_contract("  - {id: DRIFT, claim: c, lane: free, stage: lm_head, metric: rel_l2, at_most: 1e-8}\n"));
   round.run({});
   const Repro made = round.repro();
   CHECK_FALSE(made.written);
@@ -319,8 +320,7 @@ TEST_CASE("models in files: widths, tied heads, mixed types and any number of ex
   };
   for (const File& file : files) {
     const std::string model = fmt::format("{{gguf: \"{}/tests/golden/hf/{}.gguf\"}}", MOE_DIAG_SOURCE_DIR, file.name);
-    const std::string only =
-        "  - {id: ERROR, claim: c, lane: step, stage: all, metric: rel_l2, at_most: 1e-5}\n";
+    const std::string only = "  - {id: ERROR, claim: c, lane: step, stage: all, metric: rel_l2, at_most: 1e-5}\n";
     Round round(text_of_contract(only, model, "[1, 2, 3]"));
     INFO(file.name);
     const Verdict verdict = round.run({file.fault});
@@ -342,9 +342,7 @@ TEST_CASE("a model or a contract that changed since is refused, one that is gone
   write_synthetic(spec, models / "m.gguf", {true, 0, {}});
   CHECK_THAT(read_text(round.verdict()), Contains("m.gguf"));
   // The cache holds the model as it was: a process of its own has none.
-  const auto repro = [&] {
-    return run_tool("repro " + quoted(round.verdict()) + " --out " + quoted(round.place()));
-  };
+  const auto repro = [&] { return run_tool("repro " + quoted(round.verdict()) + " --out " + quoted(round.place())); };
   const Finished changed = repro();
   CHECK(changed.code == 2);
   CHECK_THAT(changed.err, Contains("is not the model of") && Contains("run the contract again"));
@@ -416,7 +414,8 @@ TEST_CASE("verdicts that are cut or twisted are refused, and nothing else happen
   std::size_t refusals = 0, tried = 0;
   for (const auto& [pointer, value] : flat.items()) {
     if (tried++ % 7 != 0) continue;
-    for (const Json& other : {Json(nullptr), Json(-1), Json(1e300), Json("x"), Json::array(), Json::object(), Json(true)}) {
+    for (const Json& other :
+         {Json(nullptr), Json(-1), Json(1e300), Json("x"), Json::array(), Json::object(), Json(true)}) {
       Json twisted = whole;
       twisted[Json::json_pointer(pointer)] = other;
       refusals += !refused(twisted.dump()).empty();
@@ -498,8 +497,8 @@ TEST_CASE("a part of a model without its step is refused") {
   round.run({fault_at(Kind::scale, {Stage::attn_norm, 2}, "step")});
   REQUIRE(round.repro().written);
   Round other(text_of_contract(claims, "{gguf: \"" + round.file("case.gguf") + "\"}"));
-  CHECK_THROWS_WITH(other.run({}), Contains("is a part of a model, which has layer 2, attn_norm alone") &&
-                                       Contains("'step'"));
+  CHECK_THROWS_WITH(other.run({}),
+                    Contains("is a part of a model, which has layer 2, attn_norm alone") && Contains("'step'"));
 }
 
 TEST_CASE("repro on the command line: the case, its exit codes, and no half of it") {
@@ -512,7 +511,8 @@ TEST_CASE("repro on the command line: the case, its exit codes, and no half of i
   CHECK(made.code == 0);
   CHECK(made.err.empty());
   CHECK_THAT(made.out, Contains("layer 2, moe_expert_out of lane step") && Contains("EXPECTED   held"));
-  const Finished alone = run_tool("run " + quoted(folder / "case/contract.yaml") + " --out " + quoted(folder / "alone"));
+  const Finished alone =
+      run_tool("run " + quoted(folder / "case/contract.yaml") + " --out " + quoted(folder / "alone"));
   CHECK(alone.code == 1);
   CHECK_THAT(alone.out, Contains("layer 2, moe_expert_out"));
   CHECK(run_tool("check " + quoted(folder / "case/contract.yaml")).code == 0);
