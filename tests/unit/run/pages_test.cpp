@@ -61,6 +61,7 @@ std::string without(std::string text, const std::string& part) {
 std::string without_machine(const std::string& line) {
   std::string text = std::regex_replace(line, std::regex("^time .*"), "time");
   text = std::regex_replace(text, std::regex("^verdict .*"), "verdict");
+  text = std::regex_replace(text, std::regex("; [0-9.]+ KiB$"), "; KIB");  // texts of a case hold paths
   return std::regex_replace(text, std::regex("[0-9]+ threads?, [a-z0-9]+"), "THREADS");
 }
 
