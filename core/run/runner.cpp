@@ -457,11 +457,16 @@ void Runner::explain() {
                           static_cast<double>(explanations.host_bytes()) / gibibyte,
                           static_cast<double>(available_memory()) / gibibyte);
   if (!why_not.empty()) return leave_unexplained(verdict_, plan_, oracle, why_not);
-  explanations.make([&](std::int64_t done, std::int64_t total) {
-    if (options_.progress) options_.progress({"explaining", done, total});
-    if (options_.interrupted && options_.interrupted())
-      throw Error(ErrorKind::environment, "interrupted: causes were not named");
-  });
+  try {
+    explanations.make([&](std::int64_t done, std::int64_t total) {
+      if (options_.progress) options_.progress({"explaining", done, total});
+      if (options_.interrupted && options_.interrupted())
+        throw Error(ErrorKind::environment, "interrupted: causes were not named");
+    });
+  } catch (const Error& e) {
+    leave_unexplained(verdict_, plan_, oracle, e.what());
+    throw;
+  }
   verdict_.timing.explain = seconds() - before;
 }
 

@@ -428,6 +428,7 @@ bool is_seen_again(const SideBySide& sides, const Verdict& verdict) {
 }
 
 void leave_unexplained(Verdict& verdict, const Plan& plan, int oracle, const std::string& why) {
+  verdict.diagnosis = {};
   verdict.diagnosis.reason = why;
   for (std::size_t f = 0; f < verdict.judgements.size(); ++f) {
     if (verdict.judgements[f].outcome != Outcome::falsified) continue;

@@ -285,6 +285,20 @@ TEST_CASE("a falsifier that cannot be explained says why") {
   CHECK_THAT(explanation_of(unknown, "ODD").text, Contains("no error is known to be expected of the numerics 'odd'"));
 }
 
+TEST_CASE("an interruption while causes are looked for keeps the outcomes, and says that there are none") {
+  int layers = 0;
+  RunOptions options;
+  bool explaining = false;
+  options.progress = [&](const Progress& p) { explaining = p.what == "explaining"; };
+  options.interrupted = [&] { return explaining && ++layers > 2; };
+  const Verdict verdict = judge_text(contract_text(claims_about("free")), options,
+                                     {"{inject: scale, stage: moe_ffn_out, layer: 1, lane: free}"});
+  CHECK_THAT(verdict.failure, Contains("causes were not named"));
+  CHECK(verdict.judgements[0].outcome == Outcome::falsified);
+  CHECK_FALSE(verdict.diagnosis.made);
+  CHECK_THAT(explanation_of(verdict, "ERROR").text, Contains("interrupted"));
+}
+
 TEST_CASE("a rerun that shows other values is not taken for the run") {
   Verdict verdict = judge(contract_text(claims_about("free")), {"{inject: scale, stage: lm_head, lane: free}"});
   SideBySide sides;
