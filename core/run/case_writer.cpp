@@ -12,6 +12,7 @@
 #include "core/compare/measure.hpp"
 #include "core/model/host_ops.hpp"
 #include "core/model/part.hpp"
+#include "core/plan/budget.hpp"
 #include "core/report/text.hpp"
 #include "core/verdict/controls.hpp"
 
@@ -255,9 +256,9 @@ std::string CaseWriter::summary(const std::string& place) const {
   if (!case_.cut.vocabulary.empty())
     kept += fmt::format(", {} of {} tokens of the vocabulary", case_.cut.vocabulary.size(), config.vocab);
   return fmt::format(
-      "case       {}: {} of lane {}, {} of prompt {}{}; {:.1f} KiB\nalone\n{}{}again      moe-diag run {}/{}\n", place,
+      "case       {}: {} of lane {}, {} of prompt {}{}; {}\nalone\n{}{}again      moe-diag run {}/{}\n", place,
       text_of(parts_.where.site), parts_.lane, positions_text(case_.cut), case_.prompt, kept,
-      static_cast<double>(folder_.bytes()) / 1024, failed_, held_, place, case_contract);
+      bytes_text(folder_.bytes()), failed_, held_, place, case_contract);
 }
 
 std::string CaseWriter::values_text() const {

@@ -44,6 +44,7 @@ Contract contract_of(const RecordedVerdict& verdict) {
   if (contract.digest != verdict.contract_digest)
     refuse(fmt::format("{}: the contract has changed since {} was written (digest {} then, {} now): run it again",
                        verdict.contract, verdict.path, verdict.contract_digest, contract.digest));
+  if (contract.step) refuse(fmt::format("{}: the contract is one step alone already", verdict.contract));
   for (const std::string& text : verdict.injected) contract.planted.push_back(parse_fault(text, contract));
   contract.capture.clear();
   contract.sinks.clear();
@@ -80,7 +81,7 @@ class Reproduction {
     const std::string other = claim_.against;
     watch(other);
     Runner runner(contract_, host_, options_.run);
-    open(runner);
+    open(runner, other);
     const StepRecord record = record_with(runner, other);
     return write({verdict_, falsifier_, contract_, runner, record, lane_, where_, claims(runner), options_.run},
                  folder);
@@ -179,15 +180,18 @@ class Reproduction {
         planted.end());
   }
 
-  void open(Runner& runner) {
+  void open(Runner& runner, const std::string& other) {
     if (!runner.open_model()) throw Error(ErrorKind::absent, runner.absences().front());
     if (const std::string& digest = runner.model().digest(); digest != verdict_.model_digest)
       refuse(fmt::format("{}: this is not the model of {} (digest {} then, {} now): run the contract again",
                          runner.model().source(), verdict_.path, verdict_.model_digest, digest));
     runner.plan();
     runner.open_lanes();
-    const RunningLane& lane = runner.lane(lane_);
-    if (!lane.runs()) throw Error(ErrorKind::absent, fmt::format("lane '{}' is absent: {}", lane_, lane.absent));
+    for (const std::string& name : {lane_, other}) {
+      if (name.empty()) continue;
+      const RunningLane& lane = runner.lane(name);
+      if (!lane.runs()) throw Error(ErrorKind::absent, fmt::format("lane '{}' is absent: {}", name, lane.absent));
+    }
   }
 
   StepRecord record_with(Runner& runner, const std::string& other) {

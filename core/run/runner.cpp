@@ -8,14 +8,10 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <limits>
 #include <system_error>
 
-#include "core/plugin/guard.hpp"
 #include "core/run/evidence.hpp"
 #include "core/run/explain.hpp"
-#include "core/run/forecast.hpp"
 #include "core/run/timing.hpp"
 #include "core/verdict/causes.hpp"
 #include "core/verdict/controls.hpp"
@@ -23,34 +19,6 @@
 
 namespace moe_diag {
 namespace {
-
-ModelReport report_of(const Model& model) {
-  ModelReport report;
-  report.source = model.source();
-  report.digest = model.digest();
-  report.bytes = model.bytes();
-  report.layers = model.config().layers;
-  report.experts = model.config().experts;
-  report.used = model.config().used;
-  return report;
-}
-
-LaneReport report_of(const LaneSpec& spec, const RunningLane& lane) {
-  const Description& d = lane.description;
-  return {spec.name,   spec.backend, d.numerics,  d.device,  d.instruction_set,
-          spec.inputs, spec.routing, lane.absent, lane.unfed};
-}
-
-constexpr double gibibyte = 1073741824.0;
-
-// What the system can give without swapping.
-std::uint64_t available_memory() {
-  std::ifstream file("/proc/meminfo");
-  std::string word;
-  while (file >> word)
-    if (std::uint64_t kibibytes = 0; word == "MemAvailable:" && file >> kibibytes) return kibibytes * 1024;
-  return std::numeric_limits<std::uint64_t>::max();
-}
 
 void make_folder(const std::string& folder) {
   std::error_code error;
@@ -79,70 +47,6 @@ double Runner::seconds() const {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
 }
 
-// From the cache when the last contract's model is the same.
-std::shared_ptr<const Model> Runner::opened_model() const {
-  const ModelSource& source = contract_.model;
-  if (!source.unset_variable.empty())
-    throw Error(ErrorKind::absent,
-                fmt::format("{}: the variable {} is not set", contract_.at(source.where), source.unset_variable));
-  SyntheticSpec spec;
-  spec.preset = source.synthetic;
-  spec.layers = source.layers;
-  spec.seed = source.seed;
-  spec.router_scale = source.router_scale;
-  if (!source.quant.empty()) spec.quant = source.quant;
-  const bool is_file = source.synthetic.empty();
-  const std::string name = is_file ? source.gguf : to_string(spec);
-  if (options_.models && options_.models->model && options_.models->source == name) return options_.models->model;
-  if (options_.models) options_.models->model.reset();  // two need not fit into memory
-  auto model = std::make_shared<const Model>(is_file ? Model::open(source.gguf) : Model::synthetic(spec));
-  if (options_.models) *options_.models = {name, model};
-  return model;
-}
-
-bool Runner::open_model() {
-  try {
-    model_ = opened_model();
-  } catch (const Error& e) {
-    if (e.kind() != ErrorKind::absent) throw;
-    verdict_.model.absent = e.what();
-    return false;
-  }
-  verdict_.model = report_of(*model_);
-  if (!contract_.model.stands_in_for.empty())
-    verdict_.model.source += fmt::format(" ({} is not set)", contract_.model.stands_in_for);
-  return true;
-}
-
-void Runner::plan() {
-  plan_ = make_plan(contract_, *model_, options_.controls);
-  for (const FaultSpec& fault : options_.inject)
-    if (const std::string what = mistake_of(fault, contract_, model_->config(), plan_.program); !what.empty())
-      throw Error(ErrorKind::usage, "--inject: " + what);
-}
-
-void Runner::read_digests() {
-  for (const FalsifierSpec& spec : contract_.falsifiers) {
-    if (spec.digest.empty() || digest_files_.count(spec.digest) > 0) continue;
-    DigestFile& file = digest_files_[spec.digest];
-    try {
-      file.digests = moe_diag::read_digests(spec.digest);
-    } catch (const Error& e) {
-      if (e.kind() != ErrorKind::absent) throw;
-      file.absent = e.what();
-    }
-  }
-}
-
-void Runner::describe_lanes() {
-  lanes_ = std::make_unique<Lanes>(contract_, *model_, host_, plan_.request);
-  for (std::size_t i = 0; i < lanes_->size(); ++i)
-    verdict_.lanes.push_back(report_of(contract_.lanes[i], (*lanes_)[i]));
-  capture_ = std::make_unique<Capture>(contract_, plan_.captures, host_);
-  const Capture refused_now_if_wrong(contract_, plan_.evidence, host_);
-  check_bits();
-}
-
 void Runner::open_lanes() {
   describe_lanes();
   const std::vector<bool> opened = lanes_to_open();
@@ -152,93 +56,10 @@ void Runner::open_lanes() {
   lanes_->open(opened);
   lockstep_ = lockstep_lanes(plan_, *lanes_);
   check_planted();
-  for (std::size_t i = 0; i < lanes_->size(); ++i) verdict_.lanes[i] = report_of(contract_.lanes[i], (*lanes_)[i]);
+  for (std::size_t i = 0; i < lanes_->size(); ++i) verdict_.lanes[i] = lane_report(i);
   judge_ = std::make_unique<Judge>(plan_, *lanes_);
   sequences_ = std::make_unique<Sequences>(contract_, plan_.chooser);
   note_absent_lanes(plan_.captures);
-}
-
-// A fault in a lane that does not run would be found by nobody, and look like proof that nothing is wrong.
-void Runner::check_planted() const {
-  for (const auto& [place, fault] : planted_) {
-    const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(lanes_->index_of(fault.lane))];
-    if (lockstep_[static_cast<std::size_t>(lanes_->index_of(fault.lane))] || !lane.absent.empty()) continue;
-    throw Error(ErrorKind::usage,
-                fmt::format("{}: fault '{}': nothing looks at lane '{}' in the lockstep run, so it does not run", place,
-                            fault.text, lane.name));
-  }
-}
-
-// How wide values are, only the lanes know.
-void Runner::check_bits() const {
-  std::vector<std::pair<std::string, FaultSpec>> faults = planted_;
-  if (options_.controls)
-    for (const FalsifierSpec& falsifier : contract_.falsifiers)
-      for (const FaultSpec& fault : falsifier.controls) faults.emplace_back(contract_.at(fault.where), fault);
-  for (const auto& [place, fault] : faults) {
-    const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(lanes_->index_of(fault.lane))];
-    const int bits = static_cast<int>(size_of(lane.description.values)) * 8;
-    if (lane.absent.empty() && fault.bit >= bits)
-      throw Error(ErrorKind::usage,
-                  fmt::format("{}: fault '{}': bit {} is not there, the values of lane '{}' are {} "
-                              "and have bits 0..{}",
-                              place, fault.text, fault.bit, lane.name, name_of(lane.description.values), bits - 1));
-  }
-}
-
-// Those that are looked at, at once or once something is falsified.
-std::vector<bool> Runner::lanes_to_open() const {
-  std::vector<bool> opened = lanes_needed_by(plan_.evidence, *lanes_);
-  const std::vector<bool> needed = needed_lanes(plan_, *lanes_);
-  for (std::size_t i = 0; i < opened.size(); ++i) opened[i] = opened[i] || needed[i];
-  return opened;
-}
-
-// Buffers on the host only: what a device needs, its backend checks.
-std::uint64_t Runner::host_bytes(const std::vector<bool>& needed) const {
-  std::uint64_t bytes = 0;
-  for (std::size_t i = 0; i < lanes_->size(); ++i)
-    if (const Description& d = (*lanes_)[i].description; needed[i] && !d.asynchronous) bytes += d.lane_bytes;
-  return bytes;
-}
-
-void Runner::check_memory(const std::vector<bool>& needed) const {
-  const std::uint64_t bytes = host_bytes(needed), available = available_memory();
-  if (bytes > available)
-    throw Error(
-        ErrorKind::environment,
-        fmt::format("the lanes' buffers take {:.1f} GiB, {:.1f} GiB of memory are available; shorten the prompts "
-                    "or leave lanes out",
-                    static_cast<double>(bytes) / gibibyte, static_cast<double>(available) / gibibyte));
-}
-
-// In the order of the contract's sinks, those that the captures feed.
-std::vector<PlannedOutput> Runner::outputs_of(const Capture& capture,
-                                              const std::vector<WatchedCapture>& captures) const {
-  std::vector<PlannedOutput> outputs;
-  for (std::size_t i = 0; i < contract_.sinks.size(); ++i) {
-    const Sink* sink = capture.sink(i);
-    if (!sink) continue;
-    const SinkSpec& spec = contract_.sinks[i];
-    const Load load = load_of(static_cast<int>(i), captures, contract_, *lanes_);
-    const SinkOutput output =
-        guard(fmt::format("sink '{}' (plugin {})", spec.name, spec.sink), "output", [&] { return sink->output(load); });
-    outputs.push_back(
-        {spec.name, (std::filesystem::path(options_.out) / output.path).string(), output.bytes, output.known});
-  }
-  return outputs;
-}
-
-// What is captured whatever the outcome counts when evidence comes to it, too.
-void Runner::check_max_bytes(const std::vector<PlannedOutput>& evidence) const {
-  std::vector<PlannedOutput> outputs = outputs_of(*capture_, plan_.captures);
-  outputs.insert(outputs.end(), evidence.begin(), evidence.end());
-  if (const std::string why = over_max_bytes(contract_, outputs); !why.empty()) throw Error(ErrorKind::usage, why);
-}
-
-void Runner::check_free_space(const std::vector<PlannedOutput>& outputs) const {
-  const std::string why = over_free_space(outputs, options_.overwrite);
-  if (!why.empty()) throw Error(ErrorKind::environment, why);
 }
 
 void Runner::note_absent_lanes(const std::vector<WatchedCapture>& captures) {
@@ -431,7 +252,7 @@ void Runner::close_sinks() {
 void Runner::capture_evidence() {
   const double before = seconds();
   const std::vector<WatchedCapture> captures =
-      evidence_of(plan_, verdict_.judgements, build_program(*model_), model_->config().layers);
+      evidence_of(plan_, verdict_.judgements, plan_.program, model_->config().layers);
   if (captures.empty()) return;
   evidence_ = std::make_unique<Capture>(contract_, captures, host_);
   note_absent_lanes(plan_.evidence);
@@ -453,9 +274,8 @@ void Runner::explain() {
   Explanations explanations({contract_, plan_, *model_, *lanes_, *sequences_, planted()}, verdict_);
   std::string why_not = explanations.why_not();
   if (why_not.empty() && explanations.host_bytes() > available_memory())
-    why_not = fmt::format("copies of the lanes take {:.1f} GiB of memory, {:.1f} GiB are available",
-                          static_cast<double>(explanations.host_bytes()) / gibibyte,
-                          static_cast<double>(available_memory()) / gibibyte);
+    why_not = fmt::format("copies of the lanes take {} of memory, {} are available",
+                          bytes_text(explanations.host_bytes()), bytes_text(available_memory()));
   if (!why_not.empty()) return leave_unexplained(verdict_, plan_, oracle, why_not);
   try {
     explanations.make([&](std::int64_t done, std::int64_t total) {
@@ -492,7 +312,7 @@ void Runner::run_controls() {
 ControlResult Runner::run_control(std::size_t falsifier, const FaultSpec& fault) {
   const WatchedFalsifier& watched = plan_.falsifiers[falsifier];
   const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(watched.lane)];
-  const std::optional<Site> expected = expected_site(watched, fault, lane, build_program(*model_));
+  const std::optional<Site> expected = expected_site(watched, fault, lane, plan_.program);
   if (is_solo(watched.spec->metric)) {
     const SoloJudgement judged = judge_solo_control(falsifier, fault);
     return judge_control(judged.judgement, fault, expected, judged.changed);
@@ -574,56 +394,6 @@ Verdict Runner::untested() {
                   [](const CaptureSpec& c) { return c.when == CaptureSpec::When::always; }))
     verdict_.captured_nothing.push_back({"the model is absent: " + verdict_.model.absent, ""});
   return verdict();
-}
-
-PlanReport Runner::plan_report() {
-  PlanReport report;
-  report.contract = &contract_;
-  report.model = verdict_.model;
-  if (!model_) return report;
-  const Program program = build_program(*model_);
-  const std::vector<bool> opened = lanes_to_open();
-  report.host_bytes = host_bytes(opened);
-  report.host_available = available_memory();
-  if (report.fits())
-    lanes_->open(opened);
-  else
-    report.seconds.unknown = "the lanes' buffers do not fit into the memory that is available";
-  for (std::size_t i = 0; i < lanes_->size(); ++i) {
-    RunningLane& lane = (*lanes_)[i];
-    const Description& d = lane.description;
-    const DeviceMemory memory = lane.runs() ? lane.device_memory() : DeviceMemory{};
-    report.lanes.push_back({report_of(contract_.lanes[i], lane), opened[i], d.asynchronous, d.kernels, d.lane_bytes,
-                            d.weight_bytes, memory.total});
-  }
-  report.seconds.open = seconds();
-  report.work = workload_of(contract_, plan_, program, *lanes_);
-  plan_outputs(report);
-  if (contract_.step) report.seconds.unknown = "one step alone takes less than what is around it";
-  if (report.fits() && !contract_.step) forecast(report, plan_, program, *lanes_);
-  return report;
-}
-
-// Evidence is of use only when something fails: what it may take at most refuses nothing.
-void Runner::plan_outputs(PlanReport& report) const {
-  const std::vector<PlannedOutput> always = outputs_of(*capture_, plan_.captures);
-  const std::vector<PlannedOutput> evidence = outputs_of(Capture(contract_, plan_.evidence, host_), plan_.evidence);
-  for (const SinkSpec& sink : contract_.sinks)
-    for (const auto* outputs : {&always, &evidence})
-      for (const PlannedOutput& output : *outputs)
-        if (output.sink == sink.name) report.outputs.push_back(output);
-  report.over_budget = over_max_bytes(contract_, always);
-  if (report.over_budget.empty()) report.over_budget = over_free_space(always, options_.overwrite);
-}
-
-std::vector<std::string> Runner::absences() const {
-  std::vector<std::string> list;
-  if (!verdict_.model.absent.empty()) list.push_back("model: " + verdict_.model.absent);
-  for (const LaneReport& lane : verdict_.lanes)
-    if (!lane.absent.empty()) list.push_back(fmt::format("lane '{}': {}", lane.name, lane.absent));
-  for (const auto& [path, file] : digest_files_)
-    if (!file.absent.empty()) list.push_back("digests: " + file.absent);
-  return list;
 }
 
 }  // namespace moe_diag

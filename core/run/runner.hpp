@@ -20,7 +20,8 @@
 
 namespace moe_diag {
 
-// One run of one contract: its parts, in the order they come to life. run.cpp is the story, this is what happens in it.
+// One run of one contract: its parts, in the order they come to life. run.cpp is the story, this is what happens in it;
+// what is known before anything is computed is in runner_plan.cpp.
 class Runner {
  public:
   Runner(const Contract& contract, PluginHost& host, const RunOptions& options);
@@ -63,6 +64,7 @@ class Runner {
                                  const std::vector<bool>& active, const std::string& what);
   void check_planted() const;
   void check_bits() const;
+  LaneReport lane_report(std::size_t i) const;
   std::vector<bool> lanes_to_open() const;
   std::uint64_t host_bytes(const std::vector<bool>& needed) const;
   void check_memory(const std::vector<bool>& needed) const;

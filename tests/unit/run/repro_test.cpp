@@ -518,6 +518,10 @@ TEST_CASE("repro on the command line: the case, its exit codes, and no half of i
   CHECK(run_tool("check " + quoted(folder / "case/contract.yaml")).code == 0);
   CHECK(run_tool("plan " + quoted(folder / "case/contract.yaml")).code == 0);
   CHECK(run_tool("inspect " + quoted(folder / "case/case.gguf")).code == 0);
+  const Finished again =
+      run_tool("repro " + quoted(folder / "alone/verdict.json") + " --out " + quoted(folder / "smaller"));
+  CHECK(again.code == 2);
+  CHECK_THAT(again.err, Contains("one step alone already"));
   CHECK(run_tool("repro " + quoted(folder / "no.json") + " --out " + place).code == 2);
   CHECK(run_tool("repro " + quoted(folder / "out/verdict.json")).code == 2);
   CHECK(run_tool("repro " + quoted(folder / "out/verdict.json") + " --out ''").code == 2);
