@@ -255,10 +255,9 @@ std::string CaseWriter::summary(const std::string& place) const {
   if (!case_.cut.experts.empty()) kept += fmt::format(", {} of {} experts", case_.cut.experts.size(), config.experts);
   if (!case_.cut.vocabulary.empty())
     kept += fmt::format(", {} of {} tokens of the vocabulary", case_.cut.vocabulary.size(), config.vocab);
-  return fmt::format(
-      "case       {}: {} of lane {}, {} of prompt {}{}; {}\nalone\n{}{}again      moe-diag run {}/{}\n", place,
-      text_of(parts_.where.site), parts_.lane, positions_text(case_.cut), case_.prompt, kept,
-      bytes_text(folder_.bytes()), failed_, held_, place, case_contract);
+  return fmt::format("case       {}: {} of lane {}, {} of prompt {}{}; {}\nalone\n{}{}again      moe-diag run {}/{}\n",
+                     place, text_of(parts_.where.site), parts_.lane, positions_text(case_.cut), case_.prompt, kept,
+                     bytes_text(folder_.bytes()), failed_, held_, place, case_contract);
 }
 
 std::string CaseWriter::values_text() const {

@@ -143,10 +143,11 @@ std::uint64_t Runner::host_bytes(const std::vector<bool>& needed) const {
 void Runner::check_memory(const std::vector<bool>& needed) const {
   const std::uint64_t bytes = host_bytes(needed), available = available_memory();
   if (bytes > available)
-    throw Error(ErrorKind::environment,
-                fmt::format("the lanes' buffers take {}, {} of memory are available; shorten the prompts or leave lanes "
-                            "out",
-                            bytes_text(bytes), bytes_text(available)));
+    throw Error(
+        ErrorKind::environment,
+        fmt::format("the lanes' buffers take {}, {} of memory are available; shorten the prompts or leave lanes "
+                    "out",
+                    bytes_text(bytes), bytes_text(available)));
 }
 
 // In the order of the contract's sinks, those that the captures feed.
@@ -194,8 +195,8 @@ PlanReport Runner::plan_report() {
     RunningLane& lane = (*lanes_)[i];
     const Description& d = lane.description;
     const DeviceMemory memory = lane.runs() ? lane.device_memory() : DeviceMemory{};
-    report.lanes.push_back({lane_report(i), opened[i], d.asynchronous, d.kernels, d.lane_bytes,
-                            d.weight_bytes, memory.total});
+    report.lanes.push_back(
+        {lane_report(i), opened[i], d.asynchronous, d.kernels, d.lane_bytes, d.weight_bytes, memory.total});
   }
   report.seconds.open = seconds();
   report.work = workload_of(contract_, plan_, plan_.program, *lanes_);
