@@ -17,7 +17,7 @@ namespace moe_diag {
 // The tokens one walk through the program computes.
 struct Pass {
   std::span<const std::int32_t> tokens;  // T of them, each in [0, vocab)
-  int first = 0;                         // position of tokens[0]; 0 forgets the cache
+  int first = 0;                         // position of tokens[0]: the cache keeps those before it, and no others
   int total = 0;                         // length of the whole sequence, at least first + T
   int head_first = 0;                    // final_norm and lm_head are computed for rows [head_first, T) only
 
@@ -45,8 +45,8 @@ class Lane {
   virtual void begin(const Pass& pass) = 0;
 
   // Runs the steps in order; may return before they are done. Nobody looks at a stage inside the span, so steps may be
-  // fused and unwanted outputs left unwritten. The spans of a pass are, in order, the whole program; or one step alone,
-  // whose inputs were written before.
+  // fused and unwanted outputs left unwritten. The spans of a pass are, in order, the whole program; or single steps of
+  // it, whose inputs were written before.
   virtual void run(std::span<const Step> steps) = 0;
 
   // Host view of rows of a stage, as the last step that wrote it left them; waits until they are there. Valid until the

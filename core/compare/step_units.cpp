@@ -13,6 +13,7 @@
 #include "core/api/error.hpp"
 #include "core/compare/expected.hpp"
 #include "core/compare/measure.hpp"
+#include "core/forward/program.hpp"
 
 namespace moe_diag {
 namespace {
@@ -184,7 +185,7 @@ void check_case(const StepCase& c, const ModelConfig& config) {
   if (c.a.shape != config.shape_of(c.stage, c.a.shape[0], sequence)) fail(c, "the output has not the stage's shape");
   for (std::size_t i = 0; i < c.step->in.size(); ++i) {
     if (!c.in[i]) continue;
-    const bool history = i == 1 && (c.step->op == Op::scores || c.step->op == Op::mix);
+    const bool history = i == 1 && reads_cache(*c.step);
     const std::int64_t rows = c.a.shape[0] + (history ? c.first_position : 0);
     const int width = c.in[i].shape.rank == 3 ? static_cast<int>(c.in[i].shape[2]) : 0;
     if (c.in[i].shape != config.shape_of(c.step->in[i], rows, width))

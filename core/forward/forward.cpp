@@ -14,12 +14,6 @@ bool is_routing(Stage stage) { return stage == Stage::moe_router_indices || stag
 bool has(const Step& step, Stage stage) { return std::find(step.out.begin(), step.out.end(), stage) != step.out.end(); }
 bool writes(const Step& step, Site site) { return step.layer == site.layer && has(step, site.stage); }
 
-// The lane whose values of the stage replace this lane's, or -1.
-int feeder(const RunningLane& lane, Stage stage) {
-  if (lane.inputs >= 0) return lane.inputs;
-  return is_routing(stage) ? lane.routing : -1;
-}
-
 }  // namespace
 
 Forward::Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults,
@@ -64,6 +58,31 @@ void Forward::end_after(Site site) {
     if (writes(program[steps_++], site)) return;
 }
 
+void Forward::look_from(int first, std::vector<LeadUp> lead_up) {
+  look_from_ = first;
+  lead_up_ = std::move(lead_up);
+  planned_prompt_ = -1;
+}
+
+// In the pass at hand.
+bool Forward::computes(int lane, const Step& step) const {
+  switch (leads_up_ ? lead_up_[static_cast<std::size_t>(lane)] : LeadUp::all) {
+    case LeadUp::all: return true;
+    case LeadUp::caches: return reads_cache(step);
+    case LeadUp::rests: return false;
+  }
+  return true;
+}
+
+// The lane whose values of the step's output replace this lane's, or -1.
+int Forward::feeder(int lane, const Step& step, Stage stage) const {
+  const RunningLane& to = lanes_[static_cast<std::size_t>(lane)];
+  const bool fills = leads_up_ && lead_up_[static_cast<std::size_t>(lane)] == LeadUp::caches && is_cached(stage);
+  if (!computes(lane, step) && !fills) return -1;
+  if (to.inputs >= 0) return to.inputs;
+  return is_routing(stage) ? to.routing : -1;
+}
+
 std::vector<std::int64_t> Forward::changed() const {
   std::vector<std::int64_t> changed;
   for (const FaultPlanter& fault : faults_) changed.push_back(fault.changed());
@@ -71,8 +90,11 @@ std::vector<std::int64_t> Forward::changed() const {
 }
 
 void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>& at_layer) {
+  const bool leads_up = pass.first + pass.rows() <= look_from_;
+  if (std::exchange(leads_up_, leads_up) != leads_up) planned_prompt_ = -1;
   plan_stops(prompt);
   for (int lane : launch_order_) {
+    if (leads_up_ && lead_up_[static_cast<std::size_t>(lane)] == LeadUp::rests) continue;
     lanes_[static_cast<std::size_t>(lane)].begin(pass);
     if (feed_) feed_->feed(pass, lanes_[static_cast<std::size_t>(lane)]);
   }
@@ -96,8 +118,12 @@ void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>&
 }
 
 void Forward::run(int lane, std::size_t at, std::size_t end) {
-  const std::span<const Step> steps = programs_[static_cast<std::size_t>(lane)];
-  lanes_[static_cast<std::size_t>(lane)].run(steps.subspan(at, end - at));
+  RunningLane& running = lanes_[static_cast<std::size_t>(lane)];
+  const std::span<const Step> program = programs_[static_cast<std::size_t>(lane)];
+  if (!leads_up_ || lead_up_[static_cast<std::size_t>(lane)] == LeadUp::all)
+    return running.run(program.subspan(at, end - at));
+  for (; at < end; ++at)
+    if (computes(lane, program[at])) running.run(program.subspan(at, 1));
 }
 
 bool Forward::is_asynchronous(int lane) const {
@@ -113,7 +139,7 @@ bool Forward::may_run_ahead(std::size_t at, std::size_t end) const {
     if (program[i].layer != before.layer) return false;
   for (Stage stage : before.out) {
     for (int lane : feeding_order_)
-      if (feeder(lanes_[static_cast<std::size_t>(lane)], stage) >= 0) return false;
+      if (feeder(lane, before, stage) >= 0) return false;
     for (const FaultPlanter& planter : faults_)
       if (planter.fault().site() == site_of(before, stage)) return false;
   }
@@ -140,13 +166,12 @@ void Forward::plan_stops(int prompt) {
   for (std::size_t i = 0; i < stops_.size(); ++i)
     for (int lane : feeding_order_) {
       Step& step = programs_[static_cast<std::size_t>(lane)][i];
-      step.want = fault_needs_[static_cast<std::size_t>(lane)][i];
+      step.want = fault_needs_[static_cast<std::size_t>(lane)][i] && computes(lane, step);
+      const bool shown = !leads_up_ || reads_cache(step);
       for (Stage stage : step.out) {
-        const Site site = site_of(step, stage);
         step.want =
-            step.want || bus_.wanted(prompt, lane, site) || feeder(lanes_[static_cast<std::size_t>(lane)], stage) >= 0;
-        for (int other : feeding_order_)
-          step.want = step.want || feeder(lanes_[static_cast<std::size_t>(other)], stage) == lane;
+            step.want || (shown && bus_.wanted(prompt, lane, site_of(step, stage))) || feeder(lane, step, stage) >= 0;
+        for (int other : feeding_order_) step.want = step.want || feeder(other, step, stage) == lane;
       }
       stops_[i] = stops_[i] || step.want;
     }
@@ -155,35 +180,35 @@ void Forward::plan_stops(int prompt) {
 void Forward::stop(const Step& step, const Pass& pass, int prompt) {
   for (Stage stage : step.out) {
     Sighting sighting(lanes_, pass, prompt, site_of(step, stage));
-    plant(sighting);
-    if (!feed_ || feed_->is_shown(pass)) bus_.deliver(sighting, feeding_order_);
+    plant(step, sighting);
+    if ((!feed_ || feed_->is_shown(pass)) && (!leads_up_ || reads_cache(step))) bus_.deliver(sighting, feeding_order_);
   }
   // Only now: the outputs of one step belong together, as the router's weights belong to its indices.
   for (Stage stage : step.out) {
     Sighting sighting(lanes_, pass, prompt, site_of(step, stage));
-    hand_over(sighting);
+    hand_over(step, sighting);
   }
 }
 
 // Of several faults at one site, those of the computation come first: they would undo the others.
-void Forward::plant(Sighting& sighting) {
+void Forward::plant(const Step& step, Sighting& sighting) {
   for (const bool computed : {true, false})
     for (FaultPlanter& planter : faults_) {
       const PlantedFault& fault = planter.fault();
-      const bool takes_part = std::count(feeding_order_.begin(), feeding_order_.end(), fault.lane) > 0;
+      const bool takes_part =
+          std::count(feeding_order_.begin(), feeding_order_.end(), fault.lane) > 0 && computes(fault.lane, step);
       if (takes_part && fault.site() == sighting.site && is_computed(fault.spec) == computed)
         planter.plant(sighting, lanes_);
     }
 }
 
-void Forward::hand_over(Sighting& sighting) {
+void Forward::hand_over(const Step& step, Sighting& sighting) {
   for (int lane : feeding_order_) {
-    RunningLane& to = lanes_[static_cast<std::size_t>(lane)];
-    const int from = feeder(to, sighting.site.stage);
+    const int from = feeder(lane, step, sighting.site.stage);
     if (from < 0) continue;
     // Not the sighting's view: the feeder itself may have taken over values since.
     const Tensor values = sighting.now(from, sighting.site.stage);
-    if (values) to.write(sighting.site.stage, sighting.rows(), values);
+    if (values) lanes_[static_cast<std::size_t>(lane)].write(sighting.site.stage, sighting.rows(), values);
   }
 }
 

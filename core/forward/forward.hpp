@@ -12,6 +12,13 @@
 
 namespace moe_diag {
 
+// What a lane does in passes that only lead up to positions that are looked at.
+enum class LeadUp {
+  all,     // all that it does in other passes
+  caches,  // fills its cache, with what another lane's has: it has inputs from that one, and feeds none
+  rests,   // nothing: its cache holds these positions
+};
+
 // All lanes through the program in lockstep: they run up to the next step that somebody looks at, it is shown, and
 // lanes with inputs from another take them over. Memory holds one layer per lane, whatever is looked at.
 class Forward {
@@ -23,6 +30,10 @@ class Forward {
 
   // Passes end behind the step that writes the site, instead of at the program's end. Before the first pass.
   void end_after(Site site);
+
+  // From here on, passes that end before position `first` only lead up to it: nothing of them is shown but the outputs
+  // of steps that read the cache. `lead_up`: per lane.
+  void look_from(int first, std::vector<LeadUp> lead_up);
 
   // One pass of one prompt. Call it for a prompt's passes in the order of their positions. `at_layer` is told each
   // layer as it begins; it may be empty.
@@ -36,11 +47,13 @@ class Forward {
   void plan_stops(int prompt);
   std::size_t span_end(std::size_t at, bool by_layer) const;
   void run(int lane, std::size_t at, std::size_t end);
+  bool computes(int lane, const Step& step) const;
+  int feeder(int lane, const Step& step, Stage stage) const;
   bool is_asynchronous(int lane) const;
   bool may_run_ahead(std::size_t at, std::size_t end) const;
   void stop(const Step& step, const Pass& pass, int prompt);
-  void plant(Sighting& sighting);
-  void hand_over(Sighting& sighting);
+  void plant(const Step& step, Sighting& sighting);
+  void hand_over(const Step& step, Sighting& sighting);
 
   Lanes& lanes_;
   Bus& bus_;
@@ -53,6 +66,9 @@ class Forward {
   std::size_t steps_;                           // of the program that are run
   std::vector<bool> stops_;                     // per step: lanes stop after it
   int planned_prompt_ = -1;
+  int look_from_ = 0;
+  std::vector<LeadUp> lead_up_;
+  bool leads_up_ = false;  // the pass at hand does
 };
 
 }  // namespace moe_diag

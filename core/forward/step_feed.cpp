@@ -21,14 +21,11 @@ std::vector<Stage> stages_fed(const Step& step) {
   return stages;
 }
 
-bool is_of_all_positions(const Step& step, Stage stage) {
-  return (step.op == Op::scores || step.op == Op::mix) && stage == step.in[1];
-}
+bool is_of_all_positions(const Step& step, Stage stage) { return reads_cache(step) && stage == step.in[1]; }
 
 std::vector<Stretch> StepFeed::stretches() const {
   const Stretch looked_at{spec_.first, spec_.count};
-  const bool caches = step_.op == Op::scores || step_.op == Op::mix;
-  if (!caches || spec_.first == 0) return {looked_at};
+  if (!reads_cache(step_) || spec_.first == 0) return {looked_at};
   return {{0, spec_.first}, looked_at};
 }
 

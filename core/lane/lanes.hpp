@@ -31,6 +31,8 @@ class RunningLane {
   void attach(std::unique_ptr<Lane> lane) { lane_ = std::move(lane); }
 
   void begin(const Pass& pass);
+  // The one that was begun last; no tokens: none.
+  const Pass& last_pass() const { return last_pass_; }
   void run(std::span<const Step> steps);
   Tensor read(Stage stage, Rows rows);
   void write(Stage stage, Rows rows, const Tensor& values);
@@ -39,6 +41,7 @@ class RunningLane {
  private:
   std::string label_;
   std::unique_ptr<Lane> lane_;
+  Pass last_pass_;
 };
 
 // The lanes of one contract, in its order; backends are shared by the lanes of one device.

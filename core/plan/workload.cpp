@@ -177,7 +177,7 @@ Cost cost_of(const Step& step, const ModelConfig& config, int rows, int total, i
       cost.products += size * r;
     }
   }
-  if (step.op == Op::scores || step.op == Op::mix) cost.products += r * total * config.q_width();
+  if (reads_cache(step)) cost.products += r * total * config.q_width();
   return cost;
 }
 

@@ -8,14 +8,14 @@
 #include <set>
 #include <utility>
 
-#include "core/forward/forward.hpp"
 #include "core/verdict/causes.hpp"
 #include "core/verdict/examiner.hpp"
 
 namespace moe_diag {
 namespace {
 
-constexpr int least_rows = 8;  // looked at from the first that fails: a cause shows better in several
+constexpr int least_rows = 8;  // looked at from the first that fails on: a cause shows better in several
+constexpr int late_rows = 2;   // the same behind many others
 
 bool same_options(const Options& a, const Options& b) {
   return std::equal(
@@ -44,6 +44,7 @@ Explanations::Explanations(const Parts& parts, Verdict& verdict)
   if (!why_not_.empty()) return;
   for (std::size_t f = 0; f < verdict.judgements.size(); ++f)
     if (verdict.judgements[f].outcome == Outcome::falsified) select(f);
+  for (auto& [prompt, again] : again_) widen(again);
   if (again_.empty()) why_not_ = "none of what is falsified is about a step";
 }
 
@@ -67,13 +68,19 @@ void Explanations::select(std::size_t f) {
   compared_.push_back({f, s.prompt, s.position, s.expert, s.site, watched.lane, beside_oracle ? -1 : watched.against});
   for (const SiteResult& result : verdict_.judgements[f].sites) {
     if (result.failing == 0) continue;
-    const int known = parts_.sequences.known(result.prompt), first = result.first_failing.position;
-    const int end = std::min(first + least_rows, known);
-    const auto [at, fresh] = again_.try_emplace(result.prompt, Again{result.prompt, end, result.site});
+    const int first = result.first_failing.position;
+    const auto [at, fresh] = again_.try_emplace(result.prompt, Again{result.prompt, first, first + 1, result.site});
     Again& again = at->second;
-    again.end = std::min(again.end, end);
+    again.first = std::min(again.first, first);
     if (again.last < result.site) again.last = result.site;
   }
+}
+
+// From the first position that fails, a few; and all before it, which cost little more, unless they are many.
+void Explanations::widen(Again& again) const {
+  const bool late = !feed_ && again.first >= least_rows;
+  again.end = std::min(again.first + (late ? late_rows : least_rows), parts_.sequences.known(again.prompt));
+  again.first = late ? again.end - late_rows : 0;
 }
 
 void Explanations::add_lane(int lane) {
@@ -158,11 +165,46 @@ std::vector<Stage> Explanations::curves() const {
   return {stages.begin(), stages.end()};
 }
 
+// As the run's, but that what is looked at begins and ends one.
 std::vector<Stretch> Explanations::passes(const Again& again) const {
   std::vector<Stretch> stretches;
-  for (const Stretch& s : feed_ ? feed_->stretches() : parts_.sequences.stretches(again.prompt))
-    if (s.first < again.end) stretches.push_back({s.first, std::min(s.count, again.end - s.first)});
+  const auto add = [&](int first, int end) {
+    if (first < end) stretches.push_back({first, end - first});
+  };
+  for (const Stretch& s : feed_ ? feed_->stretches() : parts_.sequences.stretches(again.prompt)) {
+    const int looked_at = std::clamp(again.first, s.first, s.end());
+    add(s.first, std::min(looked_at, again.end));
+    add(looked_at, std::min(s.end(), again.end));
+  }
   return stretches;
+}
+
+// True when the lane's cache has the positions before those that are looked at: it was the last prompt that it ran, and
+// no fault keeps what a cache would.
+bool Explanations::holds(int lane, const Again& again) const {
+  const Pass& last = parts_.lanes[static_cast<std::size_t>(lane)].last_pass();
+  const bool reads_back = std::any_of(parts_.planted.begin(), parts_.planted.end(), [&](const PlantedFault& fault) {
+    const Step* step = find_step(parts_.plan.program, fault.site());
+    return fault.lane == lane && step && reads_cache(*step);
+  });
+  return !reads_back && !last.tokens.empty() &&
+         last.tokens.data() - last.first == parts_.sequences.tokens(again.prompt).data() &&
+         last.first + last.rows() >= again.first;
+}
+
+// Before the positions that are looked at, fed lanes need no more than the oracle's keys and values.
+std::vector<LeadUp> Explanations::lead_up(const std::vector<Subject>& subjects, const Again& again) const {
+  const Lanes& lanes = parts_.lanes;
+  std::vector<LeadUp> lead_up(lanes.size(), LeadUp::all);
+  for (const Subject& s : subjects) {
+    if (s.fed != s.lane && holds(s.lane, again)) lead_up[static_cast<std::size_t>(s.lane)] = LeadUp::rests;
+    lead_up[static_cast<std::size_t>(s.fed)] = LeadUp::caches;
+  }
+  // Nor do lanes that feed others do less than those need.
+  for (std::size_t i = 0; i < lanes.size(); ++i)
+    for (const int feeder : {lanes[i].inputs, lanes[i].routing})
+      if (feeder >= 0) lead_up[static_cast<std::size_t>(feeder)] = LeadUp::all;
+  return lead_up;
 }
 
 void Explanations::make(const AtLayer& at_layer) {
@@ -192,7 +234,8 @@ bool Explanations::make_whole() {
   bool longer = false;
   for (auto& [prompt, again] : again_) {
     const int known = parts_.sequences.known(prompt);
-    longer = longer || again.end < known;
+    longer = longer || again.first > 0 || again.end < known;
+    again.first = 0;
     again.end = known;
   }
   return longer;
@@ -214,6 +257,8 @@ std::unique_ptr<Examiner> Explanations::run(const std::vector<Subject>& subjects
   const int layers = parts_.model.config().layers;
   for (const auto& [prompt, again] : again_) {
     forward.end_after(again.last);
+    forward.look_from(again.first, lead_up(subjects, again));
+    examiner->look_from(again.first);
     const int head_first = parts_.plan.head_first[static_cast<std::size_t>(prompt)];
     for (const Stretch& stretch : passes(again)) {
       const auto tokens = parts_.sequences.tokens(prompt);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/bus/fault.hpp"
+#include "core/forward/forward.hpp"
 #include "core/forward/step_feed.hpp"
 #include "core/lane/lanes.hpp"
 #include "core/model/model.hpp"
@@ -48,11 +49,12 @@ class Explanations {
   // What of one prompt is run again.
   struct Again {
     int prompt = 0;
-    int end = 0;  // positions before it
-    Site last;    // where a falsifier fails last
+    int first = 0, end = 0;  // the positions that are looked at
+    Site last;               // where a falsifier fails last
   };
 
   void select(std::size_t falsifier);
+  void widen(Again& again) const;
   void add_lane(int lane);
   int twin_of(int lane) const;
   bool has_same_faults(int lane, int other) const;
@@ -63,6 +65,8 @@ class Explanations {
   std::vector<bool> active(const std::vector<Subject>& subjects) const;
   std::vector<Stage> curves() const;
   std::vector<Stretch> passes(const Again& again) const;
+  bool holds(int lane, const Again& again) const;
+  std::vector<LeadUp> lead_up(const std::vector<Subject>& subjects, const Again& again) const;
   bool needs_more_rows(const Examiner& examiner) const;
   bool make_whole();
   std::unique_ptr<Examiner> run(const std::vector<Subject>& subjects, const AtLayer& at_layer);

@@ -96,12 +96,14 @@ bool Examiner::wants(int /*prompt*/, int lane, Site /*site*/) const {
 void Examiner::show(Sighting& sighting) {
   const Tensor truth = sighting.tensor(parts_.oracle);
   if (!truth) return;
+  if (history_)
+    for (std::size_t s = 0; s < subjects_.size(); ++s) remember(s, sighting);
+  if (sighting.pass.first < look_from_) return;
   const bool finite = moe_diag::count_nonfinite(truth, 0, truth.shape.count()) == 0;
   for (std::size_t s = 0; s < subjects_.size(); ++s) {
     Finding& finding = findings_[{sighting.prompt, static_cast<int>(s)}][sighting.site];
     finding.site = sighting.site;
     finding.oracle_is_finite = finding.oracle_is_finite && finite;
-    if (history_) remember(s, sighting);
     look_at_step(s, sighting, finding);
     look_at_lane(subjects_[s], sighting, finding);
   }
@@ -234,7 +236,7 @@ void Examiner::compare_lanes(Sighting& sighting) {
 // The keys that scores read, and the columns of values that mix does: they come from all positions so far.
 void Examiner::remember(std::size_t subject, Sighting& sighting) {
   const Step& step = *find_step(parts_.plan.program, sighting.site);
-  if (step.op != Op::scores && step.op != Op::mix) return;
+  if (!reads_cache(step)) return;
   const Tensor now = sighting.now(subjects_[subject].fed, step.in[1]);
   std::vector<double>& read = memories_[subject].read[{sighting.site.stage, sighting.site.layer}];
   if (sighting.pass.first == 0) read.clear();
@@ -252,8 +254,7 @@ void Examiner::add_inputs(std::size_t subject, Sighting& sighting, StepCase& c) 
     if (!c.in[i]) continue;
     const Rows all = sighting.rows_of(stage);
     c.in[i] = rows_of(c.in[i], sighting.rows().first - all.first, sighting.rows().count);
-    const bool of_all_positions = i == 1 && (c.step->op == Op::scores || c.step->op == Op::mix);
-    if (!of_all_positions || sighting.pass.first == 0) continue;
+    if (!(i == 1 && reads_cache(*c.step)) || sighting.pass.first == 0) continue;
     const std::vector<double>& read = memories_[subject].read[{sighting.site.stage, sighting.site.layer}];
     const std::int64_t row = c.in[i].shape.row(), first = c.step->params.offset, kept = row - first;
     const auto positions = static_cast<std::int64_t>(read.size()) / kept;

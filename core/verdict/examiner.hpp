@@ -85,6 +85,9 @@ class Examiner final : public Hook {
   Examiner(const Parts& parts, std::vector<Subject> subjects, std::vector<SideBySide> compared,
            std::vector<Stage> curves, bool history);
 
+  // From here on: only the keys and values of earlier positions are kept.
+  void look_from(int position) { look_from_ = position; }
+
   bool wants(int prompt, int lane, Site site) const override;
   void show(Sighting& sighting) override;
 
@@ -116,6 +119,7 @@ class Examiner final : public Hook {
   std::vector<SideBySide> compared_;
   const std::vector<Stage> curves_;
   const bool history_;
+  int look_from_ = 0;
   Findings findings_;
   std::vector<Memory> memories_;  // as subjects_
   std::vector<double> whole_;     // input of the step at hand, when it comes from several passes

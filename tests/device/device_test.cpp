@@ -12,6 +12,7 @@
 #include "core/compare/measure.hpp"
 #include "core/forward/program.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/lead_up.hpp"
 #include "tests/support/lockstep.hpp"
 #include "tests/support/process.hpp"
 
@@ -254,6 +255,10 @@ TEST_CASE("runs, batches and chunks give the same bytes", "[tiny]") {
       check_same(batch, chunks, quant + ", chunks of " + std::to_string(chunk));
     }
   }
+}
+
+TEST_CASE("behind positions that only lead up to them, all lanes give the same bytes", "[tiny]") {
+  for (const std::string& numerics : all_numerics) check_lead_up("cuda", numerics);
 }
 
 TEST_CASE("coarse numerics give the same bytes over runs", "[tiny]") {

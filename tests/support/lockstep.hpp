@@ -46,13 +46,14 @@ struct Seen {
   friend bool operator==(const Seen& a, const Seen& b) { return a.shape == b.shape && a.bytes == b.bytes; }
 };
 
-// Keeps every stage of every lane; of several passes, the rows one after the other.
+// Keeps every stage of every lane; of several passes, the rows one after the other, from position `from` on.
 class Recorder final : public Hook {
  public:
-  explicit Recorder(std::size_t lanes, bool all = true) : lanes_(lanes), all_(all) {}
+  explicit Recorder(std::size_t lanes, bool all = true, int from = 0) : lanes_(lanes), all_(all), from_(from) {}
 
   bool wants(int, int, Site site) const override { return all_ || site.stage == Stage::lm_head; }
   void show(Sighting& sighting) override {
+    if (sighting.pass.first < from_) return;
     for (int lane = 0; lane < static_cast<int>(lanes_); ++lane) {
       const Tensor t = sighting.tensor(lane);
       if (!t) continue;
@@ -72,6 +73,7 @@ class Recorder final : public Hook {
  private:
   std::size_t lanes_;
   bool all_;
+  int from_;
   std::map<std::tuple<int, int, int>, Seen> seen_;
 };
 
@@ -111,6 +113,20 @@ class Lockstep {
       const auto count = static_cast<std::size_t>(std::min(chunk, total - first));
       forward.pass({all.subspan(static_cast<std::size_t>(first), count), first, total, head_first}, 0);
     }
+  }
+  // The same from position `from` on, with one pass that leads up to it.
+  Recorder record_from(int from, const std::vector<std::int32_t>& tokens, const std::vector<LeadUp>& lead_up) {
+    Recorder recorder(lanes_->size(), true, from);
+    Bus bus;
+    bus.add(recorder);
+    Forward forward(model_, *lanes_, bus, {}, std::vector<bool>(lanes_->size(), true));
+    forward.look_from(from, lead_up);
+    const std::span<const std::int32_t> all = tokens;
+    const auto count = static_cast<std::size_t>(from);
+    const int total = static_cast<int>(tokens.size());
+    forward.pass({all.first(count), 0, total, 0}, 0);
+    forward.pass({all.subspan(count), from, total, 0}, 0);
+    return recorder;
   }
   Recorder record(const std::vector<std::int32_t>& tokens, int chunk = 1 << 20) {
     Recorder recorder(lanes_->size());

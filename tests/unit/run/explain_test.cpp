@@ -258,6 +258,29 @@ TEST_CASE("a fault of a late position or a late pass is found there") {
   }
 }
 
+// Only the last positions are looked at: the others lead up to them. The first prompt was run over by the second.
+TEST_CASE("faults of all positions are found where claims are about the last of many") {
+  for (const std::string lane : {"step", "free"}) {
+    std::string claims = claims_about(lane);
+    for (std::size_t at = 0; (at = claims.find("metric:", at)) != std::string::npos; at += 30)
+      claims.insert(at, "positions: last, ");
+    std::string text = contract_text(claims);
+    text.replace(text.find("prompts:"), text.find("oracle:") - text.find("prompts:"),
+                 "prompts:\n  - {id: a, tokens: [5, 9, 26, 7, 1, 2, 8, 31, 40, 41, 42, 43]}\n"
+                 "  - {id: b, tokens: [3, 141, 59, 26, 53, 58, 97, 93, 23, 84], chunk: 4}\n");
+    for (const Case& c : cases) {
+      if (c.fault.find("positions") != std::string::npos) continue;
+      const Verdict verdict = judge(text, {fmt::format("{{{}, lane: {}}}", c.fault, lane)});
+      INFO(c.fault << ", lane " << lane);
+      CHECK(verdict.failure.empty());
+      const std::string divergence = fmt::format("{} at {} of {}", c.cause, c.site, lane);
+      CHECK(told(verdict) == std::vector<std::string>{divergence});
+      for (const Divergence& d : verdict.diagnosis.divergences) CHECK(d.position >= 8);
+      check_all_explained(verdict);
+    }
+  }
+}
+
 TEST_CASE("a falsifier that cannot be explained says why") {
   const std::string claim =
       "  - {id: OUT, claim: c, lane: free, stage: lm_head, metric: rel_l2, at_most: 1e-9, against: step}\n";
