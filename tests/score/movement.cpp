@@ -10,16 +10,16 @@
 namespace moe_diag::score {
 namespace {
 
-constexpr int step_lane = 1;
+constexpr int truth_lane = 0, free_lane = 2;
 
 // Keeps one site of one lane.
 class OneSite final : public Hook {
  public:
-  explicit OneSite(Site site) : site_(site) {}
+  OneSite(int lane, Site site) : lane_(lane), site_(site) {}
 
-  bool wants(int, int lane, Site site) const override { return lane == step_lane && site == site_; }
+  bool wants(int, int lane, Site site) const override { return lane == lane_ && site == site_; }
   void show(Sighting& sighting) override {
-    const Tensor t = sighting.tensor(step_lane);
+    const Tensor t = sighting.tensor(lane_);
     const auto* data = t.as<std::byte>();
     seen = {t.shape, t.dtype, {data, data + t.bytes()}};
   }
@@ -27,7 +27,8 @@ class OneSite final : public Hook {
   test::Seen seen;
 
  private:
-  Site site_;
+  const int lane_;
+  const Site site_;
 };
 
 }  // namespace
@@ -37,26 +38,36 @@ Movement::Movement(const SyntheticSpec& spec, const std::string& numerics, std::
       tokens_(std::move(tokens)),
       run_(Model::synthetic(spec),
            {test::lane_spec("truth", {{"numerics", "f64"}}),
-            test::lane_spec("step", {{"numerics", numerics}, {"inputs", "truth"}})},
+            test::lane_spec("step", {{"numerics", numerics}, {"inputs", "truth"}}),
+            test::lane_spec("free", {{"numerics", numerics}})},
            static_cast<int>(tokens_.size())),
       clean_(run_.record(tokens_)),
       program_(build_program(run_.model())) {}
 
 double Movement::of(const FaultSpec& fault) {
   const Site site{fault.stage, fault.layer};
-  OneSite faulty(site);
-  run_.run(tokens_, {&faulty}, {{step_lane, fault}});
-  const test::Seen& clean = clean_.at(step_lane, site);
+  const int lane = run_.lanes().index_of(fault.lane);
+  OneSite faulty(lane, site);
+  run_.run(tokens_, {&faulty}, {{lane, fault}});
+  const test::Seen& clean = clean_.at(lane, site);
   constexpr double infinity = std::numeric_limits<double>::infinity();
   if (info(site.stage).payload == Payload::indices) return faulty.seen == clean ? 0 : infinity;
+  const double moved = most(site, faulty.seen, lane, clean, lane);
+  if (lane != free_lane) return moved;
+  return moved / std::max(1.0, most(site, clean, lane, clean_.at(truth_lane, site), truth_lane));
+}
 
+// The largest difference between two lanes' values, in expected errors of the step. Neither is routed by a fault.
+double Movement::most(Site site, const test::Seen& values, int lane, const test::Seen& beside, int beside_lane) {
   StepCase c;
   c.step = find_step(program_, site);
   c.stage = site.stage;
-  c.a = faulty.seen.tensor();
-  c.b = clean.tensor();
-  if (is_per_expert(site.stage))
-    c.routing_a = c.routing_b = clean_.at(step_lane, {Stage::moe_router_indices, site.layer}).tensor();
+  c.a = values.tensor();
+  c.b = beside.tensor();
+  if (is_per_expert(site.stage)) {
+    c.routing_a = clean_.at(lane, {Stage::moe_router_indices, site.layer}).tensor();
+    c.routing_b = clean_.at(beside_lane, {Stage::moe_router_indices, site.layer}).tensor();
+  }
   c.numerics = numerics_;
   double most = 0;
   for (const StepUnit& unit : units_of(c, run_.model().config())) most = std::max(most, unit.error);
