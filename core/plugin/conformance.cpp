@@ -10,6 +10,7 @@
 #include <future>
 #include <iterator>
 #include <set>
+#include <tuple>
 
 #include "core/contract/nearest.hpp"
 #include "core/plugin/manifest.hpp"
@@ -114,6 +115,36 @@ Seen writes_below_out(Trial& t) {
   for (const auto& [path, bytes] : content_of(t.folder()))
     if (path != "below" && path != "below/out" && !path.starts_with("below/out/")) return failed("wrote " + path);
   return {};
+}
+
+Load load_of(const std::vector<MadeEvent>& events) {
+  Load load;
+  std::set<std::tuple<int, int, Site>> arrays;
+  for (const MadeEvent& event : events) {
+    arrays.insert({event.prompt, event.lane, event.site});
+    load.rows += std::ssize(event.positions);
+    load.bytes += event.bytes.size();
+  }
+  load.tensors = std::ssize(arrays);
+  return load;
+}
+
+Seen writes_what_it_said(Trial& t) {
+  const auto sink = t.make();
+  const SinkOutput said = t.output(*sink, load_of(t.events()));
+  if (!said.known) return {"", "it does not say how much it writes"};
+  const fs::path out = t.out();
+  const std::string place = (out / said.path).lexically_normal().string();
+  t.deliver(out);
+  std::uint64_t written = 0;
+  for (const auto& [path, bytes] : content_of(out)) {
+    const std::string file = (out / path).string();
+    written += bytes.size();
+    if (!bytes.empty() && file != place && !file.starts_with(place + "/"))
+      return failed(fmt::format("output: said {}, wrote {}", said.path, path));
+  }
+  if (written <= said.bytes) return {};
+  return failed(fmt::format("output: said at most {} bytes, wrote {}", said.bytes, written));
 }
 
 Seen repeats(Trial& t) {
@@ -238,6 +269,7 @@ constexpr Promise promises[] = {
     {"a value that an option cannot have is refused", &refuses_wrong_values},
     {"every type and shape of event is taken, on another thread", &takes_every_event},
     {"nothing is written outside --out", &writes_below_out},
+    {"no more is written than it says beforehand, and there", &writes_what_it_said},
     {"the same events give the same bytes", &repeats},
     {"tensors, and what lies beside them, stay as they are", &leaves_tensors_alone},
     {"what is kept is copied", &copies_what_it_keeps},

@@ -51,6 +51,11 @@ std::unique_ptr<Sink> Trial::make(const Options& options) {
   return subject_.host.make_sink(subject_.record.name, options);
 }
 
+SinkOutput Trial::output(const Sink& sink, const Load& load) {
+  at('w');
+  return sink.output(load);
+}
+
 void Trial::open(Sink& sink, const RunInfo& run) {
   at('o');
   sink.open(run);
@@ -112,6 +117,7 @@ class Folder {
 std::string_view call_of(char letter) {
   switch (letter) {
     case 'b': return "create";
+    case 'w': return "output";
     case 'o': return "open";
     case 'c': return "consume";
     case 'x': return "close";

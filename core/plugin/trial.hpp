@@ -44,6 +44,7 @@ class Trial {
   // Calls of the sink go through these.
   std::unique_ptr<Sink> make(const Options& options);
   std::unique_ptr<Sink> make() { return make(options()); }
+  SinkOutput output(const Sink& sink, const Load& load);
   void open(Sink& sink, const RunInfo& run);
   void consume(Sink& sink, const Event& event);
   void close(Sink& sink);

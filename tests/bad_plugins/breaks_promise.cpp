@@ -19,11 +19,11 @@ namespace moe_diag {
 namespace {
 
 constexpr PathOption file_option{"file", Required{"sums.npy"}, "sum of each event, float64"};
-constexpr ChoiceOption breaks_option{
-    "breaks",
-    "nothing build options_read options_unknown outside repeat view past_view copy empty existing overwrite "
-    "unclosed unwritable locale die refuse_all refuse_indices throw thread",
-    "nothing", "the promise that it does not keep"};
+constexpr ChoiceOption breaks_option{"breaks",
+                                     "nothing build options_read options_unknown outside bytes place repeat view "
+                                     "past_view copy empty existing overwrite "
+                                     "unclosed unwritable locale die refuse_all refuse_indices throw thread",
+                                     "nothing", "the promise that it does not keep"};
 constexpr FlagOption unread_option{"unread", "false", "is read by some"};
 
 // Writes the sum of each tensor, and breaks one promise of core/api/sink.hpp.
@@ -35,6 +35,12 @@ class BreakingSink final : public Sink {
     if (breaks("options_unknown"))
       for (const Options::Entry& entry : options.entries()) entry.read = true;
     if (breaks("build")) touch("built");
+  }
+
+  SinkOutput output(const Load& load) const override {
+    const auto sums = static_cast<std::uint64_t>(load.tensors + load.rows) + 1;
+    return {breaks("place") ? std::string_view("elsewhere") : file_,
+            breaks("bytes") ? 100 : npy_header_bytes + sums * sizeof(double), true};
   }
 
   void open(const RunInfo& run) override {
