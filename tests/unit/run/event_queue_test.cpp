@@ -14,6 +14,10 @@
 
 #include "tests/support/catch.hpp"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace moe_diag {
 namespace {
 
@@ -239,5 +243,22 @@ TEST_CASE("a queue that no memory holds is refused by name") {
   CHECK_THROWS_WITH(EventQueue(std::size_t{1} << 62, [](const Event&, std::span<const int>) {}, {}),
                     Contains("queue_mb"));
 }
+
+#if defined(__SANITIZE_ADDRESS__)
+TEST_CASE("the address sanitizer knows what lies beside an event in the queue") {
+  std::atomic<int> open{0}, closed{0};
+  const auto consume = [&](const Event& event, std::span<const int>) {
+    const Tensor& tensor = event.tensor;
+    open += __asan_region_is_poisoned(const_cast<void*>(tensor.data), tensor.bytes()) == nullptr;
+    closed += __asan_address_is_poisoned(tensor.as<std::byte>() + tensor.bytes());
+  };
+  EventQueue queue(1 << 16, consume, {});
+  for (int serial = 0; serial < 40; ++serial)
+    push(queue, 0, serial, {0, 1, 2, 3}, 0, static_cast<std::size_t>(serial + 1));
+  queue.call([] {});
+  CHECK(open == 40);
+  CHECK(closed == 40);
+}
+#endif
 
 }  // namespace moe_diag
