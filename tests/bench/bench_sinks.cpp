@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: MIT
 // Captures of a model of full width through the queue and each sink that keeps arrays, beside a plain write of the same
-// bytes to one file, in turn. What counts is `over_plain`: how much of the plain write's speed is left.
+// bytes in turn. What counts is `over_plain`: how much of the plain write's speed is left.
 #include <benchmark/benchmark.h>
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
 
 #include "core/api/output_file.hpp"
+#include "core/contract/contract.hpp"
 #include "core/plugin/host.hpp"
 #include "core/plugin/made_run.hpp"
 #include "core/run/event_queue.hpp"
@@ -37,7 +40,7 @@ ModelConfig full_width() {
   return c;
 }
 
-// Every stage of every layer, at all positions of a prompt.
+// Every stage of every layer, at all positions of a prompt. As in a lane, a stage has one place in memory.
 class Captured {
  public:
   explicit Captured(int tokens) : positions_(static_cast<std::size_t>(tokens)) {
@@ -50,10 +53,11 @@ class Captured {
         const Tensor tensor{nullptr, dtype, config.shape_of(stage.stage, tokens, tokens)};
         events_.push_back({0, 0, {stage.stage, layer}, positions_, tensor, tokens});
         bytes_ += tensor.bytes();
-        values_.resize(std::max(values_.size(), tensor.bytes() / sizeof(float)));
+        std::vector<float>& values = values_[stage.stage];
+        values.resize(tensor.bytes() / sizeof(float));
+        for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 1013) * 0.37f;
+        events_.back().tensor.data = values.data();
       }
-    for (std::size_t i = 0; i < values_.size(); ++i) values_[i] = static_cast<float>(i % 1013) * 0.37f;
-    for (Event& event : events_) event.tensor.data = values_.data();
   }
 
   const std::vector<Event>& events() const { return events_; }
@@ -62,22 +66,51 @@ class Captured {
  private:
   std::vector<std::int32_t> positions_;
   std::vector<Event> events_;
-  std::vector<float> values_;
+  std::map<Stage, std::vector<float>> values_;
   std::size_t bytes_ = 0;
 };
 
-double seconds_of(const Captured& captured, void (*body)(const Captured&, const std::string& folder)) {
-  const TemporaryFolder folder;
+// Folders that stay until the program ends, emptied after use: file systems are slow for minutes where many files were
+// deleted, and memory that the system has never used before is slow as well.
+class Folders {
+ public:
+  // One more.
+  std::string next() { return folders_.emplace_back(std::make_unique<TemporaryFolder>())->str(); }
+  static void empty(const std::string& folder) {
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(folder))
+      if (entry.is_regular_file()) std::filesystem::resize_file(entry.path(), 0);
+  }
+
+ private:
+  std::vector<std::unique_ptr<TemporaryFolder>> folders_;
+};
+
+using Body = void (*)(const Captured& captured, const std::string& folder);
+
+double seconds_of(const Captured& captured, Body body) {
+  static Folders folders;
+  const std::string folder = folders.next();
   ::sync();  // what was written before is not written now
   const auto start = std::chrono::steady_clock::now();
-  body(captured, folder.str());
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  body(captured, folder);
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+  Folders::empty(folder);
+  return taken.count();
 }
 
-void write_plainly(const Captured& captured, const std::string& folder) {
+void write_one_file(const Captured& captured, const std::string& folder) {
   OutputFile file(folder + "/plain", OutputFile::Mode::create);
   for (const Event& event : captured.events()) file.write(event.tensor.data, event.tensor.bytes());
   file.close();
+}
+
+void write_as_many_files(const Captured& captured, const std::string& folder) {
+  int written = 0;
+  for (const Event& event : captured.events()) {
+    OutputFile file(fmt::format("{}/{}", folder, written++), OutputFile::Mode::create);
+    file.write(event.tensor.data, event.tensor.bytes());
+    file.close();
+  }
 }
 
 void capture(const Captured& captured, const std::string& folder, const std::string& plugin,
@@ -85,7 +118,9 @@ void capture(const Captured& captured, const std::string& folder, const std::str
   static PluginHost host({MOE_DIAG_PLUGINS});
   const auto sink = host.make_sink(plugin, made_options("sink", {option}));
   MadeRun run(folder, layers);
-  EventQueue queue(std::size_t{256} << 20, [&](const Event& event, std::span<const int>) { sink->consume(event); }, {});
+  const auto consume = [&](const Event& event, std::span<const int>) { sink->consume(event); };
+  EventQueue queue(std::getenv("QMB") ? std::size_t(std::atoi(std::getenv("QMB"))) << 20 : Contract().queue_bytes(),
+                   consume, {});
   queue.call([&] { sink->open(run.info); });
   const int receivers[] = {0};
   for (const Event& event : captured.events()) queue.push(event, 0, receivers);
@@ -101,11 +136,11 @@ double median(std::vector<double> values) {
 }
 
 // The plain write comes in turn with the sink, so that both meet the same machine.
-void sink(benchmark::State& state, void (*body)(const Captured&, const std::string&)) {
+void sink(benchmark::State& state, Body body, Body plain_write) {
   const Captured captured(static_cast<int>(state.range(0)));
   std::vector<double> ratios, plain;
   for (auto _ : state) {
-    plain.push_back(seconds_of(captured, write_plainly));
+    plain.push_back(seconds_of(captured, plain_write));
     const double seconds = seconds_of(captured, body);
     ratios.push_back(plain.back() / seconds);
     state.SetIterationTime(seconds);
@@ -118,8 +153,9 @@ void sink(benchmark::State& state, void (*body)(const Captured&, const std::stri
 void timed(benchmark::internal::Benchmark* b) {
   b->Arg(32)->Arg(128)->UseManualTime()->Iterations(15)->Unit(benchmark::kMillisecond);
 }
-BENCHMARK_CAPTURE(sink, npy, capture_npy)->Apply(timed);
-BENCHMARK_CAPTURE(sink, hdf5, capture_hdf5)->Apply(timed);
+BENCHMARK_CAPTURE(sink, npy, capture_npy, write_as_many_files)->Apply(timed);
+BENCHMARK_CAPTURE(sink, npy_one_file, capture_npy, write_one_file)->Apply(timed);
+BENCHMARK_CAPTURE(sink, hdf5, capture_hdf5, write_one_file)->Apply(timed);
 
 }  // namespace
 }  // namespace moe_diag

@@ -82,7 +82,8 @@ std::string reason() {
 
 }  // namespace
 
-Hdf5File::Hdf5File(const std::string& path) : storage_(path) {
+Hdf5File::Hdf5File(const std::string& path)
+    : storage_(path), access_(uncached()), scalar_(H5Screate(H5S_SCALAR), H5Sclose) {
   const Quiet quiet;
   const Handle access(storage_.access(), H5Pclose);
   file_ = Handle(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, timeless(H5P_FILE_CREATE), access), H5Fclose);
@@ -92,6 +93,7 @@ Hdf5File::Hdf5File(const std::string& path) : storage_(path) {
 
 Hdf5File::~Hdf5File() {
   const Quiet quiet;
+  group_.close();
   file_.close();
 }
 
@@ -121,23 +123,35 @@ bool Hdf5File::close_without(const std::string& path) {
 }
 
 Handle Hdf5File::create_array(const std::string& path, DType dtype, const Shape& shape, const ArrayStorage& how) {
-  for (std::size_t slash = path.find('/'); slash != std::string::npos; slash = path.find('/', slash + 1))
-    create_group(path.substr(0, slash));
-  Handle array(H5Dcreate2(file_, path.c_str(), stored_type(dtype), space_of(shape), H5P_DEFAULT,
-                          creation_of(shape, dtype, how), uncached()),
+  const std::size_t slash = path.rfind('/');
+  enter_group(path.substr(0, slash));
+  Handle array(H5Dcreate2(group_, path.c_str() + slash + 1, stored_type(dtype), space_of(shape), H5P_DEFAULT,
+                          creation_of(shape, dtype, how), access_),
                H5Dclose);
   check(array >= 0, "cannot create the array " + path);
+  if (how.chunk == 0 && shape.count() > 0)
+    storage_.expect(address_of(array), static_cast<std::uint64_t>(shape.count()) * size_of(dtype));
   return array;
 }
 
-void Hdf5File::create_group(const std::string& path) {
-  if (!groups_.insert(path).second) return;
-  const Handle group(H5Gcreate2(file_, path.c_str(), H5P_DEFAULT, timeless(H5P_GROUP_CREATE), H5P_DEFAULT), H5Gclose);
-  check(group >= 0, "cannot create the group " + path);
+// Made where it is not there, with all above it. It stays open, since the next array is mostly of the same group.
+void Hdf5File::enter_group(const std::string& path) {
+  if (path == group_path_) return;
+  for (std::size_t slash = 0; slash != std::string::npos;) {
+    slash = path.find('/', slash + 1);
+    const std::string above = path.substr(0, slash);
+    if (!groups_.insert(above).second) continue;
+    const Handle group(H5Gcreate2(file_, above.c_str(), H5P_DEFAULT, timeless(H5P_GROUP_CREATE), H5P_DEFAULT),
+                       H5Gclose);
+    check(group >= 0, "cannot create the group " + above);
+  }
+  group_ = Handle(H5Gopen2(file_, path.c_str(), H5P_DEFAULT), H5Gclose);
+  check(group_ >= 0, "cannot open the group " + path);
+  group_path_ = path;
 }
 
 Handle Hdf5File::open_array(const std::string& path) {
-  Handle array(H5Dopen2(file_, path.c_str(), uncached()), H5Dclose);
+  Handle array(H5Dopen2(file_, path.c_str(), access_), H5Dclose);
   check(array >= 0, "cannot open the array " + path);
   return array;
 }
@@ -189,17 +203,22 @@ void Hdf5File::write_attribute(hid_t object, const char* name, hid_t type, hid_t
   check(attribute >= 0 && H5Awrite(attribute, type, data) >= 0, fmt::format("cannot write the attribute {}", name));
 }
 
-void Hdf5File::set_attribute(hid_t object, const char* name, std::string_view text) {
-  const Handle type(H5Tcopy(H5T_C_S1), H5Tclose), space(H5Screate(H5S_SCALAR), H5Sclose);
-  H5Tset_size(type, std::max<std::size_t>(1, text.size()));
+hid_t Hdf5File::text_type(std::size_t bytes) {
+  Handle& type = text_types_[bytes];
+  if (type >= 0) return type;
+  type = Handle(H5Tcopy(H5T_C_S1), H5Tclose);
+  H5Tset_size(type, std::max<std::size_t>(1, bytes));
   H5Tset_strpad(type, H5T_STR_NULLPAD);
   H5Tset_cset(type, H5T_CSET_UTF8);
-  write_attribute(object, name, type, space, text.empty() ? "" : text.data());
+  return type;
+}
+
+void Hdf5File::set_attribute(hid_t object, const char* name, std::string_view text) {
+  write_attribute(object, name, text_type(text.size()), scalar_, text.empty() ? "" : text.data());
 }
 
 void Hdf5File::set_attribute(hid_t object, const char* name, std::int64_t value) {
-  const Handle space(H5Screate(H5S_SCALAR), H5Sclose);
-  write_attribute(object, name, H5T_STD_I64LE, space, &value);
+  write_attribute(object, name, H5T_STD_I64LE, scalar_, &value);
 }
 
 void Hdf5File::set_attribute(hid_t object, const char* name, std::span<const std::int32_t> values) {
@@ -211,6 +230,7 @@ void Hdf5File::set_attribute(hid_t object, const char* name, std::span<const std
 void Hdf5File::flush() { check(H5Fflush(file_, H5F_SCOPE_GLOBAL) >= 0, "cannot write"); }
 
 void Hdf5File::close() {
+  group_.close();
   flush();
   check(file_.close(), "cannot close");
   storage_.close();

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <set>
 #include <span>
 #include <string>
@@ -13,6 +14,7 @@
 
 #include "core/api/tensor.hpp"
 #include "plugins/sinks/hdf5/storage.hpp"
+#include "plugins/sinks/shared/xxh3.hpp"
 
 namespace moe_diag {
 
@@ -95,15 +97,20 @@ class Hdf5File {
  private:
   void check_storage() const;
   void check(bool right, std::string_view what) const;
-  void create_group(const std::string& path);
+  void enter_group(const std::string& path);
+  hid_t text_type(std::size_t bytes);
   void write_attribute(hid_t object, const char* name, hid_t type, hid_t space, const void* data);
   void write_hyperslab(hid_t array, std::int64_t first, const Tensor& tensor);
   std::uint64_t address_of(hid_t array) const;
   void write_piece(std::uint64_t at, const std::byte* from, std::size_t bytes);
 
   Storage storage_;
+  Handle access_, scalar_;                    // of all arrays, of all attributes of one value
+  std::map<std::size_t, Handle> text_types_;  // by length
   Handle file_;
-  std::set<std::string> groups_;
+  std::set<std::string> groups_;  // those that are there
+  std::string group_path_;
+  Handle group_;  // the one that the last array was created in
 };
 
 // True for an HDF5 file whose root attribute `name` is `text`.
@@ -118,15 +125,13 @@ void Hdf5File::write_rows(hid_t array, std::int64_t first, const Tensor& tensor,
     write_hyperslab(array, first, tensor);
     return;
   }
-  // Contiguous rows lie at a known place: written by the piece, each is still in the cache after it was digested.
-  constexpr std::size_t piece = 1 << 18;
+  // Contiguous rows lie at a known place.
   const std::size_t row = tensor.bytes() / static_cast<std::size_t>(tensor.shape[0]);
-  const std::uint64_t start = address_of(array) + static_cast<std::uint64_t>(first) * row;
-  for (std::size_t at = 0; at < tensor.bytes(); at += piece) {
-    const std::size_t bytes = std::min(piece, tensor.bytes() - at);
-    digest(tensor.as<std::byte>() + at, bytes);
-    write_piece(start + at, tensor.as<std::byte>() + at, bytes);
-  }
+  in_pieces(address_of(array) + static_cast<std::uint64_t>(first) * row, tensor.data, tensor.bytes(),
+            [&](std::uint64_t at, const std::byte* from, std::size_t bytes) {
+              digest(from, bytes);
+              write_piece(at, from, bytes);
+            });
 }
 
 }  // namespace moe_diag

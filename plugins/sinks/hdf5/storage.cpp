@@ -155,6 +155,10 @@ void Storage::read_at(std::uint64_t offset, void* data, std::size_t bytes) {
   }
 }
 
+void Storage::expect(std::uint64_t offset, std::uint64_t bytes) {
+  ::fallocate(fd_, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(bytes));
+}
+
 void Storage::give_back(std::uint64_t offset, std::uint64_t bytes) {
   ::fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(bytes));
 }

@@ -127,8 +127,14 @@ class NpySink : public Sink {
     OutputFile file(path_of(array), OutputFile::Mode::create);
     Xxh3 hash;
     try {
-      write_digested(file, hash, header.data(), header.size());
-      write_digested(file, hash, event.tensor.data, event.tensor.bytes());
+      file.expect(header.size() + event.tensor.bytes());
+      hash.update(header.data(), header.size());
+      in_pieces(header.size(), event.tensor.data, event.tensor.bytes(),
+                [&](std::uint64_t at, const std::byte* from, std::size_t bytes) {
+                  hash.update(from, bytes);
+                  file.write_at(at, from, bytes);
+                });
+      file.write_at(0, header.data(), header.size());
       file.close();
     } catch (...) {
       ::unlink(path_of(array).c_str());
