@@ -158,11 +158,14 @@ std::size_t Forward::span_end(std::size_t at, bool by_layer) const {
   return end;
 }
 
-// Lanes stop after a step when a hook wants one of its outputs, a fault needs one, or a lane's are replaced.
+// Of the steps that are run, lanes stop after one when a hook wants one of its outputs, a fault needs one, or a lane's
+// are replaced.
 void Forward::plan_stops(int prompt) {
   if (prompt == planned_prompt_) return;
   planned_prompt_ = prompt;
-  stops_.assign(steps_, false);
+  std::size_t count = steps_;
+  while (leads_up_ && count > 0 && !reads_cache(programs_.front()[count - 1])) --count;  // nothing later is read
+  stops_.assign(count, false);
   for (std::size_t i = 0; i < stops_.size(); ++i)
     for (int lane : feeding_order_) {
       Step& step = programs_[static_cast<std::size_t>(lane)][i];

@@ -64,7 +64,7 @@ class Forward {
   std::vector<int> feeding_order_;              // lanes that take part
   std::vector<int> launch_order_;               // the same, those that return early first
   std::size_t steps_;                           // of the program that are run
-  std::vector<bool> stops_;                     // per step: lanes stop after it
+  std::vector<bool> stops_;                     // per step of the pass at hand: lanes stop after it
   int planned_prompt_ = -1;
   int look_from_ = 0;
   std::vector<LeadUp> lead_up_;

@@ -81,6 +81,9 @@ BENCHMARK_CAPTURE(explaining, wrong_type, layers + logits, "inject: wrong_type, 
     ->Apply(few);
 BENCHMARK_CAPTURE(explaining, early, layers + logits, "inject: scale, stage: embedding")->Apply(few);
 BENCHMARK_CAPTURE(explaining, head, logits, "inject: scale, stage: lm_head")->Apply(few);
+BENCHMARK_CAPTURE(explaining, middle_position, layers + logits,
+                  "inject: scale, stage: ffn_norm, layer: 2, positions: 20")
+    ->Apply(few);
 BENCHMARK_CAPTURE(explaining, late_position, layers + logits,
                   "inject: scale, stage: ffn_norm, layer: 2, positions: last")
     ->Apply(few);

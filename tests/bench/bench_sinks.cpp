@@ -119,8 +119,7 @@ void capture(const Captured& captured, const std::string& folder, const std::str
   const auto sink = host.make_sink(plugin, made_options("sink", {option}));
   MadeRun run(folder, layers);
   const auto consume = [&](const Event& event, std::span<const int>) { sink->consume(event); };
-  EventQueue queue(std::getenv("QMB") ? std::size_t(std::atoi(std::getenv("QMB"))) << 20 : Contract().queue_bytes(),
-                   consume, {});
+  EventQueue queue(Contract().queue_bytes(), consume, {});
   queue.call([&] { sink->open(run.info); });
   const int receivers[] = {0};
   for (const Event& event : captured.events()) queue.push(event, 0, receivers);

@@ -148,7 +148,7 @@ class Scorer {
       print(fmt::format("`{}`", name_of(key.second)), score);
     }
     print_head("All of them");
-    print("", total());
+    print("all", total());
     fmt::print("\nRuns without a fault: {}, false alarms: {}\n", clean_runs_, alarms_);
   }
 

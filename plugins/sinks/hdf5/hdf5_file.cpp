@@ -129,8 +129,8 @@ Handle Hdf5File::create_array(const std::string& path, DType dtype, const Shape&
                           creation_of(shape, dtype, how), access_),
                H5Dclose);
   check(array >= 0, "cannot create the array " + path);
-  if (how.chunk == 0 && shape.count() > 0)
-    storage_.expect(address_of(array), static_cast<std::uint64_t>(shape.count()) * size_of(dtype));
+  const std::uint64_t bytes = static_cast<std::uint64_t>(shape.count()) * size_of(dtype);
+  if (how.chunk == 0 && bytes > piece_bytes) storage_.expect(address_of(array), bytes);
   return array;
 }
 

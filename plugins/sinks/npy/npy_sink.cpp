@@ -127,7 +127,7 @@ class NpySink : public Sink {
     OutputFile file(path_of(array), OutputFile::Mode::create);
     Xxh3 hash;
     try {
-      file.expect(header.size() + event.tensor.bytes());
+      if (event.tensor.bytes() > piece_bytes) file.expect(header.size() + event.tensor.bytes());
       hash.update(header.data(), header.size());
       in_pieces(header.size(), event.tensor.data, event.tensor.bytes(),
                 [&](std::uint64_t at, const std::byte* from, std::size_t bytes) {

@@ -31,15 +31,17 @@ class Xxh3 {
 
 inline std::string digest_text(std::uint64_t digest) { return fmt::format("{:016x}", digest); }
 
+// Arrays larger than this are written piece by piece.
+inline constexpr std::uint64_t piece_bytes = 1 << 18;
+
 // Hands out `data`, which goes to `offset` of a file, piece by piece as take(offset, from, bytes), each to be digested
 // and then written: the second finds in the cache what the first has read from memory. Pieces end where pages of the
 // file do, so that the system can take whole runs of pages.
 template <class Take>
 void in_pieces(std::uint64_t offset, const void* data, std::size_t bytes, Take&& take) {
-  constexpr std::uint64_t piece = 1 << 18;
   const auto* from = static_cast<const std::byte*>(data);
   while (bytes > 0) {
-    const auto now = static_cast<std::size_t>(std::min<std::uint64_t>(bytes, piece - offset % piece));
+    const auto now = static_cast<std::size_t>(std::min<std::uint64_t>(bytes, piece_bytes - offset % piece_bytes));
     take(offset, from, now);
     offset += now;
     from += now;
