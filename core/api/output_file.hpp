@@ -61,8 +61,8 @@ class OutputFile {
     if (fd_ >= 0) ::close(fd_);
   }
 
-  // So many bytes are going to be written: file systems that can use this make room for them at once, which is faster
-  // than page by page. Neither changes the file nor fails.
+  // Sets room aside for a file of so many bytes, where the file system can: it is written faster than page by page. The
+  // file's size stays, and a failure is ignored.
   void expect(std::uint64_t bytes) { ::fallocate(fd_, FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes)); }
 
   // At the end.

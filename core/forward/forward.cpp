@@ -75,10 +75,13 @@ bool Forward::computes(int lane, const Step& step) const {
 }
 
 // The lane whose values of the step's output replace this lane's, or -1.
-int Forward::feeder(int lane, const Step& step, Stage stage) const {
+int Forward::feeder(int lane, Stage stage) const {
   const RunningLane& to = lanes_[static_cast<std::size_t>(lane)];
-  const bool fills = leads_up_ && lead_up_[static_cast<std::size_t>(lane)] == LeadUp::caches && is_cached(stage);
-  if (!computes(lane, step) && !fills) return -1;
+  switch (leads_up_ ? lead_up_[static_cast<std::size_t>(lane)] : LeadUp::all) {
+    case LeadUp::all: break;
+    case LeadUp::caches: return is_read_with_cache(stage) ? to.inputs : -1;
+    case LeadUp::rests: return -1;
+  }
   if (to.inputs >= 0) return to.inputs;
   return is_routing(stage) ? to.routing : -1;
 }
@@ -139,7 +142,7 @@ bool Forward::may_run_ahead(std::size_t at, std::size_t end) const {
     if (program[i].layer != before.layer) return false;
   for (Stage stage : before.out) {
     for (int lane : feeding_order_)
-      if (feeder(lane, before, stage) >= 0) return false;
+      if (feeder(lane, stage) >= 0) return false;
     for (const FaultPlanter& planter : faults_)
       if (planter.fault().site() == site_of(before, stage)) return false;
   }
@@ -172,9 +175,8 @@ void Forward::plan_stops(int prompt) {
       step.want = fault_needs_[static_cast<std::size_t>(lane)][i] && computes(lane, step);
       const bool shown = !leads_up_ || reads_cache(step);
       for (Stage stage : step.out) {
-        step.want =
-            step.want || (shown && bus_.wanted(prompt, lane, site_of(step, stage))) || feeder(lane, step, stage) >= 0;
-        for (int other : feeding_order_) step.want = step.want || feeder(other, step, stage) == lane;
+        step.want = step.want || (shown && bus_.wanted(prompt, lane, site_of(step, stage))) || feeder(lane, stage) >= 0;
+        for (int other : feeding_order_) step.want = step.want || feeder(other, stage) == lane;
       }
       stops_[i] = stops_[i] || step.want;
     }
@@ -189,7 +191,7 @@ void Forward::stop(const Step& step, const Pass& pass, int prompt) {
   // Only now: the outputs of one step belong together, as the router's weights belong to its indices.
   for (Stage stage : step.out) {
     Sighting sighting(lanes_, pass, prompt, site_of(step, stage));
-    hand_over(step, sighting);
+    hand_over(sighting);
   }
 }
 
@@ -205,9 +207,9 @@ void Forward::plant(const Step& step, Sighting& sighting) {
     }
 }
 
-void Forward::hand_over(const Step& step, Sighting& sighting) {
+void Forward::hand_over(Sighting& sighting) {
   for (int lane : feeding_order_) {
-    const int from = feeder(lane, step, sighting.site.stage);
+    const int from = feeder(lane, sighting.site.stage);
     if (from < 0) continue;
     // Not the sighting's view: the feeder itself may have taken over values since.
     const Tensor values = sighting.now(from, sighting.site.stage);

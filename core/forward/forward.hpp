@@ -15,7 +15,7 @@ namespace moe_diag {
 // What a lane does in passes that only lead up to positions that are looked at.
 enum class LeadUp {
   all,     // all that it does in other passes
-  caches,  // fills its cache, with what another lane's has: it has inputs from that one, and feeds none
+  caches,  // fills its cache from the lane that it has inputs from; it feeds none
   rests,   // nothing: its cache holds these positions
 };
 
@@ -48,12 +48,12 @@ class Forward {
   std::size_t span_end(std::size_t at, bool by_layer) const;
   void run(int lane, std::size_t at, std::size_t end);
   bool computes(int lane, const Step& step) const;
-  int feeder(int lane, const Step& step, Stage stage) const;
+  int feeder(int lane, Stage stage) const;
   bool is_asynchronous(int lane) const;
   bool may_run_ahead(std::size_t at, std::size_t end) const;
   void stop(const Step& step, const Pass& pass, int prompt);
   void plant(const Step& step, Sighting& sighting);
-  void hand_over(const Step& step, Sighting& sighting);
+  void hand_over(Sighting& sighting);
 
   Lanes& lanes_;
   Bus& bus_;

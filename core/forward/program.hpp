@@ -28,8 +28,11 @@ std::vector<Site> reached_from(const Program& program, Site site);
 // into the cache.
 inline bool reads_cache(const Step& step) { return step.op == Op::scores || step.op == Op::mix; }
 
-// True for the stages that such steps put into the cache.
-inline bool is_cached(Stage stage) { return stage == Stage::k_post_rope || stage == Stage::qkv_matmul; }
+// True for the inputs of such steps.
+inline bool is_read_with_cache(Stage stage) {
+  return stage == Stage::q_post_rope || stage == Stage::k_post_rope || stage == Stage::attn_softmax ||
+         stage == Stage::qkv_matmul;
+}
 
 // Where a step's output stands.
 inline Site site_of(const Step& step, Stage stage) { return {stage, step.layer}; }

@@ -21,7 +21,7 @@ RunningLane::RunningLane(const LaneSpec& spec)
     : name(spec.name), backend(spec.backend), label_(fmt::format("lane '{}' (backend {})", spec.name, spec.backend)) {}
 
 void RunningLane::begin(const Pass& pass) {
-  last_pass_ = pass;
+  cached_ = {pass.tokens.data() - pass.first, pass.first + pass.rows()};
   guard(label_, "begin", [&] { lane_->begin(pass); });
 }
 void RunningLane::run(std::span<const Step> steps) {

@@ -31,8 +31,12 @@ class RunningLane {
   void attach(std::unique_ptr<Lane> lane) { lane_ = std::move(lane); }
 
   void begin(const Pass& pass);
-  // The one that was begun last; no tokens: none.
-  const Pass& last_pass() const { return last_pass_; }
+  // The sequence whose positions the cache has, by where its tokens lie, and how many; null: none yet.
+  struct Cached {
+    const std::int32_t* sequence = nullptr;
+    int positions = 0;
+  };
+  Cached cached() const { return cached_; }
   void run(std::span<const Step> steps);
   Tensor read(Stage stage, Rows rows);
   void write(Stage stage, Rows rows, const Tensor& values);
@@ -41,7 +45,7 @@ class RunningLane {
  private:
   std::string label_;
   std::unique_ptr<Lane> lane_;
-  Pass last_pass_;
+  Cached cached_;
 };
 
 // The lanes of one contract, in its order; backends are shared by the lanes of one device.

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <new>
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__)  // as GCC says it, which the presets build with
 #include <sanitizer/asan_interface.h>
 #define MOE_DIAG_POISON(at, bytes) ASAN_POISON_MEMORY_REGION(at, bytes)
 #define MOE_DIAG_UNPOISON(at, bytes) ASAN_UNPOISON_MEMORY_REGION(at, bytes)

@@ -179,20 +179,20 @@ std::vector<Stretch> Explanations::passes(const Again& again) const {
   return stretches;
 }
 
-// True when the lane's cache has the positions before those that are looked at: it was the last prompt that it ran, and
-// no fault keeps what a cache would.
+// True when the lane's cache has the positions before those that are looked at: the prompt is the last that it ran, as
+// part of the run, and no fault keeps what a cache would.
 bool Explanations::holds(int lane, const Again& again) const {
-  const Pass& last = parts_.lanes[static_cast<std::size_t>(lane)].last_pass();
+  const RunningLane::Cached cached = parts_.lanes[static_cast<std::size_t>(lane)].cached();
   const bool reads_back = std::any_of(parts_.planted.begin(), parts_.planted.end(), [&](const PlantedFault& fault) {
     const Step* step = find_step(parts_.plan.program, fault.site());
     return fault.lane == lane && step && reads_cache(*step);
   });
-  return !reads_back && !last.tokens.empty() &&
-         last.tokens.data() - last.first == parts_.sequences.tokens(again.prompt).data() &&
-         last.first + last.rows() >= again.first;
+  return parts_.lanes_as_run && !reads_back && cached.sequence == parts_.sequences.tokens(again.prompt).data() &&
+         cached.positions >= again.first;
 }
 
-// Before the positions that are looked at, fed lanes need no more than the oracle's keys and values.
+// Before the positions that are looked at, fed lanes need no more than the oracle's keys and values. Those that feed
+// others do all that they do.
 std::vector<LeadUp> Explanations::lead_up(const std::vector<Subject>& subjects, const Again& again) const {
   const Lanes& lanes = parts_.lanes;
   std::vector<LeadUp> lead_up(lanes.size(), LeadUp::all);
@@ -200,7 +200,6 @@ std::vector<LeadUp> Explanations::lead_up(const std::vector<Subject>& subjects, 
     if (s.fed != s.lane && holds(s.lane, again)) lead_up[static_cast<std::size_t>(s.lane)] = LeadUp::rests;
     lead_up[static_cast<std::size_t>(s.fed)] = LeadUp::caches;
   }
-  // Nor do lanes that feed others do less than those need.
   for (std::size_t i = 0; i < lanes.size(); ++i)
     for (const int feeder : {lanes[i].inputs, lanes[i].routing})
       if (feeder >= 0) lead_up[static_cast<std::size_t>(feeder)] = LeadUp::all;
@@ -219,9 +218,11 @@ void Explanations::make(const AtLayer& at_layer) {
 }
 
 // The first rows that fail mostly show why all others do. They do not when what is wrong depends on how many rows a
-// pass has, or when nothing was wrong in them.
+// pass has, or when nothing was wrong in them: it may be in rows before, which they read keys and values of.
 bool Explanations::needs_more_rows(const Examiner& examiner) const {
   return std::any_of(examiner.compared().begin(), examiner.compared().end(), [&](const SideBySide& sides) {
+    const auto saw = [&](int lane) { return lane >= 0 && examiner.saw_failing_step(sides.prompt, lane, sides.site); };
+    if (again_.at(sides.prompt).first > 0 && !saw(sides.lane) && !saw(sides.against)) return true;
     const Cause cause = verdict_.judgements[sides.falsifier].explanation.cause;
     const bool is_of_a_step = is_of_step(cause) || cause == Cause::inherited || cause == Cause::nonfinite_inherited;
     if (!sides.is_measured) return sides.against >= 0 || !is_of_a_step;

@@ -31,6 +31,7 @@ class Explanations {
     Lanes& lanes;
     const Sequences& sequences;
     std::vector<PlantedFault> planted;
+    bool lanes_as_run;  // no lane has run by itself since
   };
   Explanations(const Parts& parts, Verdict& verdict);
 

@@ -165,6 +165,7 @@ void Runner::judge_alone() {
     if (is_mine(plan_.falsifiers[f])) verdict_.judgements[f].reason = "the run ended before it was judged";
   for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f) {
     if (!is_mine(plan_.falsifiers[f])) continue;
+    lanes_as_run_ = false;
     if (options_.interrupted && options_.interrupted())
       throw Error(ErrorKind::environment, fmt::format("interrupted: {} was not judged", plan_.falsifiers[f].spec->id));
     if (options_.progress)
@@ -271,7 +272,7 @@ void Runner::explain() {
   const int oracle = lanes_->index_of(contract_.oracle);
   if (!options_.explain) return leave_unexplained(verdict_, plan_, oracle, "causes were not asked for: --no-explain");
   const double before = seconds();
-  Explanations explanations({contract_, plan_, *model_, *lanes_, *sequences_, planted()}, verdict_);
+  Explanations explanations({contract_, plan_, *model_, *lanes_, *sequences_, planted(), lanes_as_run_}, verdict_);
   std::string why_not = explanations.why_not();
   if (why_not.empty() && explanations.host_bytes() > available_memory())
     why_not = fmt::format("copies of the lanes take {} of memory, {} are available",

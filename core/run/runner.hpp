@@ -105,6 +105,7 @@ class Runner {
   Verdict verdict_;
   std::vector<std::pair<std::string, FaultSpec>> planted_;  // of the contract and of the options, with their place
   std::vector<std::string> planted_in_vain_;
+  bool lanes_as_run_ = true;  // no lane has run by itself since the lockstep run
 };
 
 }  // namespace moe_diag

@@ -93,6 +93,15 @@ bool Examiner::wants(int /*prompt*/, int lane, Site /*site*/) const {
                                               [&](const Subject& s) { return s.lane == lane || s.fed == lane; });
 }
 
+bool Examiner::saw_failing_step(int prompt, int lane, Site up_to) const {
+  for (const auto& [key, sites] : findings_) {
+    if (key.first != prompt || subjects_[static_cast<std::size_t>(key.second)].lane != lane) continue;
+    for (const auto& [site, finding] : sites)
+      if (finding.fails && !(up_to < site)) return true;
+  }
+  return false;
+}
+
 void Examiner::show(Sighting& sighting) {
   const Tensor truth = sighting.tensor(parts_.oracle);
   if (!truth) return;

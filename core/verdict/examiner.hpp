@@ -95,6 +95,8 @@ class Examiner final : public Hook {
   const Findings& findings() const { return findings_; }
   const std::vector<SideBySide>& compared() const { return compared_; }
   int oracle() const { return parts_.oracle; }
+  // True when a step of the lane, up to the site, was seen to fail by itself.
+  bool saw_failing_step(int prompt, int lane, Site up_to) const;
   bool draws(Stage stage) const;  // it is one of the curves
 
  private:

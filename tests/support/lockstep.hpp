@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -114,18 +115,22 @@ class Lockstep {
       forward.pass({all.subspan(static_cast<std::size_t>(first), count), first, total, head_first}, 0);
     }
   }
-  // The same from position `from` on, with one pass that leads up to it.
-  Recorder record_from(int from, const std::vector<std::int32_t>& tokens, const std::vector<LeadUp>& lead_up) {
-    Recorder recorder(lanes_->size(), true, from);
+  // Passes of the first `count` lanes that end at these positions, of which those up to `from` lead up to it.
+  Recorder record_from(int from, const std::vector<std::int32_t>& tokens, const std::vector<int>& ends,
+                       const std::vector<LeadUp>& lead_up, std::size_t count) {
+    Recorder recorder(count, true, from);
+    std::vector<bool> active(lanes_->size(), false);
+    std::fill_n(active.begin(), count, true);
     Bus bus;
     bus.add(recorder);
-    Forward forward(model_, *lanes_, bus, {}, std::vector<bool>(lanes_->size(), true));
+    Forward forward(model_, *lanes_, bus, {}, active);
     forward.look_from(from, lead_up);
-    const std::span<const std::int32_t> all = tokens;
-    const auto count = static_cast<std::size_t>(from);
-    const int total = static_cast<int>(tokens.size());
-    forward.pass({all.first(count), 0, total, 0}, 0);
-    forward.pass({all.subspan(count), from, total, 0}, 0);
+    int first = 0;
+    for (const int end : ends) {
+      const std::span<const std::int32_t> all(tokens.data() + first, tokens.data() + end);
+      forward.pass({all, first, static_cast<int>(tokens.size()), 0}, 0);
+      first = end;
+    }
     return recorder;
   }
   Recorder record(const std::vector<std::int32_t>& tokens, int chunk = 1 << 20) {

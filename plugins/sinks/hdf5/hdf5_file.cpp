@@ -109,11 +109,7 @@ void Hdf5File::check(bool right, std::string_view what) const {
 bool Hdf5File::close_without(const std::string& path) {
   try {
     if (!storage_.go_on()) return false;
-    {
-      const Handle array = open_array(path);
-      if (const haddr_t address = H5Dget_offset(array); address != HADDR_UNDEF)
-        storage_.give_back(address, H5Dget_storage_size(array));
-    }
+    give_back(open_array(path));
     remove(path);
     close();
     return true;
@@ -137,13 +133,15 @@ Handle Hdf5File::create_array(const std::string& path, DType dtype, const Shape&
 // Made where it is not there, with all above it. It stays open, since the next array is mostly of the same group.
 void Hdf5File::enter_group(const std::string& path) {
   if (path == group_path_) return;
+  group_path_.clear();
   for (std::size_t slash = 0; slash != std::string::npos;) {
     slash = path.find('/', slash + 1);
     const std::string above = path.substr(0, slash);
-    if (!groups_.insert(above).second) continue;
+    if (groups_.count(above) > 0) continue;
     const Handle group(H5Gcreate2(file_, above.c_str(), H5P_DEFAULT, timeless(H5P_GROUP_CREATE), H5P_DEFAULT),
                        H5Gclose);
     check(group >= 0, "cannot create the group " + above);
+    groups_.insert(above);
   }
   group_ = Handle(H5Gopen2(file_, path.c_str(), H5P_DEFAULT), H5Gclose);
   check(group_ >= 0, "cannot open the group " + path);
@@ -189,9 +187,16 @@ void Hdf5File::keep_rows(const std::string& path, DType dtype, const Shape& shap
     storage_.read_at(address_of(array) + at, row.data(), row.size());
     write_piece(address_of(copy) + at, row.data(), row.size());
   }
+  give_back(array);
   array.close();
   remove(path);
   check(H5Lmove(file_, shorter.c_str(), file_, path.c_str(), H5P_DEFAULT, H5P_DEFAULT) >= 0, "cannot rename an array");
+}
+
+// Before it is removed: HDF5 keeps the place of a removed array, and the disk what was set aside for it.
+void Hdf5File::give_back(hid_t array) {
+  if (const haddr_t address = H5Dget_offset(array); address != HADDR_UNDEF)
+    storage_.give_back(address, H5Dget_storage_size(array));
 }
 
 void Hdf5File::remove(const std::string& path) {

@@ -81,6 +81,7 @@ class Hdf5File {
   // Leaves an array only its first rows.
   void keep_rows(const std::string& path, DType dtype, const Shape& shape, const ArrayStorage& how);
   void remove(const std::string& path);
+  void give_back(hid_t array);
 
   void set_attribute(hid_t object, const char* name, std::string_view text);
   void set_attribute(hid_t object, const char* name, std::int64_t value);

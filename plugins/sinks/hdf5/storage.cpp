@@ -2,6 +2,7 @@
 #include "plugins/sinks/hdf5/storage.hpp"
 
 #include <fcntl.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,6 +14,8 @@
 
 namespace moe_diag {
 namespace {
+
+constexpr std::uint64_t left_free = 64 << 20;  // bytes of a disk that nothing is set aside of: structure must find room
 
 // HDF5's view of an open file; its own fields come first.
 struct Driver {
@@ -156,6 +159,8 @@ void Storage::read_at(std::uint64_t offset, void* data, std::size_t bytes) {
 }
 
 void Storage::expect(std::uint64_t offset, std::uint64_t bytes) {
+  struct statvfs disk {};
+  if (::fstatvfs(fd_, &disk) != 0 || disk.f_bavail * disk.f_frsize < bytes + left_free) return;
   ::fallocate(fd_, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(bytes));
 }
 

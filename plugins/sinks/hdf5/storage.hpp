@@ -32,8 +32,8 @@ class Storage {
   void write_at(std::uint64_t offset, const void* data, std::size_t bytes, bool structure);
   void read_at(std::uint64_t offset, void* data, std::size_t bytes);
   void truncate(std::uint64_t bytes);
-  // Makes room on the disk, where the file system can, for bytes that are going to be written: faster than page by
-  // page.
+  // Sets room aside for bytes that are going to be written, where the file system can and has plenty: they are written
+  // faster than page by page. The file's end stays.
   void expect(std::uint64_t offset, std::uint64_t bytes);
   // Frees the disk's space below some bytes that are not needed any more, where the file system can.
   void give_back(std::uint64_t offset, std::uint64_t bytes);

@@ -281,6 +281,45 @@ TEST_CASE("faults of all positions are found where claims are about the last of 
   }
 }
 
+TEST_CASE("what is wrong before the positions that fail is found in a second run over all of them") {
+  const std::string tokens = "[5, 9, 26, 7, 1, 2, 8, 31, 40, 41, 42, 43]";
+  const auto judged = [&](const std::string& claim, const std::string& fault) {
+    return judge(contract_text("  - {id: C, claim: c, lane: free, positions: last, " + claim + "}\n",
+                               "{synthetic: tiny, seed: 7}", tokens),
+                 {"{" + fault + ", positions: 3, lane: free}"});
+  };
+  const Verdict scaled =
+      judged("stage: lm_head, metric: rel_l2, at_most: 1e-5", "inject: scale, factor: 3, stage: k_post_rope, layer: 1");
+  CHECK(told(scaled) == std::vector<std::string>{"scale at layer 1, k_post_rope of free"});
+  CHECK(explanation_of(scaled, "C").cause == Cause::inherited);
+  const Verdict lost =
+      judged("stage: lm_head, metric: nonfinite, equals: 0", "inject: nan, stage: moe_expert_out, layer: 1");
+  CHECK(told(lost) == std::vector<std::string>{"nonfinite_origin at layer 1, moe_expert_out of free"});
+  CHECK(lost.diagnosis.divergences.at(0).position == 3);
+  CHECK(explanation_of(lost, "C").cause == Cause::nonfinite_inherited);
+}
+
+// It leaves the keys and values of a lane without the fault.
+TEST_CASE("a lane that ran by itself after the run is run again from the start") {
+  const std::string late =
+      "  - {id: LATE, claim: c, lane: free, stage: moe_ffn_out, layers: 3, positions: last, metric: rel_l2, at_most: "
+      "1e-5}\n";
+  const std::string alone =
+      "  - {id: SAME, claim: c, lane: free, stage: lm_head, metric: identical, to: rerun, equals: 1}\n";
+  std::vector<std::vector<double>> curves;
+  for (const std::string& claims : {late, late + alone}) {
+    const Verdict verdict =
+        judge(contract_text(claims, "{synthetic: tiny, seed: 7}", "[5, 9, 26, 7, 1, 2, 8, 31, 40, 41, 42, 43]"),
+              {"{inject: scale, factor: 3, stage: moe_expert_out, layer: 0, lane: free}"});
+    CHECK(told(verdict) == std::vector<std::string>{"scale at layer 0, moe_expert_out of free"});
+    curves.emplace_back();
+    for (const Curve& curve : verdict.diagnosis.curves)
+      for (const CurvePoint& point : curve.points) curves.back().push_back(point.free_error);
+  }
+  CHECK(curves[0].size() >= 4);
+  CHECK(curves[0] == curves[1]);
+}
+
 TEST_CASE("a falsifier that cannot be explained says why") {
   const std::string claim =
       "  - {id: OUT, claim: c, lane: free, stage: lm_head, metric: rel_l2, at_most: 1e-9, against: step}\n";
