@@ -81,7 +81,6 @@ class Hdf5File {
   // Leaves an array only its first rows.
   void keep_rows(const std::string& path, DType dtype, const Shape& shape, const ArrayStorage& how);
   void remove(const std::string& path);
-  void give_back(hid_t array);
 
   void set_attribute(hid_t object, const char* name, std::string_view text);
   void set_attribute(hid_t object, const char* name, std::int64_t value);
@@ -99,6 +98,7 @@ class Hdf5File {
   void check_storage() const;
   void check(bool right, std::string_view what) const;
   void enter_group(const std::string& path);
+  void give_back(hid_t array);
   hid_t text_type(std::size_t bytes);
   void write_attribute(hid_t object, const char* name, hid_t type, hid_t space, const void* data);
   void write_hyperslab(hid_t array, std::int64_t first, const Tensor& tensor);
