@@ -20,21 +20,10 @@
 namespace moe_diag {
 namespace {
 
-constexpr std::size_t alignment = 64;               // of entries and of their rows
-constexpr std::size_t page = std::size_t{2} << 20;  // of the ring: huge, since it is touched once from end to end
+constexpr std::size_t alignment = 64;  // of entries and of their rows
 constexpr auto patience = std::chrono::milliseconds(50);
 
 constexpr std::size_t aligned(std::size_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
-
-std::byte* allocated(std::size_t bytes) {
-  if (void* memory = ::operator new(bytes, std::align_val_t(page), std::nothrow)) {
-    ::madvise(memory, bytes, MADV_HUGEPAGE);
-    return static_cast<std::byte*>(memory);
-  }
-  throw Error(
-      ErrorKind::environment,
-      fmt::format("the queue of captured tensors takes {} MiB, which there are not; lower 'queue_mb'", bytes >> 20));
-}
 
 bool side_by_side(std::span<const std::int32_t> positions) {
   return positions.empty() || positions.back() - positions.front() + 1 == static_cast<std::int64_t>(positions.size());
@@ -63,13 +52,27 @@ void pick_rows(const Event& event, std::int32_t base, std::byte* to) {
 
 }  // namespace
 
-void EventQueue::Free::operator()(std::byte* memory) const { ::operator delete(memory, std::align_val_t(page)); }
+// In huge pages, where there are some: it is touched but once, from end to end.
+EventQueue::Ring EventQueue::mapped(std::size_t bytes) {
+  void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED)
+    throw Error(
+        ErrorKind::environment,
+        fmt::format("the queue of captured tensors takes {} MiB, which there are not; lower 'queue_mb'", bytes >> 20));
+  ::madvise(memory, bytes, MADV_HUGEPAGE);
+  return Ring(static_cast<std::byte*>(memory), {bytes});
+}
+
+void EventQueue::Unmap::operator()(std::byte* memory) const {
+  MOE_DIAG_UNPOISON(memory, bytes);
+  ::munmap(memory, bytes);
+}
 
 EventQueue::EventQueue(std::size_t bytes, Consume consume, Interrupted interrupted)
     : consume_(std::move(consume)),
       interrupted_(std::move(interrupted)),
       capacity_(aligned(bytes)),
-      ring_(allocated(capacity_)),
+      ring_(mapped(capacity_)),
       thread_([this] { run(); }) {
   // What lies beside an event is nobody's: the address sanitizer finds a sink that goes there.
   MOE_DIAG_POISON(ring_.get(), capacity_);

@@ -59,14 +59,17 @@ class EventQueue {
   void run();
   void release(std::size_t bytes);
 
-  struct Free {
+  struct Unmap {
+    std::size_t bytes = 0;
     void operator()(std::byte* memory) const;
   };
+  using Ring = std::unique_ptr<std::byte, Unmap>;
+  static Ring mapped(std::size_t bytes);
 
   const Consume consume_;
   const Interrupted interrupted_;
   const std::size_t capacity_;
-  const std::unique_ptr<std::byte, Free> ring_;
+  const Ring ring_;
   std::unique_ptr<std::byte[]> picked_;  // rows of an event that has no room and does not lie side by side
 
   std::mutex pushing_;  // one caller at a time
