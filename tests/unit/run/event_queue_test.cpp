@@ -22,7 +22,7 @@ namespace moe_diag {
 namespace {
 
 using Catch::Matchers::Contains;
-using std::chrono_literals::operator""ms;
+using namespace std::chrono_literals;
 
 // Rows of `width` values that say whose they are.
 std::vector<std::int32_t> rows_of(int lane, int serial, std::size_t count, std::size_t width) {
