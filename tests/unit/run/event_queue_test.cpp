@@ -22,7 +22,7 @@ namespace moe_diag {
 namespace {
 
 using Catch::Matchers::Contains;
-using namespace std::chrono_literals;
+using std::chrono::milliseconds;
 
 // Rows of `width` values that say whose they are.
 std::vector<std::int32_t> rows_of(int lane, int serial, std::size_t count, std::size_t width) {
@@ -148,7 +148,7 @@ TEST_CASE("a slow consumer holds its caller up only when the queue is full") {
     }
     pushed = true;
   });
-  std::this_thread::sleep_for(100ms);
+  std::this_thread::sleep_for(milliseconds(100));
   CHECK_FALSE(pushed);
   gate.set_value();
   pushing.join();
@@ -224,7 +224,7 @@ TEST_CASE("a caller that waits can be interrupted, and what waits is dropped wit
         },
         [&] { return interrupted.load(); });
     std::thread later([&] {
-      std::this_thread::sleep_for(120ms);
+      std::this_thread::sleep_for(milliseconds(120));
       interrupted = true;
     });
     try {
