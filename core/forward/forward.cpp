@@ -64,24 +64,22 @@ void Forward::look_from(int first, std::vector<LeadUp> lead_up) {
   planned_prompt_ = -1;
 }
 
-// In the pass at hand.
+// What the lane does in the pass at hand.
+LeadUp Forward::part_of(int lane) const { return leads_up_ ? lead_up_[static_cast<std::size_t>(lane)] : LeadUp::all; }
+
 bool Forward::computes(int lane, const Step& step) const {
-  switch (leads_up_ ? lead_up_[static_cast<std::size_t>(lane)] : LeadUp::all) {
-    case LeadUp::all: return true;
-    case LeadUp::caches: return reads_cache(step);
-    case LeadUp::rests: return false;
-  }
-  return true;
+  const LeadUp part = part_of(lane);
+  return part == LeadUp::all || (part == LeadUp::caches && reads_cache(step));
 }
+
+// True when what the step gives in the pass at hand is shown to hooks.
+bool Forward::is_shown(const Step& step) const { return !leads_up_ || reads_cache(step); }
 
 // The lane whose values of the step's output replace this lane's, or -1.
 int Forward::feeder(int lane, Stage stage) const {
   const RunningLane& to = lanes_[static_cast<std::size_t>(lane)];
-  switch (leads_up_ ? lead_up_[static_cast<std::size_t>(lane)] : LeadUp::all) {
-    case LeadUp::all: break;
-    case LeadUp::caches: return is_read_with_cache(stage) ? to.inputs : -1;
-    case LeadUp::rests: return -1;
-  }
+  const LeadUp part = part_of(lane);
+  if (part == LeadUp::rests || (part == LeadUp::caches && !is_read_with_cache(stage))) return -1;
   if (to.inputs >= 0) return to.inputs;
   return is_routing(stage) ? to.routing : -1;
 }
@@ -97,7 +95,7 @@ void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>&
   if (std::exchange(leads_up_, leads_up) != leads_up) planned_prompt_ = -1;
   plan_stops(prompt);
   for (int lane : launch_order_) {
-    if (leads_up_ && lead_up_[static_cast<std::size_t>(lane)] == LeadUp::rests) continue;
+    if (part_of(lane) == LeadUp::rests) continue;
     lanes_[static_cast<std::size_t>(lane)].begin(pass);
     if (feed_) feed_->feed(pass, lanes_[static_cast<std::size_t>(lane)]);
   }
@@ -123,8 +121,7 @@ void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>&
 void Forward::run(int lane, std::size_t at, std::size_t end) {
   RunningLane& running = lanes_[static_cast<std::size_t>(lane)];
   const std::span<const Step> program = programs_[static_cast<std::size_t>(lane)];
-  if (!leads_up_ || lead_up_[static_cast<std::size_t>(lane)] == LeadUp::all)
-    return running.run(program.subspan(at, end - at));
+  if (part_of(lane) == LeadUp::all) return running.run(program.subspan(at, end - at));
   for (; at < end; ++at)
     if (computes(lane, program[at])) running.run(program.subspan(at, 1));
 }
@@ -173,9 +170,9 @@ void Forward::plan_stops(int prompt) {
     for (int lane : feeding_order_) {
       Step& step = programs_[static_cast<std::size_t>(lane)][i];
       step.want = fault_needs_[static_cast<std::size_t>(lane)][i] && computes(lane, step);
-      const bool shown = !leads_up_ || reads_cache(step);
       for (Stage stage : step.out) {
-        step.want = step.want || (shown && bus_.wanted(prompt, lane, site_of(step, stage))) || feeder(lane, stage) >= 0;
+        step.want = step.want || (is_shown(step) && bus_.wanted(prompt, lane, site_of(step, stage))) ||
+                    feeder(lane, stage) >= 0;
         for (int other : feeding_order_) step.want = step.want || feeder(other, stage) == lane;
       }
       stops_[i] = stops_[i] || step.want;
@@ -186,7 +183,7 @@ void Forward::stop(const Step& step, const Pass& pass, int prompt) {
   for (Stage stage : step.out) {
     Sighting sighting(lanes_, pass, prompt, site_of(step, stage));
     plant(step, sighting);
-    if ((!feed_ || feed_->is_shown(pass)) && (!leads_up_ || reads_cache(step))) bus_.deliver(sighting, feeding_order_);
+    if ((!feed_ || feed_->is_shown(pass)) && is_shown(step)) bus_.deliver(sighting, feeding_order_);
   }
   // Only now: the outputs of one step belong together, as the router's weights belong to its indices.
   for (Stage stage : step.out) {

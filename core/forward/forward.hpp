@@ -47,7 +47,9 @@ class Forward {
   void plan_stops(int prompt);
   std::size_t span_end(std::size_t at, bool by_layer) const;
   void run(int lane, std::size_t at, std::size_t end);
+  LeadUp part_of(int lane) const;
   bool computes(int lane, const Step& step) const;
+  bool is_shown(const Step& step) const;
   int feeder(int lane, Stage stage) const;
   bool is_asynchronous(int lane) const;
   bool may_run_ahead(std::size_t at, std::size_t end) const;

@@ -88,5 +88,10 @@ BENCHMARK_CAPTURE(explaining, late_position, layers + logits,
                   "inject: scale, stage: ffn_norm, layer: 2, positions: last")
     ->Apply(few);
 
+// No step is wrong: every claim of this kind is too strict for f32.
+const std::string strict = "  - {id: DRIFT, claim: c, lane: free, metric: rel_l2, at_most: 1e-9, ";
+BENCHMARK_CAPTURE(explaining, drift, strict + "stage: moe_ffn_out}\n", "")->Apply(few);
+BENCHMARK_CAPTURE(explaining, late_drift, strict + "stage: lm_head, positions: last}\n", "")->Apply(few);
+
 }  // namespace
 }  // namespace moe_diag

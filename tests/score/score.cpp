@@ -189,9 +189,8 @@ class Scorer {
     const Program program = build_program(movement.model());
     for (const Planting& planting : all_plantings(movement.model())) {
       if (drawn_++ % settings_.every != 0) continue;
-      if (!mistake_of(parse_fault(planting.text("step"), contract), contract, movement.model().config(), program)
-               .empty())
-        continue;
+      const FaultSpec fault = parse_fault(planting.text("step"), contract);
+      if (!mistake_of(fault, contract, movement.model().config(), program).empty()) continue;
       for (const Judged& judged : lanes)
         score_fault(planting, judged, seed, tokens, movement.of(parse_fault(planting.text(judged.lane), contract)));
     }

@@ -3,7 +3,6 @@
 
 #include <hdf5.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <set>

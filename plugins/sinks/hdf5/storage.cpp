@@ -77,7 +77,7 @@ hid_t register_driver() {
   driver_class.name = "moe-diag";
   driver_class.maxaddr = HADDR_MAX - 1;
   driver_class.fc_degree = H5F_CLOSE_STRONG;
-  driver_class.fapl_size = sizeof(void*);  // of a Storage
+  driver_class.fapl_size = sizeof(void*);  // a Storage*
   driver_class.open = open_driver;
   driver_class.close = close_driver;
   driver_class.query = query;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <tuple>
 
+#include "core/api/npy.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/process.hpp"
 #include "tests/support/small_disk.hpp"
@@ -86,6 +87,23 @@ TEST_CASE("positions and tokens beyond what an old HDF5 attribute holds are kept
   deliver(*loaded_sink("npy", {{"dir", "dump"}}), run.info, events);
   CHECK(run_python("read_hdf5.py",
                    {folder / "made.h5", write_expected(folder / "expected", run, events), folder / "dump"}) == "ok");
+}
+
+TEST_CASE("arrays of many pieces are whole, wherever they begin, also when more rows come later") {
+  TemporaryFolder folder;
+  MadeRun run(folder.str());
+  std::vector<MadeEvent> events;
+  for (const std::vector<std::int32_t>& positions : {std::vector<std::int32_t>{0, 1, 2}, {3, 4}})
+    for (const int layer : {1, 2, 3}) {
+      events.push_back(made_event(0, 1, {Stage::moe_ffn_out, layer}, positions, DType::f32, {100'003},
+                                  static_cast<unsigned>(events.size() + 1)));
+      events.back().total = 5;
+    }
+  capture(run.info, events);
+  deliver(*loaded_sink("npy", {{"dir", "dump"}}), run.info, events);
+  CHECK(run_python("read_hdf5.py",
+                   {folder / "made.h5", write_expected(folder / "expected", run, events), folder / "dump"}) == "ok");
+  CHECK(fs::file_size(folder / "dump/short/fast/layer_02/moe_ffn_out.npy") == npy_header_bytes + 5 * 100'003 * 4);
 }
 
 TEST_CASE("a sequence that ends early leaves arrays of the rows that came") {
