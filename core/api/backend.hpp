@@ -29,6 +29,16 @@ struct Rows {
   int first = 0, count = 0;
 };
 
+// The two halves of a KV cache: what `scores` appends to it, and what `mix` does.
+enum class CachePart : std::uint8_t { keys, values };
+
+// Positions of a sequence that follow each other.
+struct Stretch {
+  int first = 0, count = 0;
+
+  int end() const { return first + count; }
+};
+
 // Memory of a device as it stands now, whoever uses it. `total` is 0 for a lane that computes on the host.
 struct DeviceMemory {
   std::uint64_t used = 0, total = 0;  // bytes
@@ -56,6 +66,16 @@ class Lane {
 
   // Replaces rows of a stage; `values` is [rows.count, ...] of any value type, converted to the lane's own.
   virtual void write(Stage stage, Rows rows, const Tensor& values) = 0;
+
+  // Host view of what the cache has of a layer's positions, [positions.count, Hk h]: those before the pass, and those
+  // of the pass once the step that appends them has run. Waits until they are there. Valid until the next call. Null
+  // when this lane does not show its cache: explaining what fails late in a prompt then takes longer, and no `stale_kv`
+  // can be planted.
+  virtual Tensor read_cache(CachePart part, int layer, Stretch positions) = 0;
+
+  // Replaces what the cache has of these positions; `values` is [positions.count, Hk h], converted to the lane's own
+  // type.
+  virtual void write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) = 0;
 
   // Of the device the lane computes on; any time.
   virtual DeviceMemory device_memory() { return {}; }

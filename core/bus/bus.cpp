@@ -33,6 +33,11 @@ Tensor Sighting::tensor(int lane) {
 
 Tensor Sighting::now(int lane, Stage stage) { return read(lane, stage, rows_of(stage)); }
 
+Tensor Sighting::cache(int lane, CachePart part) {
+  return lanes_[static_cast<std::size_t>(lane)].read_cache(part, site.layer, {0, pass.first + pass.rows()},
+                                                           lanes_.config());
+}
+
 Tensor Sighting::read(int lane, Stage stage, Rows rows) {
   RunningLane& from = lanes_[static_cast<std::size_t>(lane)];
   if (!from.runs()) return {};

@@ -31,6 +31,10 @@ class Sighting {
   // Another stage of the same layer as the lane holds it now, replaced inputs included.
   Tensor now(int lane, Stage stage);
 
+  // What the lane's cache has of the layer's positions, up to the pass's last: [positions, Hk h]. For outputs of steps
+  // that read it. Null when the lane does not show its cache.
+  Tensor cache(int lane, CachePart part);
+
  private:
   Tensor read(int lane, Stage stage, Rows rows);
 

@@ -71,6 +71,7 @@ void edit_choice(const FaultSpec& spec, std::span<std::int32_t> row, int experts
 FaultPlanter::FaultPlanter(PlantedFault fault, const Step& step) : fault_(std::move(fault)), step_(step) {}
 
 std::vector<Stage> FaultPlanter::reads() const {
+  if (is_computed(fault_.spec) && step_.op == Op::scores) return {step_.in[0]};  // and the cache
   if (is_computed(fault_.spec)) return {step_.in.begin(), step_.in.end()};
   if (fault_.spec.kind == Kind::swap_tie) return {Stage::moe_router_probs};
   if (fault_.spec.expert >= 0) return {Stage::moe_router_indices};
@@ -123,21 +124,23 @@ Values FaultPlanter::read_rows(Stage stage, Sighting& sighting) const {
   return values;
 }
 
+// Of all positions so far.
+Values FaultPlanter::read_keys(Sighting& sighting) const {
+  const Tensor keys = sighting.cache(fault_.lane, CachePart::keys);
+  return keys ? host::values_of(keys) : Values{};
+}
+
 // Where the wrong computation and the right one differ, the lane gets the wrong one's values. Elsewhere it keeps its
 // own, so that a fault that changes nothing changes no rounding either.
 template <class T>
 void FaultPlanter::recompute(std::span<T> values, Sighting& sighting, const ModelConfig& config) {
   StepInputs inputs;
   inputs.total = sighting.pass.total;
-  for (std::size_t i = 0; i < step_.in.size(); ++i) inputs.in[i] = read_rows(step_.in[i], sighting);
-  if (step_.op == Op::scores) {
-    if (sighting.pass.first == 0) keys_.clear();
-    const Values new_keys = host::values_of(sighting.now(fault_.lane, step_.in[1]));
-    keys_.insert(keys_.end(), new_keys.begin(), new_keys.end());
-    inputs.in[1] = keys_;
-  }
   const std::vector<int> rows = rows_to_change(sighting);
-  if (rows.empty() || inputs.in[0].empty()) return;
+  for (std::size_t i = 0; i < step_.in.size(); ++i) {
+    inputs.in[i] = i == 1 && step_.op == Op::scores ? read_keys(sighting) : read_rows(step_.in[i], sighting);
+    if (inputs.in[i].empty()) return;
+  }
   for (int r : rows) inputs.positions.push_back(sighting.position(r));
   const Values right = compute(step_, config, inputs, nullptr);
   const Values wrong = compute(step_, config, inputs, &fault_.spec);

@@ -46,12 +46,12 @@ class FaultPlanter {
   void recompute(std::span<T> values, Sighting& sighting, const ModelConfig& config);
   template <class T>
   void edit(std::span<T> values, Sighting& sighting, const ModelConfig& config) const;
+  host::Values read_keys(Sighting& sighting) const;
   host::Values read_rows(Stage stage, Sighting& sighting) const;
   std::vector<int> rows_to_change(const Sighting& sighting) const;
 
   PlantedFault fault_;
   const Step step_;
-  host::Values keys_;  // stale_kv: of all positions of the prompt so far
   std::int64_t changed_ = 0;
 };
 

@@ -2,6 +2,7 @@
 #include "core/forward/forward.hpp"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "core/contract/fault.hpp"
@@ -53,33 +54,13 @@ void Forward::prepare(PlantedFault fault) {
 }
 
 void Forward::end_after(Site site) {
-  const Program& program = programs_.front();
-  for (steps_ = 0; steps_ < program.size();)
-    if (writes(program[steps_++], site)) return;
-}
-
-void Forward::look_from(int first, std::vector<LeadUp> lead_up) {
-  look_from_ = first;
-  lead_up_ = std::move(lead_up);
+  steps_ = steps_up_to(programs_.front(), site).size();
   planned_prompt_ = -1;
 }
-
-// What the lane does in the pass at hand.
-LeadUp Forward::part_of(int lane) const { return leads_up_ ? lead_up_[static_cast<std::size_t>(lane)] : LeadUp::all; }
-
-bool Forward::computes(int lane, const Step& step) const {
-  const LeadUp part = part_of(lane);
-  return part == LeadUp::all || (part == LeadUp::caches && reads_cache(step));
-}
-
-// True when what the step gives in the pass at hand is shown to hooks.
-bool Forward::is_shown(const Step& step) const { return !leads_up_ || reads_cache(step); }
 
 // The lane whose values of the step's output replace this lane's, or -1.
 int Forward::feeder(int lane, Stage stage) const {
   const RunningLane& to = lanes_[static_cast<std::size_t>(lane)];
-  const LeadUp part = part_of(lane);
-  if (part == LeadUp::rests || (part == LeadUp::caches && !is_read_with_cache(stage))) return -1;
   if (to.inputs >= 0) return to.inputs;
   return is_routing(stage) ? to.routing : -1;
 }
@@ -91,14 +72,8 @@ std::vector<std::int64_t> Forward::changed() const {
 }
 
 void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>& at_layer) {
-  const bool leads_up = pass.first + pass.rows() <= look_from_;
-  if (std::exchange(leads_up_, leads_up) != leads_up) planned_prompt_ = -1;
   plan_stops(prompt);
-  for (int lane : launch_order_) {
-    if (part_of(lane) == LeadUp::rests) continue;
-    lanes_[static_cast<std::size_t>(lane)].begin(pass);
-    if (feed_) feed_->feed(pass, lanes_[static_cast<std::size_t>(lane)]);
-  }
+  begin(pass);
   const std::size_t count = stops_.size();
   int layer = -1;
   for (std::size_t at = 0, end = 0, ahead = 0; at < count; at = end) {
@@ -118,12 +93,35 @@ void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>&
   }
 }
 
+void Forward::begin(const Pass& pass) {
+  const std::int32_t* sequence = pass.tokens.data() - pass.first;
+  std::vector<bool> knows(lanes_.size(), false);
+  for (int lane : launch_order_) {
+    RunningLane& running = lanes_[static_cast<std::size_t>(lane)];
+    knows[static_cast<std::size_t>(lane)] = running.has_cached(sequence, pass.first);
+    running.begin(pass);
+    if (feed_) feed_->feed(pass, running);
+  }
+  for (int lane : feeding_order_) {
+    const int from = lanes_[static_cast<std::size_t>(lane)].inputs;
+    if (pass.first == 0 || from < 0 || knows[static_cast<std::size_t>(lane)] || !knows[static_cast<std::size_t>(from)])
+      continue;
+    take_over_cache(lane, from, {0, pass.first});
+    knows[static_cast<std::size_t>(lane)] = true;
+  }
+}
+
+void Forward::take_over_cache(int lane, int from, Stretch positions) {
+  for (const Step& step : std::span(programs_.front()).first(steps_))
+    if (reads_cache(step))
+      lanes_[static_cast<std::size_t>(lane)].write_cache(
+          cache_part(step), step.layer, positions,
+          lanes_[static_cast<std::size_t>(from)].read_cache(cache_part(step), step.layer, positions, lanes_.config()));
+}
+
 void Forward::run(int lane, std::size_t at, std::size_t end) {
-  RunningLane& running = lanes_[static_cast<std::size_t>(lane)];
-  const std::span<const Step> program = programs_[static_cast<std::size_t>(lane)];
-  if (part_of(lane) == LeadUp::all) return running.run(program.subspan(at, end - at));
-  for (; at < end; ++at)
-    if (computes(lane, program[at])) running.run(program.subspan(at, 1));
+  const std::span<const Step> steps = programs_[static_cast<std::size_t>(lane)];
+  lanes_[static_cast<std::size_t>(lane)].run(steps.subspan(at, end - at));
 }
 
 bool Forward::is_asynchronous(int lane) const {
@@ -158,21 +156,17 @@ std::size_t Forward::span_end(std::size_t at, bool by_layer) const {
   return end;
 }
 
-// Of the steps that are run, lanes stop after one when a hook wants one of its outputs, a fault needs one, or a lane's
-// are replaced.
+// Lanes stop after a step when a hook wants one of its outputs, a fault needs one, or a lane's are replaced.
 void Forward::plan_stops(int prompt) {
   if (prompt == planned_prompt_) return;
   planned_prompt_ = prompt;
-  std::size_t count = steps_;
-  while (leads_up_ && count > 0 && !reads_cache(programs_.front()[count - 1])) --count;  // nothing later is read
-  stops_.assign(count, false);
+  stops_.assign(steps_, false);
   for (std::size_t i = 0; i < stops_.size(); ++i)
     for (int lane : feeding_order_) {
       Step& step = programs_[static_cast<std::size_t>(lane)][i];
-      step.want = fault_needs_[static_cast<std::size_t>(lane)][i] && computes(lane, step);
+      step.want = fault_needs_[static_cast<std::size_t>(lane)][i];
       for (Stage stage : step.out) {
-        step.want = step.want || (is_shown(step) && bus_.wanted(prompt, lane, site_of(step, stage))) ||
-                    feeder(lane, stage) >= 0;
+        step.want = step.want || bus_.wanted(prompt, lane, site_of(step, stage)) || feeder(lane, stage) >= 0;
         for (int other : feeding_order_) step.want = step.want || feeder(other, stage) == lane;
       }
       stops_[i] = stops_[i] || step.want;
@@ -182,8 +176,8 @@ void Forward::plan_stops(int prompt) {
 void Forward::stop(const Step& step, const Pass& pass, int prompt) {
   for (Stage stage : step.out) {
     Sighting sighting(lanes_, pass, prompt, site_of(step, stage));
-    plant(step, sighting);
-    if ((!feed_ || feed_->is_shown(pass)) && is_shown(step)) bus_.deliver(sighting, feeding_order_);
+    plant(sighting);
+    if (!feed_ || feed_->is_shown(pass)) bus_.deliver(sighting, feeding_order_);
   }
   // Only now: the outputs of one step belong together, as the router's weights belong to its indices.
   for (Stage stage : step.out) {
@@ -193,12 +187,11 @@ void Forward::stop(const Step& step, const Pass& pass, int prompt) {
 }
 
 // Of several faults at one site, those of the computation come first: they would undo the others.
-void Forward::plant(const Step& step, Sighting& sighting) {
+void Forward::plant(Sighting& sighting) {
   for (const bool computed : {true, false})
     for (FaultPlanter& planter : faults_) {
       const PlantedFault& fault = planter.fault();
-      const bool takes_part =
-          std::count(feeding_order_.begin(), feeding_order_.end(), fault.lane) > 0 && computes(fault.lane, step);
+      const bool takes_part = std::count(feeding_order_.begin(), feeding_order_.end(), fault.lane) > 0;
       if (takes_part && fault.site() == sighting.site && is_computed(fault.spec) == computed)
         planter.plant(sighting, lanes_);
     }

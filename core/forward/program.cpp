@@ -96,6 +96,11 @@ const Step* find_step(const Program& program, Site site) {
   return nullptr;
 }
 
+std::span<const Step> steps_up_to(const Program& program, Site site) {
+  const Step* last = find_step(program, site);
+  return last ? std::span(program.data(), last + 1) : std::span(program);
+}
+
 std::vector<Site> inputs_of(const Program& program, Site site) {
   std::array<int, stage_count> written{};  // in which layer each stage was written last
   std::vector<Site> inputs;

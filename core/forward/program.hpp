@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <vector>
 
+#include "core/api/backend.hpp"
 #include "core/api/step.hpp"
 #include "core/model/model.hpp"
 
@@ -18,6 +20,9 @@ Program build_program(const Model& model);
 // The step that writes the stage, or null when the program has none there.
 const Step* find_step(const Program& program, Site site);
 
+// The program up to the step that writes the site, with it; all of it when none does.
+std::span<const Step> steps_up_to(const Program& program, Site site);
+
 // What the step that writes the site reads; empty when the program has no such step.
 std::vector<Site> inputs_of(const Program& program, Site site);
 
@@ -28,11 +33,8 @@ std::vector<Site> reached_from(const Program& program, Site site);
 // into the cache.
 inline bool reads_cache(const Step& step) { return step.op == Op::scores || step.op == Op::mix; }
 
-// True for the inputs of such steps.
-inline bool is_read_with_cache(Stage stage) {
-  return stage == Stage::q_post_rope || stage == Stage::k_post_rope || stage == Stage::attn_softmax ||
-         stage == Stage::qkv_matmul;
-}
+// What of the cache such a step reads.
+inline CachePart cache_part(const Step& step) { return step.op == Op::scores ? CachePart::keys : CachePart::values; }
 
 // Where a step's output stands.
 inline Site site_of(const Step& step, Stage stage) { return {stage, step.layer}; }

@@ -9,13 +9,6 @@
 
 namespace moe_diag {
 
-// Positions of a sequence that one pass computes.
-struct Stretch {
-  int first = 0, count = 0;
-
-  int end() const { return first + count; }
-};
-
 // A sequence of `length` positions cut into passes: its first `prompt` positions in chunks (0: all at once), then one
 // after the other.
 std::vector<Stretch> stretches_of(int prompt, int length, int chunk);

@@ -21,14 +21,14 @@ bool is_of_all_positions(const Step& step, Stage stage);
 // Gives lanes what one step reads.
 class StepFeed {
  public:
-  // All outlive it. `shows_all`: the pass that fills the cache is shown, too, to those who keep what is in it.
-  StepFeed(const StepSpec& spec, const Step& step, const ModelConfig& config, bool shows_all = false)
-      : spec_(spec), step_(step), config_(config), shows_all_(shows_all) {}
+  // All outlive it.
+  StepFeed(const StepSpec& spec, const Step& step, const ModelConfig& config)
+      : spec_(spec), step_(step), config_(config) {}
 
   // The pass of the spec's positions; before it, where keys or values of earlier ones belong into the cache, one of
   // those, whose outputs mean nothing.
   std::vector<Stretch> stretches() const;
-  bool is_shown(const Pass& pass) const { return shows_all_ || pass.first == spec_.first; }
+  bool is_shown(const Pass& pass) const { return pass.first == spec_.first; }
   // Of a stretch of the prompt's tokens.
   Pass pass_over(std::span<const std::int32_t> sequence, Stretch stretch) const;
 
@@ -39,7 +39,6 @@ class StepFeed {
   const StepSpec& spec_;
   const Step& step_;
   const ModelConfig& config_;
-  const bool shows_all_;
   std::vector<double> zeros_;  // what the pass that fills the cache reads beside
 };
 

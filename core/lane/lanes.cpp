@@ -21,7 +21,8 @@ RunningLane::RunningLane(const LaneSpec& spec)
     : name(spec.name), backend(spec.backend), label_(fmt::format("lane '{}' (backend {})", spec.name, spec.backend)) {}
 
 void RunningLane::begin(const Pass& pass) {
-  cached_ = {pass.tokens.data() - pass.first, pass.first + pass.rows()};
+  sequence_ = pass.tokens.data() - pass.first;
+  cached_ = pass.first + pass.rows();
   guard(label_, "begin", [&] { lane_->begin(pass); });
 }
 void RunningLane::run(std::span<const Step> steps) {
@@ -32,6 +33,20 @@ Tensor RunningLane::read(Stage stage, Rows rows) {
 }
 void RunningLane::write(Stage stage, Rows rows, const Tensor& values) {
   guard(label_, "write", [&] { lane_->write(stage, rows, values); });
+}
+
+Tensor RunningLane::read_cache(CachePart part, int layer, Stretch positions, const ModelConfig& config) {
+  const Tensor tensor = guard(label_, "read_cache", [&] { return lane_->read_cache(part, layer, positions); });
+  const Shape expected{positions.count, config.kv_width()};
+  if (tensor && (!(tensor.shape == expected) || tensor.dtype == DType::i32))
+    throw Error(ErrorKind::environment,
+                fmt::format("{}: read_cache: {} of layer {} came as {} [{}, {}], expected f32 or f64 [{}, {}]", label_,
+                            part == CachePart::keys ? "keys" : "values", layer, name_of(tensor.dtype), tensor.shape[0],
+                            tensor.shape[1], expected[0], expected[1]));
+  return tensor;
+}
+void RunningLane::write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) {
+  guard(label_, "write_cache", [&] { lane_->write_cache(part, layer, positions, values); });
 }
 
 DeviceMemory RunningLane::device_memory() const {

@@ -31,21 +31,25 @@ class RunningLane {
   void attach(std::unique_ptr<Lane> lane) { lane_ = std::move(lane); }
 
   void begin(const Pass& pass);
-  // The sequence whose positions the cache has, by where its tokens lie, and how many; null: none yet.
-  struct Cached {
-    const std::int32_t* sequence = nullptr;
-    int positions = 0;
-  };
-  Cached cached() const { return cached_; }
+  // True when the cache has the first `positions` of this sequence, which is known by where its tokens lie.
+  bool has_cached(const std::int32_t* sequence, int positions) const {
+    return sequence_ == sequence && cached_ >= positions;
+  }
+  // What the cache has is no longer what the lane computes in lockstep with others.
+  void forget_cache() { sequence_ = nullptr; }
   void run(std::span<const Step> steps);
   Tensor read(Stage stage, Rows rows);
   void write(Stage stage, Rows rows, const Tensor& values);
+  // Null when the lane does not show its cache. Throws Error(environment) when the backend gives another shape.
+  Tensor read_cache(CachePart part, int layer, Stretch positions, const ModelConfig& config);
+  void write_cache(CachePart part, int layer, Stretch positions, const Tensor& values);
   DeviceMemory device_memory() const;
 
  private:
   std::string label_;
   std::unique_ptr<Lane> lane_;
-  Cached cached_;
+  const std::int32_t* sequence_ = nullptr;  // that the cache is of; null: of none
+  int cached_ = 0;                          // positions of it
 };
 
 // The lanes of one contract, in its order; backends are shared by the lanes of one device.

@@ -17,6 +17,7 @@ void RecordedLane::begin(const Pass& pass) {
   pass_first_ = pass.first;
   total_ = pass.total;
   for (Written& written : written_) written = {};
+  for (std::vector<double>& part : cache_) part.resize(static_cast<std::size_t>(total_ * config_.kv_width()));
 }
 
 Tensor RecordedLane::read(Stage stage, Rows rows) {
@@ -35,6 +36,26 @@ Tensor RecordedLane::read(Stage stage, Rows rows) {
 void RecordedLane::write(Stage stage, Rows rows, const Tensor& values) {
   const auto* data = values.as<std::byte>();
   written_[static_cast<std::size_t>(stage)] = {rows, values.dtype, {data, data + values.bytes()}};
+  if (stage == Stage::k_post_rope) keep(CachePart::keys, pass_first_ + rows.first, values, 0);
+  if (stage == Stage::qkv_matmul)
+    keep(CachePart::values, pass_first_ + rows.first, values, values.shape.row() - config_.kv_width());
+}
+
+// Of each row, what stands from `column` on.
+void RecordedLane::keep(CachePart part, int position, const Tensor& values, std::int64_t column) {
+  const std::int64_t width = config_.kv_width();
+  double* to = cache_[static_cast<std::size_t>(part)].data() + position * width;
+  for (std::int64_t i = 0; i < values.shape[0] * width; ++i)
+    to[i] = values.value(i / width * values.shape.row() + column + i % width);
+}
+
+Tensor RecordedLane::read_cache(CachePart part, int, Stretch positions) {
+  return {cache_[static_cast<std::size_t>(part)].data() + positions.first * config_.kv_width(), DType::f64,
+          Shape{positions.count, config_.kv_width()}};
+}
+
+void RecordedLane::write_cache(CachePart part, int, Stretch positions, const Tensor& values) {
+  keep(part, positions.first, values, 0);
 }
 
 }  // namespace moe_diag

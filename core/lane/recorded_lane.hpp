@@ -10,7 +10,7 @@
 namespace moe_diag {
 
 // The lane `recorded` of a step alone: it computes nothing. Of the step's outputs it has what the contract expects, of
-// every other stage what was written to it.
+// every other stage what was written to it; and in its cache the keys and values that were.
 class RecordedLane final : public Lane {
  public:
   // Both outlive it.
@@ -20,6 +20,8 @@ class RecordedLane final : public Lane {
   void run(std::span<const Step>) override {}
   Tensor read(Stage stage, Rows rows) override;
   void write(Stage stage, Rows rows, const Tensor& values) override;
+  Tensor read_cache(CachePart part, int layer, Stretch positions) override;
+  void write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) override;
 
   static Description description(const StepSpec& step);
 
@@ -30,10 +32,13 @@ class RecordedLane final : public Lane {
     std::vector<std::byte> bytes;
   };
 
+  void keep(CachePart part, int position, const Tensor& values, std::int64_t column);
+
   const StepSpec& step_;
   const ModelConfig& config_;
   int pass_first_ = 0, total_ = 0;
   std::array<Written, stage_count> written_;
+  std::array<std::vector<double>, 2> cache_;  // by CachePart: [positions, Hk h]
 };
 
 }  // namespace moe_diag

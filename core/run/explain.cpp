@@ -8,6 +8,7 @@
 #include <set>
 #include <utility>
 
+#include "core/verdict/cache_errors.hpp"
 #include "core/verdict/causes.hpp"
 #include "core/verdict/examiner.hpp"
 
@@ -21,6 +22,13 @@ bool same_options(const Options& a, const Options& b) {
   return std::equal(
       a.entries().begin(), a.entries().end(), b.entries().begin(), b.entries().end(),
       [](const Options::Entry& x, const Options::Entry& y) { return x.key == y.key && x.value == y.value; });
+}
+
+bool saw_wrong_step(const Examiner& examiner, const SideBySide& sides) {
+  const auto saw = [&](int lane) {
+    return lane >= 0 && examiner.saw_failing_step(sides.prompt, lane, sides.site, sides.position);
+  };
+  return saw(sides.lane) || saw(sides.against);
 }
 
 // Closes what was opened for the rerun, however it ends.
@@ -39,7 +47,7 @@ class Copies {
 
 Explanations::Explanations(const Parts& parts, Verdict& verdict)
     : parts_(parts), verdict_(verdict), oracle_(parts.lanes.index_of(parts.contract.oracle)) {
-  if (parts.contract.step) feed_.emplace(*parts.contract.step, parts.plan.program.front(), parts.model.config(), true);
+  if (parts.contract.step) feed_.emplace(*parts.contract.step, parts.plan.program.front(), parts.model.config());
   why_not_ = obstacle();
   if (!why_not_.empty()) return;
   for (std::size_t f = 0; f < verdict.judgements.size(); ++f)
@@ -58,9 +66,13 @@ std::string Explanations::obstacle() const {
   return "";
 }
 
+bool Explanations::is_recorded(int lane) const {
+  return lane >= 0 && parts_.contract.lanes[static_cast<std::size_t>(lane)].recorded;
+}
+
 void Explanations::select(std::size_t f) {
   const WatchedFalsifier& watched = parts_.plan.falsifiers[f];
-  if (!unexplainable(watched, oracle_).empty()) return;
+  if (!unexplainable(watched, oracle_).empty() || is_recorded(watched.lane) || is_recorded(watched.against)) return;
   add_lane(watched.lane);
   const bool beside_oracle = watched.against < 0 || watched.against == oracle_;
   if (!beside_oracle) add_lane(watched.against);
@@ -72,7 +84,7 @@ void Explanations::select(std::size_t f) {
     const auto [at, fresh] = again_.try_emplace(result.prompt, Again{result.prompt, first, first + 1, result.site});
     Again& again = at->second;
     again.first = std::min(again.first, first);
-    if (again.last < result.site) again.last = result.site;
+    again.last = std::max(again.last, result.site);
   }
 }
 
@@ -165,64 +177,136 @@ std::vector<Stage> Explanations::curves() const {
   return {stages.begin(), stages.end()};
 }
 
-// As the run's, but that what is looked at begins and ends one.
-std::vector<Stretch> Explanations::passes(const Again& again) const {
-  std::vector<Stretch> stretches;
-  const auto add = [&](int first, int end) {
-    if (first < end) stretches.push_back({first, end - first});
-  };
-  for (const Stretch& s : feed_ ? feed_->stretches() : parts_.sequences.stretches(again.prompt)) {
-    const int looked_at = std::clamp(again.first, s.first, s.end());
-    add(s.first, std::min(looked_at, again.end));
-    add(looked_at, std::min(s.end(), again.end));
-  }
-  return stretches;
-}
-
-// True when the lane's cache has the positions before those that are looked at: the prompt is the last that it ran, as
-// part of the run, and no fault keeps what a cache would.
-bool Explanations::holds(int lane, const Again& again) const {
-  const RunningLane::Cached cached = parts_.lanes[static_cast<std::size_t>(lane)].cached();
-  const bool reads_back = std::any_of(parts_.planted.begin(), parts_.planted.end(), [&](const PlantedFault& fault) {
-    const Step* step = find_step(parts_.plan.program, fault.site());
-    return fault.lane == lane && step && reads_cache(*step);
-  });
-  return parts_.lanes_as_run && !reads_back && cached.sequence == parts_.sequences.tokens(again.prompt).data() &&
-         cached.positions >= again.first;
-}
-
-// Before the positions that are looked at, fed lanes need no more than the oracle's keys and values. Those that feed
-// others do all that they do.
-std::vector<LeadUp> Explanations::lead_up(const std::vector<Subject>& subjects, const Again& again) const {
-  const Lanes& lanes = parts_.lanes;
-  std::vector<LeadUp> lead_up(lanes.size(), LeadUp::all);
-  for (const Subject& s : subjects) {
-    if (s.fed != s.lane && holds(s.lane, again)) lead_up[static_cast<std::size_t>(s.lane)] = LeadUp::rests;
-    lead_up[static_cast<std::size_t>(s.fed)] = LeadUp::caches;
-  }
-  for (std::size_t i = 0; i < lanes.size(); ++i)
-    for (const int feeder : {lanes[i].inputs, lanes[i].routing})
-      if (feeder >= 0) lead_up[static_cast<std::size_t>(feeder)] = LeadUp::all;
-  return lead_up;
-}
-
 void Explanations::make(const AtLayer& at_layer) {
   if (!open_oracle()) return leave_unexplained(verdict_, parts_.plan, oracle_, obstacle());
   const Copies closed_in_the_end(parts_.lanes);
   const std::vector<Subject> subjects = open_subjects();
-  std::unique_ptr<Examiner> examiner = run(subjects, at_layer);
+  Progress progress{at_layer};
+  std::unique_ptr<Examiner> examiner = run(subjects, progress);
   name_causes(verdict_, parts_.plan, parts_.lanes, *examiner);
   if (!needs_more_rows(*examiner) || !make_whole()) return;
-  examiner = run(subjects, at_layer);
+  examiner = run(subjects, progress);
   name_causes(verdict_, parts_.plan, parts_.lanes, *examiner);
+}
+
+// Positions are looked at from behind: the pass over some keeps what lanes have in their caches of those before.
+std::unique_ptr<Examiner> Explanations::run(const std::vector<Subject>& subjects, Progress& progress) {
+  auto examiner = std::make_unique<Examiner>(Examiner::Parts{parts_.plan, parts_.model, parts_.lanes, oracle_},
+                                             subjects, compared_, curves());
+  Bus bus;
+  bus.add(*examiner);
+  const std::vector<bool> lanes = active(subjects);
+  Forward forward(parts_.model, parts_.lanes, bus, planted(subjects), lanes, feed_ ? &*feed_ : nullptr);
+  for (auto& [prompt, again] : again_) {
+    lead_up(again, lanes, progress);
+    if (again.first > 0 && last_read_of_cache(again) && !show_caches(subjects, lanes)) again.first = 0;
+    forward.end_after(again.last);
+    walk(forward, prompt, {again.first, again.end - again.first}, progress);
+    look_before(again, forward, *examiner, progress);
+  }
+  return examiner;
+}
+
+// Lanes that have the positions before those that are looked at neither in their caches nor kept compute them, nobody
+// looking. Those that are fed take over what they need of them.
+void Explanations::lead_up(const Again& again, const std::vector<bool>& active, Progress& progress) {
+  const std::optional<Site> last = last_read_of_cache(again);
+  if (again.first == 0 || !last) return;
+  const auto tokens = parts_.sequences.tokens(again.prompt);
+  const Pass pass = pass_over(tokens, {again.first, again.end - again.first}, 0);
+  std::vector<int> behind;
+  for (int lane = 0; lane < static_cast<int>(parts_.lanes.size()); ++lane) {
+    const RunningLane& running = parts_.lanes[static_cast<std::size_t>(lane)];
+    if (active[static_cast<std::size_t>(lane)] && running.inputs < 0 &&
+        !running.has_cached(tokens.data(), again.first) && !parts_.kept.restore(again.prompt, lane, pass))
+      behind.push_back(lane);
+  }
+  if (behind.empty()) return;
+  Bus nobody;
+  Forward forward(parts_.model, parts_.lanes, nobody, parts_.planted, with_feeders(behind, parts_.lanes));
+  forward.end_after(*last);
+  walk(forward, again.prompt, {0, again.first}, progress);
+}
+
+void Explanations::walk(Forward& forward, int prompt, Stretch positions, Progress& progress) {
+  const std::vector<Stretch> stretches = passes(prompt, positions);
+  const int layers = parts_.model.config().layers;
+  progress.total += static_cast<std::int64_t>(stretches.size()) * layers;
+  const auto tokens = parts_.sequences.tokens(prompt);
+  const int head_first = parts_.plan.head_first[static_cast<std::size_t>(prompt)];
+  for (const Stretch& stretch : stretches) {
+    forward.pass(feed_ ? feed_->pass_over(tokens, stretch) : pass_over(tokens, stretch, head_first), prompt,
+                 [&](int layer) { progress.tell(progress.done + layer, progress.total); });
+    progress.done += layers;
+  }
+}
+
+// As the run's, cut to these positions.
+std::vector<Stretch> Explanations::passes(int prompt, Stretch positions) const {
+  std::vector<Stretch> stretches;
+  for (const Stretch& s : feed_ ? feed_->stretches() : parts_.sequences.stretches(prompt)) {
+    const int first = std::max(s.first, positions.first), end = std::min(s.end(), positions.end());
+    if (first < end) stretches.push_back({first, end - first});
+  }
+  return stretches;
+}
+
+// True when those behind others can be run without them: their keys and values can be given to lanes that are fed.
+bool Explanations::show_caches(const std::vector<Subject>& subjects, const std::vector<bool>& active) const {
+  const auto shows = [&](int lane) {
+    RunningLane& running = parts_.lanes[static_cast<std::size_t>(lane)];
+    return static_cast<bool>(running.read_cache(CachePart::keys, 0, {0, 1}, parts_.model.config()));
+  };
+  if (parts_.lanes[static_cast<std::size_t>(oracle_)].inputs >= 0) return false;
+  for (int lane = 0; lane < static_cast<int>(parts_.contract.lanes.size()); ++lane) {
+    const bool is_fed = parts_.lanes[static_cast<std::size_t>(lane)].inputs >= 0;
+    if (active[static_cast<std::size_t>(lane)] && !is_fed && !shows(lane)) return false;
+  }
+  return std::all_of(subjects.begin(), subjects.end(), [&](const Subject& s) { return shows(s.lane); });
+}
+
+// Where what is run again depends on other positions last; none where it does not.
+std::optional<Site> Explanations::last_read_of_cache(const Again& again) const {
+  const auto steps = steps_up_to(parts_.plan.program, again.last);
+  const auto step = std::find_if(steps.rbegin(), steps.rend(), reads_cache);
+  return step == steps.rend() ? std::nullopt : std::optional(site_of(*step, step->out[0]));
+}
+
+// Positions before those that were looked at matter by their keys and values only. Those that are out of line are
+// looked at, too.
+void Explanations::look_before(const Again& again, Forward& forward, const Examiner& examiner, Progress& progress) {
+  const std::optional<Site> last = last_read_of_cache(again);
+  if (again.first == 0 || !last) return;
+  std::vector<Stretch> stretches;
+  for (const int position : out_of_line(again, examiner)) {
+    if (stretches.empty() || position > stretches.back().end()) stretches.push_back({position, 0});
+    ++stretches.back().count;
+  }
+  forward.end_after(*last);
+  for (auto stretch = stretches.rbegin(); stretch != stretches.rend(); ++stretch)
+    walk(forward, again.prompt, *stretch, progress);
+}
+
+// Of the lanes whose error no step explains that was seen.
+std::set<int> Explanations::out_of_line(const Again& again, const Examiner& examiner) const {
+  std::set<int> lanes, positions;
+  for (const SideBySide& sides : examiner.compared())
+    if (sides.prompt == again.prompt && !saw_wrong_step(examiner, sides)) lanes.insert({sides.lane, sides.against});
+  for (const Subject& s : examiner.subjects()) {
+    if (s.is_fed() || lanes.count(s.lane) == 0) continue;
+    const std::vector<int> off =
+        out_of_line_before({again.first, again.end - again.first}, s.lane, oracle_, parts_.lanes,
+                           steps_up_to(parts_.plan.program, again.last), late_rows);
+    positions.insert(off.begin(), off.end());
+  }
+  return positions;
 }
 
 // The first rows that fail mostly show why all others do. They do not when what is wrong depends on how many rows a
 // pass has, or when nothing was wrong in them: it may be in rows before, which they read keys and values of.
 bool Explanations::needs_more_rows(const Examiner& examiner) const {
   return std::any_of(examiner.compared().begin(), examiner.compared().end(), [&](const SideBySide& sides) {
-    const auto saw = [&](int lane) { return lane >= 0 && examiner.saw_failing_step(sides.prompt, lane, sides.site); };
-    if (again_.at(sides.prompt).first > 0 && !saw(sides.lane) && !saw(sides.against)) return true;
+    if (again_.at(sides.prompt).first > 0 && !saw_wrong_step(examiner, sides)) return true;
     const Cause cause = verdict_.judgements[sides.falsifier].explanation.cause;
     const bool is_of_a_step = is_of_step(cause) || cause == Cause::inherited || cause == Cause::nonfinite_inherited;
     if (!sides.is_measured) return sides.against >= 0 || !is_of_a_step;
@@ -240,35 +324,6 @@ bool Explanations::make_whole() {
     again.end = known;
   }
   return longer;
-}
-
-std::unique_ptr<Examiner> Explanations::run(const std::vector<Subject>& subjects, const AtLayer& at_layer) {
-  std::int64_t done = 0, total = 0;
-  bool several = false;
-  for (const auto& [prompt, again] : again_) {
-    const auto count = static_cast<std::int64_t>(passes(again).size());
-    total += count;
-    several = several || count > 1;
-  }
-  auto examiner = std::make_unique<Examiner>(Examiner::Parts{parts_.plan, parts_.model, parts_.lanes, oracle_},
-                                             subjects, compared_, curves(), several);
-  Bus bus;
-  bus.add(*examiner);
-  Forward forward(parts_.model, parts_.lanes, bus, planted(subjects), active(subjects), feed_ ? &*feed_ : nullptr);
-  const int layers = parts_.model.config().layers;
-  for (const auto& [prompt, again] : again_) {
-    forward.end_after(again.last);
-    forward.look_from(again.first, lead_up(subjects, again));
-    examiner->look_from(again.first);
-    const int head_first = parts_.plan.head_first[static_cast<std::size_t>(prompt)];
-    for (const Stretch& stretch : passes(again)) {
-      const auto tokens = parts_.sequences.tokens(prompt);
-      forward.pass(feed_ ? feed_->pass_over(tokens, stretch) : pass_over(tokens, stretch, head_first), prompt,
-                   [&](int layer) { at_layer(done * layers + layer, total * layers); });
-      ++done;
-    }
-  }
-  return examiner;
 }
 
 }  // namespace moe_diag

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "core/lane/lanes.hpp"
 #include "core/model/model.hpp"
 #include "core/plan/plan.hpp"
+#include "core/run/kept_caches.hpp"
 #include "core/run/sequences.hpp"
 #include "core/verdict/examiner.hpp"
 #include "core/verdict/verdict.hpp"
@@ -30,8 +32,8 @@ class Explanations {
     const Model& model;
     Lanes& lanes;
     const Sequences& sequences;
+    KeptCaches& kept;
     std::vector<PlantedFault> planted;
-    bool lanes_as_run;  // no lane has run by itself since
   };
   Explanations(const Parts& parts, Verdict& verdict);
 
@@ -54,6 +56,13 @@ class Explanations {
     Site last;               // where a falsifier fails last
   };
 
+  // Layers of passes.
+  struct Progress {
+    const AtLayer& tell;
+    std::int64_t done = 0, total = 0;
+  };
+
+  bool is_recorded(int lane) const;
   void select(std::size_t falsifier);
   void widen(Again& again) const;
   void add_lane(int lane);
@@ -65,12 +74,16 @@ class Explanations {
   std::vector<PlantedFault> planted(const std::vector<Subject>& subjects) const;
   std::vector<bool> active(const std::vector<Subject>& subjects) const;
   std::vector<Stage> curves() const;
-  std::vector<Stretch> passes(const Again& again) const;
-  bool holds(int lane, const Again& again) const;
-  std::vector<LeadUp> lead_up(const std::vector<Subject>& subjects, const Again& again) const;
+  std::unique_ptr<Examiner> run(const std::vector<Subject>& subjects, Progress& progress);
+  void lead_up(const Again& again, const std::vector<bool>& active, Progress& progress);
+  void walk(Forward& forward, int prompt, Stretch positions, Progress& progress);
+  std::vector<Stretch> passes(int prompt, Stretch positions) const;
+  bool show_caches(const std::vector<Subject>& subjects, const std::vector<bool>& active) const;
+  std::optional<Site> last_read_of_cache(const Again& again) const;
+  void look_before(const Again& again, Forward& forward, const Examiner& examiner, Progress& progress);
+  std::set<int> out_of_line(const Again& again, const Examiner& examiner) const;
   bool needs_more_rows(const Examiner& examiner) const;
   bool make_whole();
-  std::unique_ptr<Examiner> run(const std::vector<Subject>& subjects, const AtLayer& at_layer);
 
   const Parts parts_;
   Verdict& verdict_;

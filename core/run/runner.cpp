@@ -121,7 +121,11 @@ void Runner::forward() {
   const int oracle = lanes_->index_of(contract_.oracle);
   Coverage coverage(plan_, model_->config(), oracle >= 0 && lockstep_[static_cast<std::size_t>(oracle)] ? oracle : -1);
   hooks.insert(hooks.end(), {judge_.get(), capture_.get(), sequences_.get(), &coverage});
-  const std::vector<std::int64_t> changed = walk(hooks, planted(), lockstep_, "");
+  kept_ = std::make_unique<KeptCaches>(plan_.program, *lanes_);
+  const bool keeps = keeps_caches();
+  const std::vector<std::int64_t> changed = walk(hooks, planted(), lockstep_, "", [&](int prompt, int positions) {
+    if (keeps) kept_->keep(prompt, positions, lockstep_);
+  });
   note_ends();
   for (std::size_t f = 0; f < changed.size(); ++f) {
     const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(lanes_->index_of(planted_[f].second.lane))];
@@ -130,6 +134,18 @@ void Runner::forward() {
   verdict_.judgements = judge_->judgements();
   verdict_.coverage = coverage.layers();
   verdict_.timing.forward = seconds() - verdict_.timing.open;
+}
+
+// Explaining is quicker with what lanes had in their caches. They have it still of the only prompt, unless they run
+// alone after it; of several it is kept, where that takes a small part of the memory.
+bool Runner::keeps_caches() const {
+  const bool alone = std::any_of(plan_.falsifiers.begin(), plan_.falsifiers.end(),
+                                 [](const WatchedFalsifier& f) { return is_solo(f.spec->metric); });
+  if (!options_.explain || contract_.step || contract_.oracle.empty() || (contract_.prompts.size() == 1 && !alone))
+    return false;
+  std::int64_t positions = 0;
+  for (const PromptSpec& prompt : contract_.prompts) positions += prompt.length();
+  return kept_->bytes(positions, lockstep_) <= available_memory() / 8;
 }
 
 // A prompt that the oracle is to continue ends where the oracle is absent.
@@ -165,7 +181,6 @@ void Runner::judge_alone() {
     if (is_mine(plan_.falsifiers[f])) verdict_.judgements[f].reason = "the run ended before it was judged";
   for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f) {
     if (!is_mine(plan_.falsifiers[f])) continue;
-    lanes_as_run_ = false;
     if (options_.interrupted && options_.interrupted())
       throw Error(ErrorKind::environment, fmt::format("interrupted: {} was not judged", plan_.falsifiers[f].spec->id));
     if (options_.progress)
@@ -175,6 +190,7 @@ void Runner::judge_alone() {
     verdict_.judgements[f] = plan_.falsifiers[f].spec->metric == Metric::identical
                                  ? Identity(parts, f).judge(witnesses_[f].get()).judgement
                                  : judge_timing(parts, f);
+    (*lanes_)[static_cast<std::size_t>(plan_.falsifiers[f].lane)].forget_cache();
     verdict_.judgements[f].seconds = seconds() - start;
   }
   verdict_.timing.solo = seconds() - before;
@@ -199,7 +215,8 @@ Digests Runner::digests() {
 }
 
 std::vector<std::int64_t> Runner::walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults,
-                                       const std::vector<bool>& active, const std::string& what) {
+                                       const std::vector<bool>& active, const std::string& what,
+                                       const AfterPrompt& after_prompt) {
   Bus bus;
   for (Hook* hook : hooks) bus.add(*hook);
   std::optional<StepFeed> feed;
@@ -213,6 +230,7 @@ std::vector<std::int64_t> Runner::walk(const std::vector<Hook*>& hooks, std::vec
   for (int p = 0; p < count; ++p) {
     if (!bus.looks_at(p, *lanes_)) continue;
     const PromptSpec& prompt = contract_.prompts[static_cast<std::size_t>(p)];
+    int end = 0;
     const std::string now = what.empty() ? fmt::format("prompt {}", prompt.id) : what;
     for (const Stretch& stretch : stretches(prompt)) {
       const auto at_layer = [&](int layer) {
@@ -220,12 +238,15 @@ std::vector<std::int64_t> Runner::walk(const std::vector<Hook*>& hooks, std::vec
         if (options_.interrupted && options_.interrupted())
           throw Error(ErrorKind::environment, "interrupted: " + now + " was not finished");
       };
-      if (stretch.end() <= sequences_->known(p))
+      if (stretch.end() <= sequences_->known(p)) {
+        end = stretch.end();
         forward.pass(feed ? feed->pass_over(sequences_->tokens(p), stretch)
                           : pass_over(sequences_->tokens(p), stretch, plan_.head_first[static_cast<std::size_t>(p)]),
                      p, options_.progress || options_.interrupted ? std::function<void(int)>(at_layer) : nullptr);
+      }
       ++done;
     }
+    if (after_prompt && end > 0) after_prompt(p, end);
   }
   return forward.changed();
 }
@@ -272,7 +293,7 @@ void Runner::explain() {
   const int oracle = lanes_->index_of(contract_.oracle);
   if (!options_.explain) return leave_unexplained(verdict_, plan_, oracle, "causes were not asked for: --no-explain");
   const double before = seconds();
-  Explanations explanations({contract_, plan_, *model_, *lanes_, *sequences_, planted(), lanes_as_run_}, verdict_);
+  Explanations explanations({contract_, plan_, *model_, *lanes_, *sequences_, *kept_, planted()}, verdict_);
   std::string why_not = explanations.why_not();
   if (why_not.empty() && explanations.host_bytes() > available_memory())
     why_not = fmt::format("copies of the lanes take {} of memory, {} are available",

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -13,6 +14,7 @@
 #include "core/plan/budget.hpp"
 #include "core/plan/plan.hpp"
 #include "core/run/capture.hpp"
+#include "core/run/kept_caches.hpp"
 #include "core/run/run.hpp"
 #include "core/run/sequences.hpp"
 #include "core/run/solo.hpp"
@@ -58,10 +60,14 @@ class Runner {
   PlanReport plan_report();  // of what is described; opens the lanes when they fit, to measure them
 
  private:
+  // Told each prompt that is done, and how many of its positions were run.
+  using AfterPrompt = std::function<void(int, int)>;
   // All prompts through the active lanes, with the faults, shown to the hooks.
   // Returns how much each fault has changed.
   std::vector<std::int64_t> walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults,
-                                 const std::vector<bool>& active, const std::string& what);
+                                 const std::vector<bool>& active, const std::string& what,
+                                 const AfterPrompt& after_prompt = {});
+  bool keeps_caches() const;
   void check_planted() const;
   void check_bits() const;
   LaneReport lane_report(std::size_t i) const;
@@ -101,11 +107,11 @@ class Runner {
   std::unique_ptr<Sequences> sequences_;
   std::map<std::string, DigestFile> digest_files_;     // by path
   std::vector<std::unique_ptr<RowRecord>> witnesses_;  // per falsifier; null: it needs none
+  std::unique_ptr<KeptCaches> kept_;                   // once the lockstep run has begun
   std::vector<bool> lockstep_;                         // lanes that take part in the lockstep run
   Verdict verdict_;
   std::vector<std::pair<std::string, FaultSpec>> planted_;  // of the contract and of the options, with their place
   std::vector<std::string> planted_in_vain_;
-  bool lanes_as_run_ = true;  // no lane has run by itself since the lockstep run
 };
 
 }  // namespace moe_diag

@@ -27,7 +27,7 @@ Tensor rows_of(const Tensor& tensor, std::int64_t first, std::int64_t count) {
 
 void count(double value, int position, int expert, std::int64_t element, Nonfinite& counts) {
   if (is_finite(value)) return;
-  if (counts.count() == 0) {
+  if (counts.count() == 0 || position < counts.position) {
     counts.position = position;
     counts.expert = expert;
     counts.element = element;
@@ -59,7 +59,7 @@ void count_nonfinite(const Tensor& tensor, const Tensor& routing, int first_posi
 }
 
 void note_failure(int position, int expert, Finding& finding) {
-  if (finding.fails) return;
+  if (finding.fails && finding.position <= position) return;
   finding.fails = true;
   finding.position = position;
   finding.expert = expert;
@@ -78,13 +78,12 @@ void Finding::note_free_error(double error) {
 }
 
 Examiner::Examiner(const Parts& parts, std::vector<Subject> subjects, std::vector<SideBySide> compared,
-                   std::vector<Stage> curves, bool history)
+                   std::vector<Stage> curves)
     : parts_(parts),
       subjects_(std::move(subjects)),
       compared_(std::move(compared)),
       curves_(std::move(curves)),
-      history_(history),
-      memories_(subjects_.size()) {}
+      explained_(subjects_.size()) {}
 
 bool Examiner::draws(Stage stage) const { return std::find(curves_.begin(), curves_.end(), stage) != curves_.end(); }
 
@@ -93,11 +92,11 @@ bool Examiner::wants(int /*prompt*/, int lane, Site /*site*/) const {
                                               [&](const Subject& s) { return s.lane == lane || s.fed == lane; });
 }
 
-bool Examiner::saw_failing_step(int prompt, int lane, Site up_to) const {
+bool Examiner::saw_failing_step(int prompt, int lane, Site up_to, int position) const {
   for (const auto& [key, sites] : findings_) {
     if (key.first != prompt || subjects_[static_cast<std::size_t>(key.second)].lane != lane) continue;
     for (const auto& [site, finding] : sites)
-      if (finding.fails && !(up_to < site)) return true;
+      if (finding.fails && finding.position <= position && !(up_to < site)) return true;
   }
   return false;
 }
@@ -105,9 +104,6 @@ bool Examiner::saw_failing_step(int prompt, int lane, Site up_to) const {
 void Examiner::show(Sighting& sighting) {
   const Tensor truth = sighting.tensor(parts_.oracle);
   if (!truth) return;
-  if (history_)
-    for (std::size_t s = 0; s < subjects_.size(); ++s) remember(s, sighting);
-  if (sighting.pass.first < look_from_) return;
   const bool finite = moe_diag::count_nonfinite(truth, 0, truth.shape.count()) == 0;
   for (std::size_t s = 0; s < subjects_.size(); ++s) {
     Finding& finding = findings_[{sighting.prompt, static_cast<int>(s)}][sighting.site];
@@ -146,18 +142,17 @@ void Examiner::look_at_step(std::size_t subject, Sighting& sighting, Finding& fi
   } else {
     look_at_units(c, finding);
   }
-  Memory& memory = memories_[subject];
   const RunningLane& lane = parts_.lanes[static_cast<std::size_t>(s.fed)];
-  if (!finding.fails || finding.explanation || memory.explained.size() >= most_explained ||
+  if (!finding.fails || finding.explanation || explained_[subject] >= most_explained ||
       !has_expected_error(lane, parts_.plan.program, parts_.model.config()))
     return;
   // What the router weighs follows from what it chose.
   if (c.stage == Stage::moe_router_weights &&
       findings_[{sighting.prompt, static_cast<int>(subject)}][{Stage::moe_router_indices, sighting.site.layer}].fails)
     return;
-  add_inputs(subject, sighting, c);
+  add_inputs(s, sighting, c);
   finding.explanation = explain_step(c, parts_.model, parts_.plan.program);
-  memory.explained.push_back(c.stage);
+  ++explained_[subject];
 }
 
 void Examiner::look_at_units(const StepCase& seen, Finding& finding) const {
@@ -242,38 +237,37 @@ void Examiner::compare_lanes(Sighting& sighting) {
   }
 }
 
-// The keys that scores read, and the columns of values that mix does: they come from all positions so far.
-void Examiner::remember(std::size_t subject, Sighting& sighting) {
-  const Step& step = *find_step(parts_.plan.program, sighting.site);
-  if (!reads_cache(step)) return;
-  const Tensor now = sighting.now(subjects_[subject].fed, step.in[1]);
-  std::vector<double>& read = memories_[subject].read[{sighting.site.stage, sighting.site.layer}];
-  if (sighting.pass.first == 0) read.clear();
-  const std::int64_t row = now.shape.row(), first = step.params.offset;
-  for (std::int64_t r = 0; now && r < now.shape[0]; ++r)
-    for (std::int64_t i = first; i < row; ++i) read.push_back(value_at(now, r * row + i));
-}
-
 // As the fed lane holds them now, cut to the rows of the output.
-void Examiner::add_inputs(std::size_t subject, Sighting& sighting, StepCase& c) {
+void Examiner::add_inputs(const Subject& subject, Sighting& sighting, StepCase& c) {
   c.tokens = sighting.pass.tokens;
   for (std::size_t i = 0; i < c.step->in.size(); ++i) {
+    if (i == 1 && reads_cache(*c.step) && sighting.pass.first > 0) {
+      c.in[i] = read_from_cache(subject, sighting, *c.step);
+      continue;
+    }
     const Stage stage = c.step->in[i];
-    c.in[i] = sighting.now(subjects_[subject].fed, stage);
+    c.in[i] = sighting.now(subject.fed, stage);
     if (!c.in[i]) continue;
     const Rows all = sighting.rows_of(stage);
     c.in[i] = rows_of(c.in[i], sighting.rows().first - all.first, sighting.rows().count);
-    if (!(i == 1 && reads_cache(*c.step)) || sighting.pass.first == 0) continue;
-    const std::vector<double>& read = memories_[subject].read[{sighting.site.stage, sighting.site.layer}];
-    const std::int64_t row = c.in[i].shape.row(), first = c.step->params.offset, kept = row - first;
-    const auto positions = static_cast<std::int64_t>(read.size()) / kept;
-    whole_.assign(static_cast<std::size_t>(positions * row), 0.0);
-    for (std::int64_t p = 0; p < positions; ++p)
-      std::copy_n(read.begin() + p * kept, kept, whole_.begin() + p * row + first);
-    Shape shape = c.in[i].shape;
-    shape.dims[0] = positions;
-    c.in[i] = {whole_.data(), DType::f64, shape};
   }
+}
+
+// The keys, or the columns of values, of all positions so far: as the oracle has them, rounded as the fed lane was
+// given them. What that lane has in its cache may be what is wrong.
+Tensor Examiner::read_from_cache(const Subject& subject, Sighting& sighting, const Step& step) {
+  const Tensor kept = sighting.cache(parts_.oracle, cache_part(step));
+  if (!kept) return {};
+  const bool single = parts_.lanes[static_cast<std::size_t>(subject.fed)].description.values == DType::f32;
+  const Shape shape = parts_.model.config().shape_of(step.in[1], static_cast<int>(kept.shape[0]), 0);
+  const std::int64_t row = shape.row(), width = kept.shape.row(), first = row - width;
+  cached_.assign(static_cast<std::size_t>(shape.count()), 0.0);
+  for (std::int64_t i = 0; i < kept.shape.count(); ++i) {
+    const double value = kept.value(i);
+    cached_[static_cast<std::size_t>(i / width * row + first + i % width)] =
+        single ? static_cast<double>(static_cast<float>(value)) : value;
+  }
+  return {cached_.data(), DType::f64, shape};
 }
 
 }  // namespace moe_diag

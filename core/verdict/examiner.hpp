@@ -81,12 +81,8 @@ class Examiner final : public Hook {
     int oracle;
   };
   // `compared`: samples at which errors are measured. `curves`: stages whose free error is.
-  // `history`: a prompt has several passes, so that keys and values of earlier ones are kept.
   Examiner(const Parts& parts, std::vector<Subject> subjects, std::vector<SideBySide> compared,
-           std::vector<Stage> curves, bool history);
-
-  // From here on: only the keys and values of earlier positions are kept.
-  void look_from(int position) { look_from_ = position; }
+           std::vector<Stage> curves);
 
   bool wants(int prompt, int lane, Site site) const override;
   void show(Sighting& sighting) override;
@@ -95,36 +91,28 @@ class Examiner final : public Hook {
   const Findings& findings() const { return findings_; }
   const std::vector<SideBySide>& compared() const { return compared_; }
   int oracle() const { return parts_.oracle; }
-  // True when a step of the lane, up to the site, was seen to fail by itself.
-  bool saw_failing_step(int prompt, int lane, Site up_to) const;
+  // True when a step of the lane, up to the site and the position, was seen to fail by itself.
+  bool saw_failing_step(int prompt, int lane, Site up_to, int position) const;
   bool draws(Stage stage) const;  // it is one of the curves
 
  private:
-  // Of one subject.
-  struct Memory {
-    std::map<Site, std::vector<double>> read;  // what scores and mix have read of all positions so far
-    std::vector<Stage> explained;
-  };
-
   void look_at_step(std::size_t subject, Sighting& sighting, Finding& finding);
   void look_at_units(const StepCase& step_case, Finding& finding) const;
   std::vector<RowFlip> flips_of(int lane, Sighting& sighting) const;
   void look_at_lane(const Subject& subject, Sighting& sighting, Finding& finding) const;
   void compare_lanes(Sighting& sighting);
   StepCase case_of(const Subject& subject, Sighting& sighting) const;
-  void add_inputs(std::size_t subject, Sighting& sighting, StepCase& step_case);
+  void add_inputs(const Subject& subject, Sighting& sighting, StepCase& step_case);
+  Tensor read_from_cache(const Subject& subject, Sighting& sighting, const Step& step);
   std::optional<double> error_of(int lane, Sighting& sighting, int row, int expert) const;
-  void remember(std::size_t subject, Sighting& sighting);
 
   const Parts parts_;
   const std::vector<Subject> subjects_;
   std::vector<SideBySide> compared_;
   const std::vector<Stage> curves_;
-  const bool history_;
-  int look_from_ = 0;
   Findings findings_;
-  std::vector<Memory> memories_;  // as subjects_
-  std::vector<double> whole_;     // input of the step at hand, when it comes from several passes
+  std::vector<std::size_t> explained_;  // as subjects_: how many steps
+  std::vector<double> cached_;          // input of the step at hand, when it comes from several passes
 };
 
 }  // namespace moe_diag

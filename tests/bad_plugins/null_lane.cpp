@@ -13,6 +13,8 @@ class NullLane final : public Lane {
   void run(std::span<const Step>) override {}
   Tensor read(Stage, Rows) override { return {}; }
   void write(Stage, Rows, const Tensor&) override {}
+  Tensor read_cache(CachePart, int, Stretch) override { return {}; }
+  void write_cache(CachePart, int, Stretch, const Tensor&) override {}
 };
 
 class NullBackend final : public Backend {

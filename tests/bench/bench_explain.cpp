@@ -14,26 +14,30 @@
 namespace moe_diag {
 namespace {
 
-std::string contract_text(const std::string& falsifiers) {
-  std::string tokens;
-  for (int i = 0; i < 32; ++i) tokens += fmt::format("{}{}", i > 0 ? ", " : "", i * 7919 % 151936);
+std::string contract_text(const std::string& falsifiers, int prompts) {
+  std::string all;
+  for (int p = 0; p < prompts; ++p) {
+    std::string tokens;
+    for (int i = 0; i < 32; ++i) tokens += fmt::format("{}{}", i > 0 ? ", " : "", (i + p * 32) * 7919 % 151936);
+    all += fmt::format("  - {{id: p{}, tokens: [{}]}}\n", p, tokens);
+  }
   return fmt::format(R"(
 metadata: {{id: cost, version: 1.0.0, description: what looking and explaining cost}}
 model: {{synthetic: qwen3-30b-a3b, layers: 4, seed: 7}}
-prompts: [{{id: p, tokens: [{}]}}]
-oracle: truth
+prompts:
+{}oracle: truth
 lanes:
   truth: {{backend: cpu, numerics: f64}}
   free: {{backend: cpu, numerics: f32}}
 falsifiers:
 {})",
-                     tokens, falsifiers);
+                     all, falsifiers);
 }
 
 // Processor time of all threads, in seconds, of one run without what it takes to make the model.
-double seconds_of(const std::string& falsifiers, const std::string& fault, bool explain) {
+double seconds_of(const std::string& falsifiers, const std::string& fault, bool explain, int prompts = 1) {
   static ModelCache models;
-  const Contract contract = parse_contract(contract_text(falsifiers), "cost.yaml");
+  const Contract contract = parse_contract(contract_text(falsifiers, prompts), "cost.yaml");
   PluginHost host({MOE_DIAG_PLUGINS});
   RunOptions options;
   options.models = &models;
@@ -66,11 +70,11 @@ void looking(benchmark::State& state) {
 }
 BENCHMARK(looking)->Unit(benchmark::kMillisecond)->Iterations(3);
 
-void explaining(benchmark::State& state, const std::string& falsifiers, const std::string& fault) {
+void explaining(benchmark::State& state, const std::string& falsifiers, const std::string& fault, int prompts = 1) {
   double with = 0, without = 0;
   for (auto _ : state) {
-    without += seconds_of(falsifiers, fault, false);
-    with += seconds_of(falsifiers, fault, true);
+    without += seconds_of(falsifiers, fault, false, prompts);
+    with += seconds_of(falsifiers, fault, true, prompts);
   }
   state.counters["explaining/run"] = with / without - 1;
 }
@@ -84,6 +88,9 @@ BENCHMARK_CAPTURE(explaining, head, logits, "inject: scale, stage: lm_head")->Ap
 BENCHMARK_CAPTURE(explaining, middle_position, layers + logits,
                   "inject: scale, stage: ffn_norm, layer: 2, positions: 20")
     ->Apply(few);
+BENCHMARK_CAPTURE(explaining, last_logits_of_early_position, logits,
+                  "inject: scale, stage: k_post_rope, layer: 1, positions: 3")
+    ->Apply(few);
 BENCHMARK_CAPTURE(explaining, late_position, layers + logits,
                   "inject: scale, stage: ffn_norm, layer: 2, positions: last")
     ->Apply(few);
@@ -92,6 +99,7 @@ BENCHMARK_CAPTURE(explaining, late_position, layers + logits,
 const std::string strict = "  - {id: DRIFT, claim: c, lane: free, metric: rel_l2, at_most: 1e-9, ";
 BENCHMARK_CAPTURE(explaining, drift, strict + "stage: moe_ffn_out}\n", "")->Apply(few);
 BENCHMARK_CAPTURE(explaining, late_drift, strict + "stage: lm_head, positions: last}\n", "")->Apply(few);
+BENCHMARK_CAPTURE(explaining, late_drift_of_prompts, strict + "stage: lm_head, positions: last}\n", "", 3)->Apply(few);
 
 }  // namespace
 }  // namespace moe_diag

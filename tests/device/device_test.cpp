@@ -11,8 +11,8 @@
 #include "core/compare/expected.hpp"
 #include "core/compare/measure.hpp"
 #include "core/forward/program.hpp"
+#include "tests/support/caches.hpp"
 #include "tests/support/catch.hpp"
-#include "tests/support/lead_up.hpp"
 #include "tests/support/lockstep.hpp"
 #include "tests/support/process.hpp"
 
@@ -257,12 +257,16 @@ TEST_CASE("runs, batches and chunks give the same bytes", "[tiny]") {
   }
 }
 
-TEST_CASE("behind positions that only lead up to them, all lanes give the same bytes", "[tiny]") {
+TEST_CASE("a fed lane that joins late gives the same bytes as one that was there all the time", "[tiny]") {
   for (const std::string& numerics : all_numerics) {
     INFO(numerics);
-    CHECK(changed_by_lead_up("cuda", numerics, LeadUp::caches) == 0);
-    CHECK(changed_by_lead_up("cuda", numerics, LeadUp::rests) > 0);
+    CHECK(changed_by_late_start("cuda", numerics, true) == 0);
+    CHECK(changed_by_late_start("cuda", numerics, false) > 0);
   }
+}
+
+TEST_CASE("a cache is read as it was computed, and written in another type", "[tiny]") {
+  for (const std::string& numerics : all_numerics) check_cache("cuda", numerics);
 }
 
 TEST_CASE("coarse numerics give the same bytes over runs", "[tiny]") {

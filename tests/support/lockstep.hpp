@@ -47,15 +47,16 @@ struct Seen {
   friend bool operator==(const Seen& a, const Seen& b) { return a.shape == b.shape && a.bytes == b.bytes; }
 };
 
-// Keeps every stage of every lane; of several passes, the rows one after the other, from position `from` on.
+// Keeps every stage of every lane that is marked; of several passes, the rows one after the other.
 class Recorder final : public Hook {
  public:
-  explicit Recorder(std::size_t lanes, bool all = true, int from = 0) : lanes_(lanes), all_(all), from_(from) {}
+  explicit Recorder(std::size_t lanes, bool all = true) : Recorder(std::vector<bool>(lanes, true), all) {}
+  explicit Recorder(std::vector<bool> lanes, bool all = true) : lanes_(std::move(lanes)), all_(all) {}
 
   bool wants(int, int, Site site) const override { return all_ || site.stage == Stage::lm_head; }
   void show(Sighting& sighting) override {
-    if (sighting.pass.first < from_) return;
-    for (int lane = 0; lane < static_cast<int>(lanes_); ++lane) {
+    for (int lane = 0; lane < static_cast<int>(lanes_.size()); ++lane) {
+      if (!lanes_[static_cast<std::size_t>(lane)]) continue;
       const Tensor t = sighting.tensor(lane);
       if (!t) continue;
       Seen& seen = at(lane, sighting.site);
@@ -72,9 +73,8 @@ class Recorder final : public Hook {
   const std::map<std::tuple<int, int, int>, Seen>& all() const { return seen_; }
 
  private:
-  std::size_t lanes_;
+  std::vector<bool> lanes_;
   bool all_;
-  int from_;
   std::map<std::tuple<int, int, int>, Seen> seen_;
 };
 
@@ -115,17 +115,13 @@ class Lockstep {
       forward.pass({all.subspan(static_cast<std::size_t>(first), count), first, total, head_first}, 0);
     }
   }
-  // Passes of the first `count` lanes that end at these positions, of which those up to `from` lead up to it.
-  Recorder record_from(int from, const std::vector<std::int32_t>& tokens, const std::vector<int>& ends,
-                       const std::vector<LeadUp>& lead_up, std::size_t count) {
-    Recorder recorder(count, true, from);
-    std::vector<bool> active(lanes_->size(), false);
-    std::fill_n(active.begin(), count, true);
+  // Passes of the active lanes that end at these positions, the first of them from position `first` on.
+  Recorder record_passes(const std::vector<std::int32_t>& tokens, const std::vector<int>& ends,
+                         const std::vector<bool>& active, int first = 0) {
+    Recorder recorder(active);
     Bus bus;
     bus.add(recorder);
     Forward forward(model_, *lanes_, bus, {}, active);
-    forward.look_from(from, lead_up);
-    int first = 0;
     for (const int end : ends) {
       const std::span<const std::int32_t> all(tokens.data() + first, tokens.data() + end);
       forward.pass({all, first, static_cast<int>(tokens.size()), 0}, 0);

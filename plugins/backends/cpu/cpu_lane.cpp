@@ -42,6 +42,19 @@ void convert(const Tensor& from, To* to) {
   std::transform(from.as<From>(), from.as<From>() + from.shape.count(), to, [](From v) { return static_cast<To>(v); });
 }
 
+// `what` names what is written; it takes `count` values.
+template <class To>
+void convert_values(const Tensor& from, std::string_view what, std::int64_t count, To* to) {
+  if (from.shape.count() != count)
+    fail("cpu lane: " + std::to_string(from.shape.count()) + " values written to " + std::string(what) + ", expected " +
+         std::to_string(count));
+  switch (from.dtype) {
+    case DType::f32: return convert<float>(from, to);
+    case DType::f64: return convert<double>(from, to);
+    case DType::i32: fail("cpu lane: " + std::string(what) + " takes values, found int32");
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -151,18 +164,35 @@ Tensor CpuLane<T>::read(Stage stage, Rows rows) {
 template <class T>
 void CpuLane<T>::write(Stage stage, Rows rows, const Tensor& values) {
   check_rows(stage, rows);
-  if (values.shape.count() != rows.count * row_size(stage))
-    fail("cpu lane: " + std::to_string(values.shape.count()) + " values written to " + std::string(name_of(stage)) +
-         ", expected " + std::to_string(rows.count * row_size(stage)));
-  if (info(stage).payload == Payload::indices) {
-    if (values.dtype != DType::i32) fail("cpu lane: " + std::string(name_of(stage)) + " takes int32");
-    return convert<std::int32_t>(values, indices_.data() + rows.first * row_size(stage));
-  }
-  switch (values.dtype) {
-    case DType::f32: return convert<float>(values, row(stage, rows.first));
-    case DType::f64: return convert<double>(values, row(stage, rows.first));
-    case DType::i32: fail("cpu lane: " + std::string(name_of(stage)) + " takes values, found int32");
-  }
+  const std::int64_t count = rows.count * row_size(stage);
+  if (info(stage).payload != Payload::indices)
+    return convert_values(values, name_of(stage), count, row(stage, rows.first));
+  if (values.dtype != DType::i32 || values.shape.count() != count)
+    fail("cpu lane: " + std::string(name_of(stage)) + " takes " + std::to_string(count) + " int32, found " +
+         std::to_string(values.shape.count()) + " " + std::string(name_of(values.dtype)));
+  convert<std::int32_t>(values, indices_.data() + rows.first * row_size(stage));
+}
+
+template <class T>
+T* CpuLane<T>::cache_row(CachePart part, int layer, Stretch positions) {
+  if (layer < 0 || layer >= config_.layers || positions.first < 0 || positions.count < 0 ||
+      positions.end() > pass_total_)
+    fail("cpu lane: positions " + std::to_string(positions.first) + ".." + std::to_string(positions.end()) +
+         " of the cache of layer " + std::to_string(layer) + " asked for, it has positions 0.." +
+         std::to_string(pass_total_) + " of layers 0.." + std::to_string(config_.layers));
+  std::vector<std::vector<T>>& cache = part == CachePart::keys ? keys_ : values_cache_;
+  return cache[static_cast<std::size_t>(layer)].data() + positions.first * config_.kv_width();
+}
+
+template <class T>
+Tensor CpuLane<T>::read_cache(CachePart part, int layer, Stretch positions) {
+  return {cache_row(part, layer, positions), sizeof(T) == sizeof(float) ? DType::f32 : DType::f64,
+          Shape{positions.count, config_.kv_width()}};
+}
+
+template <class T>
+void CpuLane<T>::write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) {
+  convert_values(values, "the cache", positions.count * config_.kv_width(), cache_row(part, layer, positions));
 }
 
 template <class T>

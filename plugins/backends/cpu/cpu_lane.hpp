@@ -31,6 +31,8 @@ class CpuLane final : public Lane {
   void run(std::span<const Step> steps) override;
   Tensor read(Stage stage, Rows rows) override;
   void write(Stage stage, Rows rows, const Tensor& values) override;
+  Tensor read_cache(CachePart part, int layer, Stretch positions) override;
+  void write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) override;
 
   // Bytes of the buffers and of the cache for passes of `rows` rows in sequences of `total` positions.
   static std::uint64_t bytes_for(const ModelConfig& config, const Request& request, const LaneOptions& options);
@@ -88,6 +90,7 @@ class CpuLane final : public Lane {
   int first_row(Stage stage) const { return stage >= Stage::final_norm ? head_first_ : 0; }
   int position(int r) const { return pass_first_ + r; }
   void check_rows(Stage stage, Rows rows) const;
+  T* cache_row(CachePart part, int layer, Stretch positions);
 
   const ModelConfig config_;
   const Numerics numerics_;

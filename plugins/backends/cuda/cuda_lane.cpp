@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <string_view>
 
 #include "core/api/error.hpp"
 
@@ -15,6 +16,10 @@ constexpr int recorded_rows = 8;
 constexpr std::size_t recorded_steps = 16;
 
 [[noreturn]] void fail(const std::string& message) { throw Error(ErrorKind::environment, "cuda lane: " + message); }
+
+void check_values(const Tensor& values, std::string_view what) {
+  if (values.dtype == DType::i32) fail(std::string(what) + " takes values, found int32");
+}
 
 template <class From, class To>
 void convert(const Tensor& from, void* to) {
@@ -229,7 +234,7 @@ Tensor CudaLane::read(Stage stage, Rows rows) {
 }
 
 void CudaLane::check_indices(const Tensor& values) const {
-  if (values.dtype != DType::i32) fail(std::string(name_of(Stage::moe_router_indices)) + " takes int32");
+  if (values.dtype != DType::i32) fail("moe_router_indices takes int32");
   const auto* ids = values.as<std::int32_t>();
   for (std::int64_t i = 0; i < values.shape.count(); ++i)
     if (ids[i] < 0 || ids[i] >= config_.experts)
@@ -240,27 +245,52 @@ void CudaLane::check_indices(const Tensor& values) const {
 void CudaLane::write(Stage stage, Rows rows, const Tensor& values) {
   MOE_DIAG_CUDA(cudaSetDevice(device_.index));
   check_rows(stage, rows);
+  const bool indices = info(stage).payload == Payload::indices;
+  indices ? check_indices(values) : check_values(values, name_of(stage));
   overwrite(stage);
-  const std::int64_t count = rows.count * row_size(stage);
+  send(values, name_of(stage), rows.count * row_size(stage), row(stage, rows.first));
+}
+
+// Queues the copy of as many values, or indices, to the device.
+void CudaLane::send(const Tensor& values, std::string_view what, std::int64_t count, float* to) {
   if (values.shape.count() != count)
-    fail(std::to_string(values.shape.count()) + " values written to " + std::string(name_of(stage)) + ", expected " +
+    fail(std::to_string(values.shape.count()) + " values written to " + std::string(what) + ", expected " +
          std::to_string(count));
   const auto bytes = static_cast<std::size_t>(count) * sizeof(float);
   MOE_DIAG_CUDA(cudaEventSynchronize(write_sent_.get()));
   write_staging_.reserve(std::max<std::size_t>(bytes, 1));
-  if (info(stage).payload == Payload::indices) {
-    check_indices(values);
-    convert<std::int32_t, std::int32_t>(values, write_staging_.as<void>());
-  } else if (values.dtype == DType::f32) {
-    convert<float, float>(values, write_staging_.as<void>());
-  } else if (values.dtype == DType::f64) {
-    convert<double, float>(values, write_staging_.as<void>());
-  } else {
-    fail(std::string(name_of(stage)) + " takes values, found int32");
+  switch (values.dtype) {
+    case DType::f32: convert<float, float>(values, write_staging_.as<void>()); break;
+    case DType::f64: convert<double, float>(values, write_staging_.as<void>()); break;
+    case DType::i32: convert<std::int32_t, std::int32_t>(values, write_staging_.as<void>()); break;
   }
-  MOE_DIAG_CUDA(
-      cudaMemcpyAsync(row(stage, rows.first), write_staging_.as<void>(), bytes, cudaMemcpyHostToDevice, stream_.get()));
+  MOE_DIAG_CUDA(cudaMemcpyAsync(to, write_staging_.as<void>(), bytes, cudaMemcpyHostToDevice, stream_.get()));
   MOE_DIAG_CUDA(cudaEventRecord(write_sent_.get(), stream_.get()));
+}
+
+float* CudaLane::cache_at(CachePart part, int layer, Stretch positions) const {
+  if (layer < 0 || layer >= config_.layers || positions.first < 0 || positions.count < 0 || positions.end() > total_)
+    fail("positions " + std::to_string(positions.first) + ".." + std::to_string(positions.end()) +
+         " of the cache of layer " + std::to_string(layer) + " asked for, it has positions 0.." +
+         std::to_string(total_) + " of layers 0.." + std::to_string(config_.layers));
+  return (part == CachePart::keys ? keys(layer) : this->values(layer)) + positions.first * config_.kv_width();
+}
+
+Tensor CudaLane::read_cache(CachePart part, int layer, Stretch positions) {
+  MOE_DIAG_CUDA(cudaSetDevice(device_.index));
+  const float* from = cache_at(part, layer, positions);
+  const Shape shape{positions.count, config_.kv_width()};
+  const auto bytes = static_cast<std::size_t>(shape.count()) * sizeof(float);
+  cache_copy_.reserve(std::max<std::size_t>(bytes, 1));
+  MOE_DIAG_CUDA(cudaMemcpyAsync(cache_copy_.as<void>(), from, bytes, cudaMemcpyDeviceToHost, stream_.get()));
+  MOE_DIAG_CUDA(cudaStreamSynchronize(stream_.get()));
+  return {cache_copy_.as<void>(), DType::f32, shape};
+}
+
+void CudaLane::write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) {
+  MOE_DIAG_CUDA(cudaSetDevice(device_.index));
+  check_values(values, "the cache");
+  send(values, "the cache", positions.count * config_.kv_width(), cache_at(part, layer, positions));
 }
 
 }  // namespace moe_diag::cuda

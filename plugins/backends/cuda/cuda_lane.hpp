@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <string_view>
 #include <vector>
 
 #include "core/api/backend.hpp"
@@ -25,6 +26,8 @@ class CudaLane final : public Lane {
   void run(std::span<const Step> steps) override;
   Tensor read(Stage stage, Rows rows) override;
   void write(Stage stage, Rows rows, const Tensor& values) override;
+  Tensor read_cache(CachePart part, int layer, Stretch positions) override;
+  void write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) override;
   DeviceMemory device_memory() override;
 
   // Bytes on the device for passes of `rows` rows in sequences of `total` positions.
@@ -87,6 +90,8 @@ class CudaLane final : public Lane {
   const Copy& fetch(Stage stage, Rows rows);
   void overwrite(Stage stage);
   void check_rows(Stage stage, Rows rows) const;
+  float* cache_at(CachePart part, int layer, Stretch positions) const;
+  void send(const Tensor& values, std::string_view what, std::int64_t count, float* to);
   void check_indices(const Tensor& values) const;
 
   float* slot(Stage stage) const { return buffers_[static_cast<std::size_t>(stage)].as<float>(); }
@@ -126,7 +131,7 @@ class CudaLane final : public Lane {
   int grouped_tile_ = 0;                     // the tile they are for within a span; 0: they hold nothing of use
   DeviceBuffer operand_, scales_;            // vectors as products of many read them
 
-  PinnedBuffer pass_staging_, write_staging_;
+  PinnedBuffer pass_staging_, write_staging_, cache_copy_;
   Event pass_sent_, write_sent_;
   Recording recording_;
 };

@@ -14,87 +14,12 @@
 #include "core/verdict/causes.hpp"
 #include "core/verdict/controls.hpp"
 #include "tests/support/catch.hpp"
-#include "tests/support/small_contract.hpp"
+#include "tests/support/explained.hpp"
 
 namespace moe_diag {
 namespace {
 
 using Catch::Matchers::Contains;
-
-std::string claims_about(const std::string& lane) {
-  return fmt::format(R"(
-  - {{id: ERROR, claim: steps are right, lane: {0}, stage: all, metric: rel_l2, at_most: 1e-5}}
-  - {{id: ROUTING, claim: routing is right, lane: {0}, stage: moe_router_indices, metric: routing_real_flips, equals: 0}}
-  - {{id: LOGITS, claim: logits are right, lane: {0}, stage: lm_head, metric: cosine_similarity, at_least: 0.99999}}
-)",
-                     lane);
-}
-
-Verdict judge(const std::string& text, const std::vector<std::string>& faults = {}, bool explain = true) {
-  static ModelCache models;
-  RunOptions options;
-  options.models = &models;
-  options.explain = explain;
-  return judge_text(text, options, faults);
-}
-
-const Explanation& explanation_of(const Verdict& verdict, const std::string& id) {
-  for (const Judgement& j : verdict.judgements)
-    if (j.spec->id == id) return j.explanation;
-  FAIL("no falsifier " << id);
-  return verdict.judgements.front().explanation;
-}
-
-std::string told(const Verdict& verdict, const Divergence& d) {
-  return fmt::format("{} at {} of {}", name_of(d.cause), text_of(d.site),
-                     verdict.contract->lanes[static_cast<std::size_t>(d.lane)].name);
-}
-std::vector<std::string> told(const Verdict& verdict) {
-  std::vector<std::string> list;
-  for (const Divergence& d : verdict.diagnosis.divergences) list.push_back(told(verdict, d));
-  return list;
-}
-
-// Whatever is falsified has an explanation, which names what it says it does.
-void check_all_explained(const Verdict& verdict) {
-  for (const Judgement& j : verdict.judgements) {
-    if (j.outcome != Outcome::falsified) continue;
-    INFO(j.spec->id);
-    const Explanation& e = j.explanation;
-    const bool names_one = is_of_step(e.cause) || is_of_routing(e.cause) || e.cause == Cause::inherited ||
-                           e.cause == Cause::nonfinite_inherited;
-    CHECK((e.divergence >= 0) == names_one);
-    CHECK(e.divergence < static_cast<int>(verdict.diagnosis.divergences.size()));
-    if (e.cause == Cause::unexplained) CHECK_FALSE(e.text.empty());
-  }
-}
-
-struct Case {
-  std::string fault;  // as `--inject` takes it, without the lane
-  std::string cause;
-  std::string site;
-};
-
-const std::vector<Case> cases = {
-    {"inject: scale, factor: 3, stage: ffn_norm, layer: 1", "scale", "layer 1, ffn_norm"},
-    {"inject: zero, stage: moe_expert_swiglu, layer: 2", "zero", "layer 2, moe_expert_swiglu"},
-    {"inject: nan, stage: moe_expert_out, layer: 2, positions: 1", "nonfinite_origin", "layer 2, moe_expert_out"},
-    {"inject: inf, stage: embedding", "nonfinite_origin", "embedding"},
-    {"inject: bitflip, bit: 30, stage: attn_out, layer: 3", "bitflip", "layer 3, attn_out"},
-    {"inject: wrong_expert, stage: moe_expert_up, layer: 1", "wrong_tensor", "layer 1, moe_expert_up"},
-    {"inject: wrong_expert, stage: moe_router_indices, layer: 1", "routing_real", "layer 1, moe_router_indices"},
-    {"inject: drop_top_expert, stage: moe_ffn_out, layer: 0", "dropped_expert", "layer 0, moe_ffn_out"},
-    {"inject: uniform_weights, stage: moe_router_weights, layer: 2", "uniform_weights", "layer 2, moe_router_weights"},
-    {"inject: wrong_type, stage: moe_expert_out, layer: 1", "wrong_type", "layer 1, moe_expert_out"},
-    {"inject: skip_norm, stage: attn_norm, layer: 2", "skipped", "layer 2, attn_norm"},
-    {"inject: rope_theta, stage: q_post_rope, layer: 1", "rope_theta", "layer 1, q_post_rope"},
-    {"inject: rope_interleaved, stage: k_post_rope, layer: 1", "permutation", "layer 1, k_post_rope"},
-    {"inject: transpose, stage: attn_out, layer: 0", "transposed", "layer 0, attn_out"},
-    {"inject: quantise_activations, stage: moe_expert_gate, layer: 2", "rounded_activations",
-     "layer 2, moe_expert_gate"},
-    {"inject: off_by_one_position, stage: q_post_rope, layer: 2", "shifted_position", "layer 2, q_post_rope"},
-    {"inject: stale_kv, stage: attn_scores, layer: 1, positions: 1", "stale_kv", "layer 1, attn_scores"},
-};
 
 }  // namespace
 
@@ -237,87 +162,6 @@ TEST_CASE("only the prompts that fail are run again") {
   REQUIRE(verdict.diagnosis.divergences.size() == 1);
   CHECK(verdict.diagnosis.divergences[0].prompt == 1);
   CHECK(verdict.diagnosis.divergences[0].position == 3);
-}
-
-TEST_CASE("a fault of a late position or a late pass is found there") {
-  std::string text = contract_text(claims_about("free"));
-  text.replace(text.find("prompts:"), text.find("oracle:") - text.find("prompts:"),
-               "prompts:\n  - {id: b, tokens: [5, 9, 26, 7, 1, 2, 8, 31, 40, 41, 42, 43], chunk: 5, generate: 2}\n");
-  for (const std::string fault : {"inject: scale, stage: moe_expert_gate, layer: 2, positions: 11",
-                                  "inject: stale_kv, stage: attn_scores, layer: 1, positions: 12",
-                                  "inject: scale, stage: attention, layer: 3, positions: 13",
-                                  "inject: rope_theta, stage: k_post_rope, layer: 0, positions: 10"}) {
-    INFO(fault);
-    const Verdict verdict = judge(text, {fmt::format("{{{}, lane: free}}", fault)});
-    REQUIRE(verdict.failure.empty());
-    REQUIRE(verdict.diagnosis.divergences.size() == 1);
-    const Divergence& d = verdict.diagnosis.divergences[0];
-    CHECK(d.position >= 10);
-    CHECK(d.cause != Cause::plain_operator);
-    check_all_explained(verdict);
-  }
-}
-
-// Only the last positions are looked at: the others lead up to them. The first prompt was run over by the second.
-TEST_CASE("faults of all positions are found where claims are about the last of many") {
-  for (const std::string lane : {"step", "free"}) {
-    std::string claims = claims_about(lane);
-    for (std::size_t at = 0; (at = claims.find("metric:", at)) != std::string::npos; at += 30)
-      claims.insert(at, "positions: last, ");
-    std::string text = contract_text(claims);
-    text.replace(text.find("prompts:"), text.find("oracle:") - text.find("prompts:"),
-                 "prompts:\n  - {id: a, tokens: [5, 9, 26, 7, 1, 2, 8, 31, 40, 41, 42, 43]}\n"
-                 "  - {id: b, tokens: [3, 141, 59, 26, 53, 58, 97, 93, 23, 84], chunk: 4}\n");
-    for (const Case& c : cases) {
-      if (c.fault.find("positions") != std::string::npos) continue;
-      const Verdict verdict = judge(text, {fmt::format("{{{}, lane: {}}}", c.fault, lane)});
-      INFO(c.fault << ", lane " << lane);
-      CHECK(verdict.failure.empty());
-      const std::string divergence = fmt::format("{} at {} of {}", c.cause, c.site, lane);
-      CHECK(told(verdict) == std::vector<std::string>{divergence});
-      for (const Divergence& d : verdict.diagnosis.divergences) CHECK(d.position >= 8);
-      check_all_explained(verdict);
-    }
-  }
-}
-
-TEST_CASE("what is wrong before the positions that fail is found in a second run over all of them") {
-  const std::string tokens = "[5, 9, 26, 7, 1, 2, 8, 31, 40, 41, 42, 43]";
-  const auto judged = [&](const std::string& claim, const std::string& fault) {
-    return judge(contract_text("  - {id: C, claim: c, lane: free, positions: last, " + claim + "}\n",
-                               "{synthetic: tiny, seed: 7}", tokens),
-                 {"{" + fault + ", positions: 3, lane: free}"});
-  };
-  const Verdict scaled =
-      judged("stage: lm_head, metric: rel_l2, at_most: 1e-5", "inject: scale, factor: 3, stage: k_post_rope, layer: 1");
-  CHECK(told(scaled) == std::vector<std::string>{"scale at layer 1, k_post_rope of free"});
-  CHECK(explanation_of(scaled, "C").cause == Cause::inherited);
-  const Verdict lost =
-      judged("stage: lm_head, metric: nonfinite, equals: 0", "inject: nan, stage: moe_expert_out, layer: 1");
-  CHECK(told(lost) == std::vector<std::string>{"nonfinite_origin at layer 1, moe_expert_out of free"});
-  CHECK(lost.diagnosis.divergences.at(0).position == 3);
-  CHECK(explanation_of(lost, "C").cause == Cause::nonfinite_inherited);
-}
-
-// It leaves the keys and values of a lane without the fault.
-TEST_CASE("a lane that ran by itself after the run is run again from the start") {
-  const std::string late =
-      "  - {id: LATE, claim: c, lane: free, stage: moe_ffn_out, layers: 3, positions: last, metric: rel_l2, at_most: "
-      "1e-5}\n";
-  const std::string alone =
-      "  - {id: SAME, claim: c, lane: free, stage: lm_head, metric: identical, to: rerun, equals: 1}\n";
-  std::vector<std::vector<double>> curves;
-  for (const std::string& claims : {late, late + alone}) {
-    const Verdict verdict =
-        judge(contract_text(claims, "{synthetic: tiny, seed: 7}", "[5, 9, 26, 7, 1, 2, 8, 31, 40, 41, 42, 43]"),
-              {"{inject: scale, factor: 3, stage: moe_expert_out, layer: 0, lane: free}"});
-    CHECK(told(verdict) == std::vector<std::string>{"scale at layer 0, moe_expert_out of free"});
-    curves.emplace_back();
-    for (const Curve& curve : verdict.diagnosis.curves)
-      for (const CurvePoint& point : curve.points) curves.back().push_back(point.free_error);
-  }
-  CHECK(curves[0].size() >= 4);
-  CHECK(curves[0] == curves[1]);
 }
 
 TEST_CASE("a falsifier that cannot be explained says why") {

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "core/forward/program.hpp"
+#include "core/lane/lanes.hpp"
+
+namespace moe_diag {
+
+// Keys and values that lanes had of the prompts of a run, on the host: what failed late in a prompt can be run again
+// without the positions before it, though other prompts came after. Lanes with inputs take theirs over, and are left
+// out.
+class KeptCaches {
+ public:
+  // Both outlive it.
+  KeptCaches(const Program& program, Lanes& lanes) : program_(program), lanes_(lanes) {}
+
+  // What so many positions of these lanes take.
+  std::uint64_t bytes(std::int64_t positions, const std::vector<bool>& active) const;
+
+  // Once the prompt's last pass is done.
+  void keep(int prompt, int positions, const std::vector<bool>& active);
+
+  // Begins the pass in the lane with what was kept of the positions before it. False: nothing was.
+  bool restore(int prompt, int lane, const Pass& pass);
+
+ private:
+  struct Kept {
+    int positions = 0;
+    DType dtype = DType::f32;
+    std::vector<std::byte> values;  // per step that reads the cache: [positions, Hk h]
+  };
+  bool is_kept(std::size_t lane, const std::vector<bool>& active) const;
+
+  const Program& program_;
+  Lanes& lanes_;
+  std::map<std::pair<int, int>, Kept> kept_;  // by prompt and lane
+};
+
+}  // namespace moe_diag

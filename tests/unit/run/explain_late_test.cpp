@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: MIT
+// What fails at late positions is explained without running again those before, but for those that it may come from.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "core/run/run.hpp"
+#include "tests/support/explained.hpp"
+
+namespace moe_diag {
+namespace {
+
+using Catch::Matchers::Contains;
+
+const std::string twelve = "[5, 9, 26, 7, 1, 2, 8, 31, 40, 41, 42, 43]";
+
+// A claim about the logits of the last position alone.
+std::string late_claim(const std::string& lane = "free") {
+  return "  - {id: LATE, claim: c, lane: " + lane +
+         ", stage: lm_head, positions: last, metric: rel_l2, at_most: 1e-9}\n";
+}
+
+std::string with_prompts(std::string text, const std::vector<std::string>& tokens) {
+  std::string prompts = "prompts:\n";
+  for (std::size_t i = 0; i < tokens.size(); ++i) prompts += fmt::format("  - {{id: p{}, tokens: {}}}\n", i, tokens[i]);
+  return text.replace(text.find("prompts:"), text.find("oracle:") - text.find("prompts:"), prompts);
+}
+
+// How many passes were run to explain it.
+struct Explained {
+  Verdict verdict;
+  std::int64_t passes = 0;
+};
+Explained explained(const std::string& text, int layers, const std::vector<std::string>& plugins = {MOE_DIAG_PLUGINS}) {
+  Explained result;
+  RunOptions options;
+  options.progress = [&](const Progress& p) {
+    if (p.what == "explaining") result.passes = p.total / layers;
+  };
+  result.verdict = judge_text(text, options, {}, plugins);
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("a fault of a late position or a late pass is found there") {
+  std::string text = contract_text(claims_about("free"));
+  text.replace(text.find("prompts:"), text.find("oracle:") - text.find("prompts:"),
+               "prompts:\n  - {id: b, tokens: [5, 9, 26, 7, 1, 2, 8, 31, 40, 41, 42, 43], chunk: 5, generate: 2}\n");
+  for (const std::string fault : {"inject: scale, stage: moe_expert_gate, layer: 2, positions: 11",
+                                  "inject: stale_kv, stage: attn_scores, layer: 1, positions: 12",
+                                  "inject: scale, stage: attention, layer: 3, positions: 13",
+                                  "inject: rope_theta, stage: k_post_rope, layer: 0, positions: 10"}) {
+    INFO(fault);
+    const Verdict verdict = judge(text, {fmt::format("{{{}, lane: free}}", fault)});
+    REQUIRE(verdict.failure.empty());
+    REQUIRE(verdict.diagnosis.divergences.size() == 1);
+    const Divergence& d = verdict.diagnosis.divergences[0];
+    CHECK(d.position >= 10);
+    CHECK(d.cause != Cause::plain_operator);
+    check_all_explained(verdict);
+  }
+}
+
+// Only the last positions are looked at: the others lead up to them. The first prompt was run over by the second.
+TEST_CASE("faults of all positions are found where claims are about the last of many") {
+  for (const std::string lane : {"step", "free"}) {
+    std::string claims = claims_about(lane);
+    for (std::size_t at = 0; (at = claims.find("metric:", at)) != std::string::npos; at += 30)
+      claims.insert(at, "positions: last, ");
+    std::string text = contract_text(claims);
+    text.replace(text.find("prompts:"), text.find("oracle:") - text.find("prompts:"),
+                 "prompts:\n  - {id: a, tokens: [5, 9, 26, 7, 1, 2, 8, 31, 40, 41, 42, 43]}\n"
+                 "  - {id: b, tokens: [3, 141, 59, 26, 53, 58, 97, 93, 23, 84], chunk: 4}\n");
+    for (const Case& c : cases) {
+      if (c.fault.find("positions") != std::string::npos) continue;
+      const Verdict verdict = judge(text, {fmt::format("{{{}, lane: {}}}", c.fault, lane)});
+      INFO(c.fault << ", lane " << lane);
+      CHECK(verdict.failure.empty());
+      const std::string divergence = fmt::format("{} at {} of {}", c.cause, c.site, lane);
+      CHECK(told(verdict) == std::vector<std::string>{divergence});
+      for (const Divergence& d : verdict.diagnosis.divergences) CHECK(d.position >= 8);
+      check_all_explained(verdict);
+    }
+  }
+}
+
+// The keys and values of the position are out of line: it is looked at, too.
+TEST_CASE("what is wrong before the positions that fail is found there") {
+  const std::string tokens = "[5, 9, 26, 7, 1, 2, 8, 31, 40, 41, 42, 43]";
+  const auto judged = [&](const std::string& claim, const std::string& fault) {
+    return judge(contract_text("  - {id: C, claim: c, lane: free, positions: last, " + claim + "}\n",
+                               "{synthetic: tiny, seed: 7}", tokens),
+                 {"{" + fault + ", positions: 3, lane: free}"});
+  };
+  const Verdict scaled =
+      judged("stage: lm_head, metric: rel_l2, at_most: 1e-5", "inject: scale, factor: 3, stage: k_post_rope, layer: 1");
+  CHECK(told(scaled) == std::vector<std::string>{"scale at layer 1, k_post_rope of free"});
+  CHECK(explanation_of(scaled, "C").cause == Cause::inherited);
+  const Verdict lost =
+      judged("stage: lm_head, metric: nonfinite, equals: 0", "inject: nan, stage: moe_expert_out, layer: 1");
+  CHECK(told(lost) == std::vector<std::string>{"nonfinite_origin at layer 1, moe_expert_out of free"});
+  CHECK(lost.diagnosis.divergences.at(0).position == 3);
+  CHECK(explanation_of(lost, "C").cause == Cause::nonfinite_inherited);
+}
+
+// It leaves the keys and values of a lane without the fault.
+TEST_CASE("a lane that ran by itself after the run is run again from the start") {
+  const std::string late =
+      "  - {id: LATE, claim: c, lane: free, stage: moe_ffn_out, layers: 3, positions: last, metric: rel_l2, at_most: "
+      "1e-5}\n";
+  const std::string alone =
+      "  - {id: SAME, claim: c, lane: free, stage: lm_head, metric: identical, to: rerun, equals: 1}\n";
+  std::vector<std::vector<double>> curves;
+  for (const std::string& claims : {late, late + alone}) {
+    const Verdict verdict =
+        judge(contract_text(claims, "{synthetic: tiny, seed: 7}", "[5, 9, 26, 7, 1, 2, 8, 31, 40, 41, 42, 43]"),
+              {"{inject: scale, factor: 3, stage: moe_expert_out, layer: 0, lane: free}"});
+    CHECK(told(verdict) == std::vector<std::string>{"scale at layer 0, moe_expert_out of free"});
+    curves.emplace_back();
+    for (const Curve& curve : verdict.diagnosis.curves)
+      for (const CurvePoint& point : curve.points) curves.back().push_back(point.free_error);
+  }
+  CHECK(curves[0].size() >= 4);
+  CHECK(curves[0] == curves[1]);
+}
+
+// Two positions are looked at, and as nothing is wrong there, all.
+TEST_CASE("positions before the late ones are run once, for what they may hide") {
+  const std::vector<std::string> tokens = {twelve, "[3, 141, 59, 26, 53, 58, 97, 93, 23, 84]",
+                                           "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]"};
+  const std::string alone =
+      "  - {id: SAME, claim: c, lane: free, stage: lm_head, metric: identical, to: rerun, equals: 1}\n";
+  for (const std::string& claims : {late_claim(), late_claim() + alone})
+    for (std::size_t count : {1u, 3u}) {
+      const Explained run = explained(with_prompts(contract_text(claims), {tokens.begin(), tokens.begin() + count}), 4);
+      CHECK(run.passes == static_cast<std::int64_t>(2 * count));
+      const Explanation& e = explanation_of(run.verdict, "LATE");
+      CHECK(e.cause == Cause::drift);
+    }
+}
+
+// One of them makes more of what it reads than others do: no fault, but nothing says so before it was looked at.
+TEST_CASE("a position that is out of line and right does not hide a fault behind it") {
+  const std::string text =
+      contract_text(late_claim(), "{synthetic: tiny, seed: 8, layers: 48}",
+                    "[232, 379, 384, 129, 197, 44, 87, 140, 253, 214, 410, 31, 470, 499, 464, 399, 506, "
+                    "196, 412, 91, 496, 239, 20, 273, 417, 485, 388, 116, 264, 99, 64, 395]");
+  const Explained run = explained(text, 48);
+  CHECK(run.passes == 3);
+  CHECK(explanation_of(run.verdict, "LATE").cause == Cause::drift);
+  for (const std::string positions : {"17", "20", "20..30"}) {
+    const std::string fault = "{inject: scale, factor: 3, stage: k_post_rope, layer: 40, lane: free, positions: ";
+    const Verdict verdict = judge(text, {fault + positions + "}"});
+    CHECK(told(verdict) == std::vector<std::string>{"scale at layer 40, k_post_rope of free"});
+    CHECK(explanation_of(verdict, "LATE").cause == Cause::inherited);
+  }
+  // Both are out of line, and the first is told.
+  const std::string at = "stage: k_post_rope, layer: 40, lane: free, positions: ";
+  const Verdict both =
+      judge(text, {"{inject: scale, factor: 1.01, " + at + "17}", "{inject: scale, factor: 3, " + at + "20}"});
+  CHECK(told(both).size() == 1);
+  CHECK(both.diagnosis.divergences.at(0).position == 17);
+}
+
+TEST_CASE("a lane that does not show its cache is run again from the start") {
+  std::string text = contract_text(late_claim("fickle"), "{synthetic: tiny, seed: 7}", twelve);
+  text.insert(text.find("falsifiers:"), "  fickle: {backend: bad, numerics: odd}\n");
+  const Explained run = explained(text, 4, {MOE_DIAG_PLUGINS, std::string(MOE_DIAG_BAD_PLUGINS) + "/fickle_lane"});
+  CHECK(run.verdict.failure.empty());
+  CHECK(run.passes > 0);
+  CHECK_THAT(explanation_of(run.verdict, "LATE").text,
+             Contains("no error is known to be expected of the numerics 'odd'"));
+}
+
+// Where errors are large, no position can be ten times as far off.
+TEST_CASE("what is wrong in most positions of a coarse lane is not taken for drift") {
+  std::string text = contract_text(
+      "  - {id: LATE, claim: c, lane: coarse, stage: lm_head, positions: last, metric: rel_l2, at_most: 0.3}\n",
+      "{synthetic: tiny, seed: 7, layers: 8}",
+      "[387, 301, 259, 488, 322, 102, 212, 325, 40, 27, 10, 302, 327, 460, 400, 320, 408, 64, 65, 324, 466, 114, 256, "
+      "220]");
+  text.insert(text.find("falsifiers:"), "  coarse: {backend: cpu, numerics: q8_k}\n");
+  CHECK(judge(text).count(Outcome::falsified) == 0);
+  const Verdict verdict = judge(text, {"{inject: zero, stage: moe_ffn_out, layer: 2, positions: 0..21, lane: coarse}"});
+  CHECK(explanation_of(verdict, "LATE").cause == Cause::inherited);
+  REQUIRE_FALSE(verdict.diagnosis.divergences.empty());
+  CHECK(told(verdict, verdict.diagnosis.divergences[0]) == "zero at layer 2, moe_ffn_out of coarse");
+}
+
+TEST_CASE("a wrong step behind the position that fails does not hide one before it") {
+  const Verdict verdict =
+      judge(contract_text(
+                "  - {id: LATE, claim: c, lane: free, stage: lm_head, positions: 10, metric: rel_l2, at_most: 1e-5}\n",
+                "{synthetic: tiny, seed: 7}", twelve),
+            {"{inject: scale, factor: 3, stage: k_post_rope, layer: 1, positions: [3, 11], lane: free}"});
+  CHECK(explanation_of(verdict, "LATE").cause == Cause::inherited);
+  CHECK(verdict.diagnosis.divergences.at(0).position == 3);
+}
+
+TEST_CASE("an oracle that is fed itself is run again from the start") {
+  std::string text = contract_text(
+      "  - {id: LATE, claim: c, lane: free, against: other, stage: lm_head, positions: last, metric: rel_l2, at_most: "
+      "1e-9}\n",
+      "{synthetic: tiny, seed: 7}", twelve);
+  text.replace(text.find("numerics: f64}"), 14, "numerics: f64, inputs: free}");
+  text.insert(text.find("falsifiers:"), "  other: {backend: cpu, numerics: bf16}\n");
+  CHECK(explained(text, 4).verdict.failure.empty());
+}
+
+}  // namespace moe_diag
