@@ -179,6 +179,17 @@ struct Cached {
   }
 };
 
+// The position whose entry may be another's at all rows: of keys, the one with the wrong scores; of values, nothing but
+// the first row that fails tells.
+std::int64_t stale_position(const Cached& cached, const StepUnit& unit) {
+  const std::int64_t own = cached.o.position(unit), seen = own + 1;
+  if (!cached.is_scores()) return own;
+  Values off(at(seen));
+  for (std::int64_t i = 0; i < unit.size; ++i)
+    off[at(i % seen)] += std::fabs(value_at(cached.o.c.a, unit.in_a(i)) - value_at(cached.o.c.b, unit.in_b(i)));
+  return std::max_element(off.begin(), off.end()) - off.begin();
+}
+
 void add_stale(const Cached& cached, const FailingUnits& failing, List& list) {
   const auto add = [&](const std::string& text, auto edit) {
     list.add(StepCause::stale_kv, fmt::format("the {} {}", cached.entry(), text), [cached, edit](const StepUnit& unit) {
@@ -192,12 +203,12 @@ void add_stale(const Cached& cached, const FailingUnits& failing, List& list) {
   });
   add("of the own position is zero, or not seen",
       [](const Cached& k, Values& cache, std::int64_t p) { k.clear(cache, p); });
-  const std::int64_t first = cached.o.position(*failing[0]);
-  if (first > 0)
-    add(fmt::format("of position {} is that of the position before", first),
-        [first](const Cached& k, Values& cache, std::int64_t) { k.copy(cache, first - 1, first); });
-  add(fmt::format("of position {} is zero", first),
-      [first](const Cached& k, Values& cache, std::int64_t) { k.clear(cache, first); });
+  const std::int64_t stale = stale_position(cached, *failing[0]);
+  if (stale > 0)
+    add(fmt::format("of position {} is that of the position before", stale),
+        [stale](const Cached& k, Values& cache, std::int64_t) { k.copy(cache, stale - 1, stale); });
+  add(fmt::format("of position {} is zero", stale),
+      [stale](const Cached& k, Values& cache, std::int64_t) { k.clear(cache, stale); });
   add("of each position is that of the position before", [](const Cached& k, Values& cache, std::int64_t) {
     std::copy_backward(k.truth.begin(), k.truth.end() - k.width, cache.end());
   });

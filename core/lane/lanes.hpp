@@ -31,7 +31,8 @@ class RunningLane {
   void attach(std::unique_ptr<Lane> lane) { lane_ = std::move(lane); }
 
   void begin(const Pass& pass);
-  // True when the cache has the first `positions` of this sequence, which is known by where its tokens lie.
+  // True when the cache has the first `positions` of this sequence, which is known by where its tokens lie: of the
+  // layers that its passes went through, once they are done.
   bool has_cached(const std::int32_t* sequence, int positions) const {
     return sequence_ == sequence && cached_ >= positions;
   }

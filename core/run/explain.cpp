@@ -8,9 +8,9 @@
 #include <set>
 #include <utility>
 
-#include "core/verdict/cache_errors.hpp"
 #include "core/verdict/causes.hpp"
 #include "core/verdict/examiner.hpp"
+#include "core/verdict/out_of_line.hpp"
 
 namespace moe_diag {
 namespace {
@@ -278,7 +278,7 @@ void Explanations::look_before(const Again& again, Forward& forward, const Exami
   const std::optional<Site> last = last_read_of_cache(again);
   if (again.first == 0 || !last) return;
   std::vector<Stretch> stretches;
-  for (const int position : out_of_line(again, examiner)) {
+  for (const int position : positions_out_of_line(again, examiner)) {
     if (stretches.empty() || position > stretches.back().end()) stretches.push_back({position, 0});
     ++stretches.back().count;
   }
@@ -288,7 +288,7 @@ void Explanations::look_before(const Again& again, Forward& forward, const Exami
 }
 
 // Of the lanes whose error no step explains that was seen.
-std::set<int> Explanations::out_of_line(const Again& again, const Examiner& examiner) const {
+std::set<int> Explanations::positions_out_of_line(const Again& again, const Examiner& examiner) const {
   std::set<int> lanes, positions;
   for (const SideBySide& sides : examiner.compared())
     if (sides.prompt == again.prompt && !saw_wrong_step(examiner, sides)) lanes.insert({sides.lane, sides.against});

@@ -81,7 +81,7 @@ class Explanations {
   bool show_caches(const std::vector<Subject>& subjects, const std::vector<bool>& active) const;
   std::optional<Site> last_read_of_cache(const Again& again) const;
   void look_before(const Again& again, Forward& forward, const Examiner& examiner, Progress& progress);
-  std::set<int> out_of_line(const Again& again, const Examiner& examiner) const;
+  std::set<int> positions_out_of_line(const Again& again, const Examiner& examiner) const;
   bool needs_more_rows(const Examiner& examiner) const;
   bool make_whole();
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What fails at late positions is explained without running again those before, but for those that it may come from.
+// What fails at late positions is explained by these, then by those before that are out of line, then by all.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -65,7 +65,7 @@ TEST_CASE("a fault of a late position or a late pass is found there") {
   }
 }
 
-// Only the last positions are looked at: the others lead up to them. The first prompt was run over by the second.
+// Only the last positions are looked at. Lanes have the second prompt in their caches, and get the first one back.
 TEST_CASE("faults of all positions are found where claims are about the last of many") {
   for (const std::string lane : {"step", "free"}) {
     std::string claims = claims_about(lane);
@@ -107,8 +107,8 @@ TEST_CASE("what is wrong before the positions that fail is found there") {
   CHECK(explanation_of(lost, "C").cause == Cause::nonfinite_inherited);
 }
 
-// It leaves the keys and values of a lane without the fault.
-TEST_CASE("a lane that ran by itself after the run is run again from the start") {
+// It leaves the keys and values of a lane without the fault; those of the run come back.
+TEST_CASE("a lane that ran by itself after the run is explained as it was in the run") {
   const std::string late =
       "  - {id: LATE, claim: c, lane: free, stage: moe_ffn_out, layers: 3, positions: last, metric: rel_l2, at_most: "
       "1e-5}\n";
@@ -129,7 +129,7 @@ TEST_CASE("a lane that ran by itself after the run is run again from the start")
 }
 
 // Two positions are looked at, and as nothing is wrong there, all.
-TEST_CASE("positions before the late ones are run once, for what they may hide") {
+TEST_CASE("what drifts late is looked at twice: at the end, and whole") {
   const std::vector<std::string> tokens = {twelve, "[3, 141, 59, 26, 53, 58, 97, 93, 23, 84]",
                                            "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]"};
   const std::string alone =
@@ -174,6 +174,17 @@ TEST_CASE("a lane that does not show its cache is run again from the start") {
   CHECK(run.passes > 0);
   CHECK_THAT(explanation_of(run.verdict, "LATE").text,
              Contains("no error is known to be expected of the numerics 'odd'"));
+}
+
+TEST_CASE("an old key is named by the rows that read it late") {
+  for (const std::string position : {"5", "9"}) {
+    const Verdict verdict =
+        judge(contract_text(late_claim(), "{synthetic: tiny, seed: 7}", twelve),
+              {"{inject: stale_kv, stage: attn_scores, layer: 1, lane: free, positions: " + position + "}"});
+    CHECK(told(verdict) == std::vector<std::string>{"stale_kv at layer 1, attn_scores of free"});
+    CHECK_THAT(verdict.diagnosis.divergences.at(0).text,
+               Contains("the key of position " + position + " is that of the position before"));
+  }
 }
 
 // Where errors are large, no position can be ten times as far off.

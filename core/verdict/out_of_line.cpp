@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/verdict/cache_errors.hpp"
+#include "core/verdict/out_of_line.hpp"
 
 #include <algorithm>
 #include <cmath>
