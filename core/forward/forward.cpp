@@ -74,21 +74,19 @@ std::vector<std::int64_t> Forward::changed() const {
 void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>& at_layer) {
   plan_stops(prompt);
   begin(pass);
+  const bool by_layer = at_layer != nullptr;
   const std::size_t count = stops_.size();
   int layer = -1;
-  for (std::size_t at = 0, end = 0, ahead = 0; at < count; at = end) {
-    end = span_end(at, at_layer != nullptr);
+  for (std::size_t at = 0, end = 0; at < count; at = end) {
+    end = span_end(at, stops_, by_layer);
     if (at_layer && programs_.front()[at].layer > layer) at_layer(layer = programs_.front()[at].layer);
     for (int lane : launch_order_)
-      if (at >= ahead || !is_asynchronous(lane)) run(lane, at, end);
+      if (ran_[static_cast<std::size_t>(lane)] == at) run_on(lane, by_layer);
     if (!stops_[end - 1]) continue;
     // Devices compute the next span while what this one gave is copied and looked at.
-    const std::size_t next = end < count ? span_end(end, at_layer != nullptr) : end;
-    if (may_run_ahead(end, next)) {
-      for (int lane : launch_order_)
-        if (is_asynchronous(lane)) run(lane, end, next);
-      ahead = next;
-    }
+    for (int lane : launch_order_)
+      if (is_asynchronous(lane) && ran_[static_cast<std::size_t>(lane)] == end && may_run_ahead(lane, by_layer))
+        run_on(lane, by_layer);
     stop(programs_.front()[end - 1], pass, prompt);
   }
 }
@@ -96,6 +94,7 @@ void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>&
 void Forward::begin(const Pass& pass) {
   const std::int32_t* sequence = pass.tokens.data() - pass.first;
   std::vector<bool> knows(lanes_.size(), false);
+  ran_.assign(lanes_.size(), 0);
   for (int lane : launch_order_) {
     RunningLane& running = lanes_[static_cast<std::size_t>(lane)];
     knows[static_cast<std::size_t>(lane)] = running.has_cached(sequence, pass.first);
@@ -119,48 +118,54 @@ void Forward::take_over_cache(int lane, int from, Stretch positions) {
           lanes_[static_cast<std::size_t>(from)].read_cache(cache_part(step), step.layer, positions, lanes_.config()));
 }
 
-void Forward::run(int lane, std::size_t at, std::size_t end) {
-  const std::span<const Step> steps = programs_[static_cast<std::size_t>(lane)];
-  lanes_[static_cast<std::size_t>(lane)].run(steps.subspan(at, end - at));
+// Up to where somebody looks at the lane again, whatever is looked at of others until then.
+void Forward::run_on(int lane, bool by_layer) {
+  const auto i = static_cast<std::size_t>(lane);
+  const std::size_t at = ran_[i], end = span_end(at, lane_stops_[i], by_layer);
+  lanes_[i].run(std::span<const Step>(programs_[i]).subspan(at, end - at));
+  ran_[i] = end;
 }
 
 bool Forward::is_asynchronous(int lane) const {
   return lanes_[static_cast<std::size_t>(lane)].description.asynchronous;
 }
 
-// True when steps [at, end) can run before the step in front of them was looked at: nothing of it is going to be
+// True when the lane's next span can run before the step in front of it was looked at: nothing of that is going to be
 // replaced, and no stage that is there to be read is written, which is so while they are of the same layer.
-bool Forward::may_run_ahead(std::size_t at, std::size_t end) const {
+bool Forward::may_run_ahead(int lane, bool by_layer) const {
   const Program& program = programs_.front();
+  const auto i = static_cast<std::size_t>(lane);
+  const std::size_t at = ran_[i], end = at < steps_ ? span_end(at, lane_stops_[i], by_layer) : at;
   const Step& before = program[at - 1];
-  for (std::size_t i = at; i < end; ++i)
-    if (program[i].layer != before.layer) return false;
+  for (std::size_t s = at; s < end; ++s)
+    if (program[s].layer != before.layer) return false;
   for (Stage stage : before.out) {
-    for (int lane : feeding_order_)
-      if (feeder(lane, stage) >= 0) return false;
+    if (feeder(lane, stage) >= 0) return false;
     for (const FaultPlanter& planter : faults_)
-      if (planter.fault().site() == site_of(before, stage)) return false;
+      if (planter.fault().lane == lane && planter.fault().site() == site_of(before, stage)) return false;
   }
   return at < end;
 }
 
 // One past the last step of the span that begins at `at`: up to a stop, or up to the layer's end when layers are
 // counted.
-std::size_t Forward::span_end(std::size_t at, bool by_layer) const {
+std::size_t Forward::span_end(std::size_t at, const std::vector<bool>& stops, bool by_layer) const {
   const Program& program = programs_.front();
   std::size_t end = at;
-  while (end < stops_.size()) {
-    const bool last = stops_[end++];
-    if (last || (by_layer && end < stops_.size() && program[end].layer != program[end - 1].layer)) break;
+  while (end < stops.size()) {
+    const bool last = stops[end++];
+    if (last || (by_layer && end < stops.size() && program[end].layer != program[end - 1].layer)) break;
   }
   return end;
 }
 
-// Lanes stop after a step when a hook wants one of its outputs, a fault needs one, or a lane's are replaced.
+// A lane stops after a step when a hook wants one of its outputs, a fault needs one, or they replace others or are
+// replaced.
 void Forward::plan_stops(int prompt) {
   if (prompt == planned_prompt_) return;
   planned_prompt_ = prompt;
   stops_.assign(steps_, false);
+  lane_stops_.assign(lanes_.size(), stops_);
   for (std::size_t i = 0; i < stops_.size(); ++i)
     for (int lane : feeding_order_) {
       Step& step = programs_[static_cast<std::size_t>(lane)][i];
@@ -169,6 +174,7 @@ void Forward::plan_stops(int prompt) {
         step.want = step.want || bus_.wanted(prompt, lane, site_of(step, stage)) || feeder(lane, stage) >= 0;
         for (int other : feeding_order_) step.want = step.want || feeder(other, stage) == lane;
       }
+      lane_stops_[static_cast<std::size_t>(lane)][i] = step.want;
       stops_[i] = stops_[i] || step.want;
     }
 }

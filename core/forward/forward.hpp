@@ -12,8 +12,9 @@
 
 namespace moe_diag {
 
-// All lanes through the program in lockstep: they run up to the next step that somebody looks at, it is shown, and
-// lanes with inputs from another take them over. Memory holds one layer per lane, whatever is looked at.
+// All lanes through the program in lockstep: each runs up to the next step of its own that somebody looks at, it is
+// shown, and lanes with inputs from another take them over. So looking at one lane does not change what another may
+// fuse. Memory holds one layer per lane, whatever is looked at.
 class Forward {
  public:
   // Of the lanes that run, only the active ones take part; the feeders of an active lane must be active. `feed` gives
@@ -36,11 +37,11 @@ class Forward {
   void begin(const Pass& pass);
   void take_over_cache(int lane, int from, Stretch positions);
   void plan_stops(int prompt);
-  std::size_t span_end(std::size_t at, bool by_layer) const;
-  void run(int lane, std::size_t at, std::size_t end);
+  std::size_t span_end(std::size_t at, const std::vector<bool>& stops, bool by_layer) const;
+  void run_on(int lane, bool by_layer);
   int feeder(int lane, Stage stage) const;
   bool is_asynchronous(int lane) const;
-  bool may_run_ahead(std::size_t at, std::size_t end) const;
+  bool may_run_ahead(int lane, bool by_layer) const;
   void stop(const Step& step, const Pass& pass, int prompt);
   void plant(Sighting& sighting);
   void hand_over(Sighting& sighting);
@@ -54,7 +55,9 @@ class Forward {
   std::vector<int> feeding_order_;              // lanes that take part
   std::vector<int> launch_order_;               // the same, those that return early first
   std::size_t steps_;                           // of the program that are run
-  std::vector<bool> stops_;                     // per step: lanes stop after it
+  std::vector<std::vector<bool>> lane_stops_;   // per lane and step: it stops after it
+  std::vector<bool> stops_;                     // per step: any does
+  std::vector<std::size_t> ran_;                // per lane: steps of the pass at hand
   int planned_prompt_ = -1;
 };
 
