@@ -5,8 +5,6 @@
 #include <sys/stat.h>
 
 #include <filesystem>
-#include <fstream>
-#include <limits>
 #include <map>
 #include <system_error>
 
@@ -41,14 +39,6 @@ std::string listed_bytes(const std::vector<PlannedOutput>& outputs) {
 }
 
 }  // namespace
-
-std::uint64_t available_memory() {
-  std::ifstream file("/proc/meminfo");
-  std::string word;
-  while (file >> word)
-    if (std::uint64_t kibibytes = 0; word == "MemAvailable:" && file >> kibibytes) return kibibytes * 1024;
-  return std::numeric_limits<std::uint64_t>::max();
-}
 
 std::string bytes_text(std::uint64_t bytes) {
   const auto b = static_cast<double>(bytes);

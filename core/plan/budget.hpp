@@ -26,9 +26,6 @@ std::string over_max_bytes(const Contract& contract, const std::vector<PlannedOu
 // what is there already counts as free.
 std::string over_free_space(const std::vector<PlannedOutput>& outputs, bool overwrite);
 
-// What the system can give without swapping.
-std::uint64_t available_memory();
-
 // "3.20 GiB"
 std::string bytes_text(std::uint64_t bytes);
 

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <system_error>
 
+#include "core/plan/memory.hpp"
 #include "core/run/evidence.hpp"
 #include "core/run/explain.hpp"
 #include "core/run/timing.hpp"

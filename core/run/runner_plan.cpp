@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "core/plan/memory.hpp"
 #include "core/plugin/guard.hpp"
 #include "core/run/forecast.hpp"
 #include "core/run/runner.hpp"
