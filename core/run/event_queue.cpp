@@ -2,7 +2,6 @@
 #include "core/run/event_queue.hpp"
 
 #include <fmt/format.h>
-#include <sys/mman.h>
 
 #include <chrono>
 #include <cstring>
@@ -52,30 +51,20 @@ void pick_rows(const Event& event, std::int32_t base, std::byte* to) {
 
 }  // namespace
 
-// In huge pages, where there are some: it is touched but once, from end to end.
-EventQueue::Ring EventQueue::mapped(std::size_t bytes) {
-  void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED)
-    throw Error(
-        ErrorKind::environment,
-        fmt::format("the queue of captured tensors takes {} MiB, which there are not; lower 'queue_mb'", bytes >> 20));
-  ::madvise(memory, bytes, MADV_HUGEPAGE);
-  return Ring(static_cast<std::byte*>(memory), {bytes});
-}
-
-void EventQueue::Unmap::operator()(std::byte* memory) const {
-  MOE_DIAG_UNPOISON(memory, bytes);
-  ::munmap(memory, bytes);
+Pages EventQueue::ring_of(std::size_t bytes) try { return Pages(bytes); } catch (const std::bad_alloc&) {
+  throw Error(
+      ErrorKind::environment,
+      fmt::format("the queue of captured tensors takes {} MiB, which there are not; lower 'queue_mb'", bytes >> 20));
 }
 
 EventQueue::EventQueue(std::size_t bytes, Consume consume, Interrupted interrupted)
     : consume_(std::move(consume)),
       interrupted_(std::move(interrupted)),
       capacity_(aligned(bytes)),
-      ring_(mapped(capacity_)),
+      ring_(ring_of(capacity_)),
       thread_([this] { run(); }) {
   // What lies beside an event is nobody's: the address sanitizer finds a sink that goes there.
-  MOE_DIAG_POISON(ring_.get(), capacity_);
+  MOE_DIAG_POISON(ring_.data(), capacity_);
 }
 
 EventQueue::~EventQueue() {
@@ -85,6 +74,7 @@ EventQueue::~EventQueue() {
   }
   work_.notify_all();
   thread_.join();
+  MOE_DIAG_UNPOISON(ring_.data(), capacity_);
 }
 
 template <class Ready>
@@ -103,12 +93,12 @@ void EventQueue::wait(Lock& lock, Ready ready) {
 // Where an entry of so many bytes can lie; null: nowhere before others are released.
 std::byte* EventQueue::room_for(std::size_t bytes) {
   if (pushed_ == consumed_) head_ = tail_ = wrapped_at_ = 0;  // what is hot in the cache is used again
-  if (wrapped_at_ > 0) return head_ - tail_ >= bytes ? ring_.get() + tail_ : nullptr;
-  if (capacity_ - tail_ >= bytes) return ring_.get() + tail_;
+  if (wrapped_at_ > 0) return head_ - tail_ >= bytes ? ring_.data() + tail_ : nullptr;
+  if (capacity_ - tail_ >= bytes) return ring_.data() + tail_;
   if (head_ < bytes) return nullptr;
   wrapped_at_ = tail_;
   tail_ = 0;
-  return ring_.get();
+  return ring_.data();
 }
 
 std::byte* EventQueue::reserve(std::size_t bytes) {
@@ -185,7 +175,7 @@ void EventQueue::call(const std::function<void()>& body) {
 }
 
 void EventQueue::release(std::size_t bytes) {
-  MOE_DIAG_POISON(ring_.get() + head_, bytes);
+  MOE_DIAG_POISON(ring_.data() + head_, bytes);
   head_ += bytes;
   ++consumed_;
   if (wrapped_at_ == 0 || head_ != wrapped_at_) return;
@@ -213,7 +203,7 @@ void EventQueue::run() {
     work_.wait(lock, [&] { return stop_ || pushed_ != consumed_ || call_; });
     if (stop_) return;
     if (pushed_ != consumed_) {
-      const Entry& entry = *std::launder(reinterpret_cast<const Entry*>(ring_.get() + head_));
+      const Entry& entry = *std::launder(reinterpret_cast<const Entry*>(ring_.data() + head_));
       if (!failure_) failure_ = failure_of(lock, [&] { consume_(entry.event, entry.receivers); });
       release(entry.bytes);
     } else {

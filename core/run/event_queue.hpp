@@ -13,6 +13,7 @@
 
 #include "core/api/error.hpp"
 #include "core/api/event.hpp"
+#include "core/lane/pages.hpp"
 
 namespace moe_diag {
 
@@ -59,17 +60,12 @@ class EventQueue {
   void run();
   void release(std::size_t bytes);
 
-  struct Unmap {
-    std::size_t bytes = 0;
-    void operator()(std::byte* memory) const;
-  };
-  using Ring = std::unique_ptr<std::byte, Unmap>;
-  static Ring mapped(std::size_t bytes);
+  static Pages ring_of(std::size_t bytes);
 
   const Consume consume_;
   const Interrupted interrupted_;
   const std::size_t capacity_;
-  const Ring ring_;
+  const Pages ring_;
   std::unique_ptr<std::byte[]> picked_;  // rows of an event that has no room and does not lie side by side
 
   std::mutex pushing_;  // one caller at a time
