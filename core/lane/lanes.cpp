@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <utility>
+
 #include "core/lane/recorded_lane.hpp"
 #include "core/plugin/guard.hpp"
 
@@ -19,6 +21,11 @@ std::string device_of(const Options& options) {
 
 RunningLane::RunningLane(const LaneSpec& spec)
     : name(spec.name), backend(spec.backend), label_(fmt::format("lane '{}' (backend {})", spec.name, spec.backend)) {}
+
+std::unique_ptr<Lane> RunningLane::replace(std::unique_ptr<Lane> lane) {
+  forget_cache();
+  return std::exchange(lane_, std::move(lane));
+}
 
 void RunningLane::begin(const Pass& pass) {
   sequence_ = pass.tokens.data() - pass.first;

@@ -29,6 +29,8 @@ class RunningLane {
   bool runs() const { return lane_ != nullptr && absent.empty(); }
   const std::string& label() const { return label_; }  // for messages: "lane 'cpu' (backend cpu)"
   void attach(std::unique_ptr<Lane> lane) { lane_ = std::move(lane); }
+  // Gives back what computed so far.
+  std::unique_ptr<Lane> replace(std::unique_ptr<Lane> lane);
 
   void begin(const Pass& pass);
   // True when the cache has the first `positions` of this sequence, which is known by where its tokens lie: of the

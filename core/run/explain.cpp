@@ -31,6 +31,26 @@ bool saw_wrong_step(const Examiner& examiner, const SideBySide& sides) {
   return saw(sides.lane) || saw(sides.against);
 }
 
+// What was recorded of a lane, in its place.
+class StandIn {
+ public:
+  // `kept` null: the lane itself.
+  StandIn(RunningLane& lane, const KeptStages* kept, const ModelConfig& config) : lane_(lane) {
+    if (!kept) return;
+    itself_ = lane.replace(nullptr);
+    lane.replace(std::make_unique<ReplayedLane>(*kept, *itself_, config));
+  }
+  StandIn(const StandIn&) = delete;
+  StandIn& operator=(const StandIn&) = delete;
+  ~StandIn() {
+    if (itself_) lane_.replace(std::move(itself_));
+  }
+
+ private:
+  RunningLane& lane_;
+  std::unique_ptr<Lane> itself_;
+};
+
 // Closes what was opened for the rerun, however it ends.
 class Copies {
  public:
@@ -45,25 +65,25 @@ class Copies {
 
 }  // namespace
 
-Explanations::Explanations(const Parts& parts, Verdict& verdict)
-    : parts_(parts), verdict_(verdict), oracle_(parts.lanes.index_of(parts.contract.oracle)) {
-  if (parts.contract.step) feed_.emplace(*parts.contract.step, parts.plan.program.front(), parts.model.config());
-  why_not_ = obstacle();
-  if (!why_not_.empty()) return;
-  for (std::size_t f = 0; f < verdict.judgements.size(); ++f)
-    if (verdict.judgements[f].outcome == Outcome::falsified) select(f);
-  for (auto& [prompt, again] : again_) widen(again);
-  if (again_.empty()) why_not_ = "none of what is falsified is about a step";
-}
-
-std::string Explanations::obstacle() const {
-  if (oracle_ < 0) return "the contract has no oracle: which step is wrong can only be told beside one in f64";
-  const RunningLane& oracle = parts_.lanes[static_cast<std::size_t>(oracle_)];
+std::string obstacle_to_explaining(const Lanes& lanes, int index) {
+  if (index < 0) return "the contract has no oracle: which step is wrong can only be told beside one in f64";
+  const RunningLane& oracle = lanes[static_cast<std::size_t>(index)];
   if (!oracle.absent.empty()) return fmt::format("the oracle '{}' does not run: {}", oracle.name, oracle.absent);
   if (oracle.description.numerics != "f64")
     return fmt::format("the oracle '{}' computes in {}: which step is wrong can only be told beside one in f64",
                        oracle.name, oracle.description.numerics);
   return "";
+}
+
+Explanations::Explanations(const Parts& parts, Verdict& verdict)
+    : parts_(parts), verdict_(verdict), oracle_(parts.lanes.index_of(parts.contract.oracle)) {
+  if (parts.contract.step) feed_.emplace(*parts.contract.step, parts.plan.program.front(), parts.model.config());
+  why_not_ = obstacle_to_explaining(parts.lanes, oracle_);
+  if (!why_not_.empty()) return;
+  for (std::size_t f = 0; f < verdict.judgements.size(); ++f)
+    if (verdict.judgements[f].outcome == Outcome::falsified) select(f);
+  for (auto& [prompt, again] : again_) widen(again);
+  if (again_.empty()) why_not_ = "none of what is falsified is about a step";
 }
 
 bool Explanations::is_recorded(int lane) const {
@@ -88,9 +108,14 @@ void Explanations::select(std::size_t f) {
   }
 }
 
-// From the first position that fails, a few; and all before it, which cost little more, unless they are many.
+const KeptStages* Explanations::recorded(int prompt) const {
+  return parts_.record ? parts_.record->of(prompt) : nullptr;
+}
+
+// From the first position that fails, a few; and all before it, unless they are many and the oracle would have to
+// compute them again.
 void Explanations::widen(Again& again) const {
-  const bool late = !feed_ && again.first >= least_rows;
+  const bool late = !feed_ && again.first >= least_rows && !recorded(again.prompt);
   again.end = std::min(again.first + (late ? late_rows : least_rows), parts_.sequences.known(again.prompt));
   again.first = late ? again.end - late_rows : 0;
 }
@@ -150,9 +175,11 @@ std::vector<Subject> Explanations::open_subjects() {
   return subjects;
 }
 
-// A fault of a lane is one of its copy, too.
-std::vector<PlantedFault> Explanations::planted(const std::vector<Subject>& subjects) const {
-  std::vector<PlantedFault> faults = parts_.planted;
+// A fault of a lane is one of its copy, too; one of the oracle is in what was recorded.
+std::vector<PlantedFault> Explanations::planted(const std::vector<Subject>& subjects, int prompt) const {
+  std::vector<PlantedFault> faults;
+  for (const PlantedFault& fault : parts_.planted)
+    if (fault.lane != oracle_ || !recorded(prompt)) faults.push_back(fault);
   const auto in_contract = static_cast<int>(parts_.contract.lanes.size());
   for (const Subject& s : subjects)
     for (const PlantedFault& fault : parts_.planted)
@@ -178,7 +205,8 @@ std::vector<Stage> Explanations::curves() const {
 }
 
 void Explanations::make(const AtLayer& at_layer) {
-  if (!open_oracle()) return leave_unexplained(verdict_, parts_.plan, oracle_, obstacle());
+  if (!open_oracle())
+    return leave_unexplained(verdict_, parts_.plan, oracle_, obstacle_to_explaining(parts_.lanes, oracle_));
   const Copies closed_in_the_end(parts_.lanes);
   const std::vector<Subject> subjects = open_subjects();
   Progress progress{at_layer};
@@ -196,8 +224,9 @@ std::unique_ptr<Examiner> Explanations::run(const std::vector<Subject>& subjects
   Bus bus;
   bus.add(*examiner);
   const std::vector<bool> lanes = active(subjects);
-  Forward forward(parts_.model, parts_.lanes, bus, planted(subjects), lanes, feed_ ? &*feed_ : nullptr);
   for (auto& [prompt, again] : again_) {
+    const StandIn replayed(parts_.lanes[static_cast<std::size_t>(oracle_)], recorded(prompt), parts_.model.config());
+    Forward forward(parts_.model, parts_.lanes, bus, planted(subjects, prompt), lanes, feed_ ? &*feed_ : nullptr);
     lead_up(again, lanes, progress);
     if (again.first > 0 && last_read_of_cache(again) && !show_caches(subjects, lanes)) again.first = 0;
     forward.end_after(again.last);

@@ -17,11 +17,15 @@
 #include "core/model/model.hpp"
 #include "core/plan/plan.hpp"
 #include "core/run/kept_caches.hpp"
+#include "core/run/oracle_record.hpp"
 #include "core/run/sequences.hpp"
 #include "core/verdict/examiner.hpp"
 #include "core/verdict/verdict.hpp"
 
 namespace moe_diag {
+
+// Why nothing can be explained beside this oracle (a lane's index, or -1); empty: it can.
+std::string obstacle_to_explaining(const Lanes& lanes, int oracle);
 
 // Runs what failed once more, on the oracle's inputs, and names the causes.
 class Explanations {
@@ -33,6 +37,7 @@ class Explanations {
     Lanes& lanes;
     const Sequences& sequences;
     KeptCaches& kept;
+    const OracleRecord* record;  // null: nothing is
     std::vector<PlantedFault> planted;
   };
   Explanations(const Parts& parts, Verdict& verdict);
@@ -62,16 +67,16 @@ class Explanations {
     std::int64_t done = 0, total = 0;
   };
 
+  const KeptStages* recorded(int prompt) const;
   bool is_recorded(int lane) const;
   void select(std::size_t falsifier);
   void widen(Again& again) const;
   void add_lane(int lane);
   int twin_of(int lane) const;
   bool has_same_faults(int lane, int other) const;
-  std::string obstacle() const;
   bool open_oracle();  // false: it turns out to be absent
   std::vector<Subject> open_subjects();
-  std::vector<PlantedFault> planted(const std::vector<Subject>& subjects) const;
+  std::vector<PlantedFault> planted(const std::vector<Subject>& subjects, int prompt) const;
   std::vector<bool> active(const std::vector<Subject>& subjects) const;
   std::vector<Stage> curves() const;
   std::unique_ptr<Examiner> run(const std::vector<Subject>& subjects, Progress& progress);

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,12 +32,14 @@ struct ModelCache {
 };
 
 struct RunOptions {
-  std::string out;                // folder of all outputs; made before anything is computed. Empty: nothing is written
-  bool overwrite = false;         // captures of earlier runs may be replaced
-  bool controls = false;          // run every control, too
-  bool explain = true;            // when something is falsified, run it again to name the causes
-  std::vector<FaultSpec> inject;  // faults planted in the run itself; each names its lane
-  int threads = 0;                // default of lanes that take threads; 0: theirs
+  std::string out;         // folder of all outputs; made before anything is computed. Empty: nothing is written
+  bool overwrite = false;  // captures of earlier runs may be replaced
+  bool controls = false;   // run every control, too
+  bool explain = true;     // when something is falsified, run it again to name the causes
+  std::optional<std::uint64_t> explain_memory;  // bytes that what the run computed may be kept in, for explaining;
+                                                // none: an eighth of what is available
+  std::vector<FaultSpec> inject;                // faults planted in the run itself; each names its lane
+  int threads = 0;                              // default of lanes that take threads; 0: theirs
   std::string_view tool_version;
   std::function<void(const Progress&)> progress;  // may be empty
   std::function<bool()> interrupted;              // asked at every layer; true ends the run. May be empty

@@ -122,10 +122,14 @@ void Runner::forward() {
   const int oracle = lanes_->index_of(contract_.oracle);
   Coverage coverage(plan_, model_->config(), oracle >= 0 && lockstep_[static_cast<std::size_t>(oracle)] ? oracle : -1);
   hooks.insert(hooks.end(), {judge_.get(), capture_.get(), sequences_.get(), &coverage});
+  record_ = oracle_record();
+  if (record_) hooks.push_back(record_.get());
   kept_ = std::make_unique<KeptCaches>(plan_.program, *lanes_);
   const bool keeps = keeps_caches();
   const std::vector<std::int64_t> changed = walk(hooks, planted(), lockstep_, "", [&](int prompt, int positions) {
-    if (keeps) kept_->keep(prompt, positions, lockstep_);
+    const bool is_needed = judge_->saw_failing(prompt);
+    if (record_) record_->end(prompt, is_needed);
+    if (keeps && is_needed && !(record_ && record_->of(prompt))) kept_->keep(prompt, positions, lockstep_);
   });
   note_ends();
   for (std::size_t f = 0; f < changed.size(); ++f) {
@@ -137,8 +141,29 @@ void Runner::forward() {
   verdict_.timing.forward = seconds() - verdict_.timing.open;
 }
 
-// Explaining is quicker with what lanes had in their caches. They have it still of the only prompt, unless they run
-// alone after it; of several it is kept, where that takes a small part of the memory.
+// How much of what the run computed may be kept for explaining.
+std::uint64_t Runner::explain_memory() const { return options_.explain_memory.value_or(available_memory() / 8); }
+
+// Explaining is quicker with what the oracle computed. Taking that from a device may cost more than computing it again.
+std::unique_ptr<OracleRecord> Runner::oracle_record() {
+  const int oracle = lanes_->index_of(contract_.oracle);
+  const bool explains = std::any_of(plan_.falsifiers.begin(), plan_.falsifiers.end(),
+                                    [&](const WatchedFalsifier& f) { return unexplainable(f, oracle).empty(); });
+  if (!options_.explain || !explains || contract_.step || !obstacle_to_explaining(*lanes_, oracle).empty() ||
+      !lockstep_[static_cast<std::size_t>(oracle)])
+    return nullptr;
+  const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(oracle)];
+  if (lane.inputs >= 0 || lane.routing >= 0 || lane.description.asynchronous) return nullptr;
+  Bus judged;
+  judged.add(*judge_);
+  std::vector<bool> prompts;
+  for (std::size_t p = 0; p < contract_.prompts.size(); ++p)
+    prompts.push_back(judged.looks_at(static_cast<int>(p), *lanes_));
+  return std::make_unique<OracleRecord>(contract_, plan_, *lanes_, prompts, explain_memory());
+}
+
+// Without that, with what lanes had in their caches. They have it still of the only prompt, unless they run alone after
+// it; of several it is kept, where that takes a small part of the memory.
 bool Runner::keeps_caches() const {
   const bool alone = std::any_of(plan_.falsifiers.begin(), plan_.falsifiers.end(),
                                  [](const WatchedFalsifier& f) { return is_solo(f.spec->metric); });
@@ -146,7 +171,7 @@ bool Runner::keeps_caches() const {
     return false;
   std::int64_t positions = 0;
   for (const PromptSpec& prompt : contract_.prompts) positions += prompt.length();
-  return kept_->bytes(positions, lockstep_) <= available_memory() / 8;
+  return kept_->bytes(positions, lockstep_) <= explain_memory();
 }
 
 // A prompt that the oracle is to continue ends where the oracle is absent.
@@ -294,7 +319,8 @@ void Runner::explain() {
   const int oracle = lanes_->index_of(contract_.oracle);
   if (!options_.explain) return leave_unexplained(verdict_, plan_, oracle, "causes were not asked for: --no-explain");
   const double before = seconds();
-  Explanations explanations({contract_, plan_, *model_, *lanes_, *sequences_, *kept_, planted()}, verdict_);
+  Explanations explanations({contract_, plan_, *model_, *lanes_, *sequences_, *kept_, record_.get(), planted()},
+                            verdict_);
   std::string why_not = explanations.why_not();
   if (why_not.empty() && explanations.host_bytes() > available_memory())
     why_not = fmt::format("copies of the lanes take {} of memory, {} are available",

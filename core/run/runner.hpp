@@ -15,6 +15,7 @@
 #include "core/plan/plan.hpp"
 #include "core/run/capture.hpp"
 #include "core/run/kept_caches.hpp"
+#include "core/run/oracle_record.hpp"
 #include "core/run/run.hpp"
 #include "core/run/sequences.hpp"
 #include "core/run/solo.hpp"
@@ -67,7 +68,9 @@ class Runner {
   std::vector<std::int64_t> walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults,
                                  const std::vector<bool>& active, const std::string& what,
                                  const AfterPrompt& after_prompt = {});
+  std::unique_ptr<OracleRecord> oracle_record();
   bool keeps_caches() const;
+  std::uint64_t explain_memory() const;
   void check_planted() const;
   void check_bits() const;
   LaneReport lane_report(std::size_t i) const;
@@ -107,7 +110,8 @@ class Runner {
   std::unique_ptr<Sequences> sequences_;
   std::map<std::string, DigestFile> digest_files_;     // by path
   std::vector<std::unique_ptr<RowRecord>> witnesses_;  // per falsifier; null: it needs none
-  std::unique_ptr<KeptCaches> kept_;                   // once the lockstep run has begun
+  std::unique_ptr<OracleRecord> record_;               // once the lockstep run has begun; null: there is none
+  std::unique_ptr<KeptCaches> kept_;                   // the same, of what is not in the record
   std::vector<bool> lockstep_;                         // lanes that take part in the lockstep run
   Verdict verdict_;
   std::vector<std::pair<std::string, FaultSpec>> planted_;  // of the contract and of the options, with their place

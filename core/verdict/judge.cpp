@@ -238,6 +238,15 @@ void Judge::note_end(int prompt, int end, const std::string& why) {
   }
 }
 
+bool Judge::saw_failing(int prompt) const {
+  const auto fails = [&](const Judgement& j) {
+    const auto of_prompt = std::equal_range(j.sites.begin(), j.sites.end(), SiteResult{prompt, {}, 0, 0, {}, {}},
+                                            [](const auto& a, const auto& b) { return a.prompt < b.prompt; });
+    return std::any_of(of_prompt.first, of_prompt.second, [](const SiteResult& site) { return site.failing > 0; });
+  };
+  return std::any_of(judgements_.begin(), judgements_.end(), fails);
+}
+
 // False, and remembered as the reason, when there is nothing to judge by: missing is not equal.
 bool Judge::has_tensors(std::size_t f, Sighting& sighting, Comparisons& comparisons) {
   const std::string what = lacking(plan_.falsifiers[f], sighting, comparisons);

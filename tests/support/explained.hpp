@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,11 +24,14 @@ inline std::string claims_about(const std::string& lane) {
                      lane);
 }
 
-inline Verdict judge(const std::string& text, const std::vector<std::string>& faults = {}, bool explain = true) {
+// `memory`: see RunOptions::explain_memory.
+inline Verdict judge(const std::string& text, const std::vector<std::string>& faults = {}, bool explain = true,
+                     std::optional<std::uint64_t> memory = std::nullopt) {
   static ModelCache models;
   RunOptions options;
   options.models = &models;
   options.explain = explain;
+  options.explain_memory = memory;
   return judge_text(text, options, faults);
 }
 

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+#include "core/lane/kept_stages.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/api/error.hpp"
+
+namespace moe_diag {
+namespace {
+
+[[noreturn]] void refuse() { throw Error(ErrorKind::environment, "what was computed once cannot be replaced"); }
+
+std::size_t row_bytes(const Tensor& tensor) {
+  return static_cast<std::size_t>(tensor.shape.row()) * size_of(tensor.dtype);
+}
+
+const std::byte* row_of(const Tensor& tensor, std::int64_t row) {
+  return tensor.as<std::byte>() + static_cast<std::size_t>(row) * row_bytes(tensor);
+}
+
+}  // namespace
+
+bool KeptStages::keep(Site site, int first, const Tensor& rows) {
+  if (taken_by(rows.bytes()) > memory_.size() - used_) return false;
+  std::byte* to = memory_.data() + used_;
+  std::memcpy(to, rows.data, rows.bytes());
+  used_ += taken_by(rows.bytes());
+  rows_[site].push_back({first, {to, rows.dtype, rows.shape}});
+  return true;
+}
+
+void KeptStages::clear() {
+  rows_.clear();
+  used_ = 0;
+}
+
+Tensor KeptStages::at(Site site, Stretch positions) const {
+  const auto found = rows_.find(site);
+  if (found == rows_.end()) return {};
+  for (const Rows& rows : found->second) {
+    const std::int64_t from = positions.first - rows.first;
+    if (from < 0 || from + positions.count > rows.tensor.shape[0]) continue;
+    Tensor part = rows.tensor;
+    part.data = row_of(rows.tensor, from);
+    part.shape.dims[0] = positions.count;
+    return part;
+  }
+  return {};
+}
+
+Tensor KeptStages::last_columns(Site site, Stretch positions, std::int64_t columns, std::vector<std::byte>& to) const {
+  const auto found = rows_.find(site);
+  if (found == rows_.end()) return {};
+  const DType dtype = found->second.front().tensor.dtype;
+  const std::size_t width = static_cast<std::size_t>(columns) * size_of(dtype);
+  to.resize(static_cast<std::size_t>(positions.count) * width);
+  int copied = 0;
+  for (const Rows& rows : found->second) {
+    const int end = std::min(positions.end(), rows.first + static_cast<int>(rows.tensor.shape[0]));
+    for (int p = std::max(positions.first, rows.first); p < end; ++p, ++copied)
+      std::memcpy(to.data() + static_cast<std::size_t>(p - positions.first) * width,
+                  row_of(rows.tensor, p - rows.first + 1) - width, width);
+  }
+  if (copied < positions.count) return {};
+  return {to.data(), dtype, Shape{positions.count, columns}};
+}
+
+void ReplayedLane::begin(const Pass& pass) {
+  pass_ = pass;
+  is_computed_ = {};
+}
+
+void ReplayedLane::run(std::span<const Step> steps) {
+  for (const Step& step : steps) {
+    for (Stage stage : step.out) layer_[static_cast<std::size_t>(stage)] = step.layer;
+    if (step.out[0] >= Stage::final_norm) compute(step);
+  }
+}
+
+// Of a pass that is cut the head's last row is another. The head does not know where its rows stand.
+void ReplayedLane::compute(const Step& step) {
+  const Rows head{pass_.head_first, pass_.rows() - pass_.head_first};
+  if (read(step.out[0], head)) return;
+  const Stage stage = step.in[0];
+  if (!is_computed_[static_cast<std::size_t>(stage)]) {
+    const Rows rows = stage >= Stage::final_norm ? head : Rows{0, pass_.rows()};
+    const Tensor values = read(stage, rows);
+    if (!values) return;
+    Pass first = pass_;
+    first.first = 0;
+    lane_.begin(first);
+    lane_.write(stage, rows, values);
+  }
+  lane_.run({&step, 1});
+  is_computed_[static_cast<std::size_t>(step.out[0])] = true;
+}
+
+Tensor ReplayedLane::read(Stage stage, Rows rows) {
+  const auto i = static_cast<std::size_t>(stage);
+  if (is_computed_[i]) return lane_.read(stage, rows);
+  return kept_.at({stage, layer_[i]}, {pass_.first + rows.first, rows.count});
+}
+
+Tensor ReplayedLane::read_cache(CachePart part, int layer, Stretch positions) {
+  const Stage stage = part == CachePart::keys ? Stage::k_post_rope : Stage::qkv_matmul;
+  return kept_.last_columns({stage, layer}, positions, config_.kv_width(), cached_);
+}
+
+void ReplayedLane::write(Stage, Rows, const Tensor&) { refuse(); }
+void ReplayedLane::write_cache(CachePart, int, Stretch, const Tensor&) { refuse(); }
+
+}  // namespace moe_diag

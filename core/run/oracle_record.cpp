@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT
+#include "core/run/oracle_record.hpp"
+
+#include <algorithm>
+#include <new>
+
+namespace moe_diag {
+
+OracleRecord::OracleRecord(const Contract& contract, const Plan& plan, const Lanes& lanes,
+                           const std::vector<bool>& prompts, std::uint64_t most_bytes)
+    : program_(plan.program),
+      config_(lanes.config()),
+      oracle_(lanes.index_of(contract.oracle)),
+      dtype_(lanes[static_cast<std::size_t>(oracle_)].description.values),
+      most_bytes_(most_bytes) {
+  for (std::size_t p = 0; p < prompts.size(); ++p)
+    bytes_.push_back(prompts[p] ? bytes_of(contract.prompts[p], plan.head_first[p]) : 0);
+}
+
+std::uint64_t OracleRecord::bytes_of(const PromptSpec& prompt, int head_first) const {
+  std::uint64_t bytes = 0;
+  for (const Stretch& pass : stretches_of(prompt))
+    for (const Step& step : program_)
+      for (Stage stage : step.out) {
+        const int head = std::min(std::max(head_first, pass.first), pass.end() - 1);
+        const int rows = stage >= Stage::final_norm ? pass.end() - head : pass.count;
+        const DType dtype = info(stage).payload == Payload::indices ? DType::i32 : dtype_;
+        bytes += KeptStages::taken_by(static_cast<std::size_t>(config_.shape_of(stage, rows, prompt.length()).count()) *
+                                      size_of(dtype));
+      }
+  return bytes;
+}
+
+bool OracleRecord::wants(int prompt, int lane, Site /*site*/) const {
+  const std::uint64_t bytes = bytes_[static_cast<std::size_t>(prompt)];
+  return lane == oracle_ && bytes > 0 && kept_bytes_ + bytes <= most_bytes_;
+}
+
+void OracleRecord::show(Sighting& sighting) {
+  const Tensor rows = sighting.tensor(oracle_);
+  if (!rows || !is_whole_) return;
+  try {
+    const std::uint64_t bytes = bytes_[static_cast<std::size_t>(sighting.prompt)];
+    if (now_ && now_->bytes() != bytes) now_.reset();
+    if (!now_) now_ = std::make_unique<KeptStages>(bytes);
+    is_whole_ = now_->keep(sighting.site, sighting.position(0), rows);
+  } catch (const std::bad_alloc&) {
+    is_whole_ = false;
+  }
+}
+
+// Where nothing failed, the next prompt of that length gets the memory.
+void OracleRecord::end(int prompt, bool is_needed) {
+  if (now_ && is_needed && is_whole_) {
+    kept_bytes_ += now_->bytes();
+    kept_[prompt] = std::move(now_);
+  }
+  if (now_) now_->clear();
+  is_whole_ = true;
+}
+
+const KeptStages* OracleRecord::of(int prompt) const {
+  const auto at = kept_.find(prompt);
+  return at == kept_.end() ? nullptr : at->second.get();
+}
+
+}  // namespace moe_diag
