@@ -124,8 +124,9 @@ class Text {
   }
 
   void memory() {
-    line("memory     {} for the lanes' buffers, {} available{}", bytes_text(plan_.host_bytes),
-         bytes_text(plan_.host_available), plan_.fits() ? "" : ": it does not fit, the run would end with exit code 4");
+    line("memory     {} for the lanes' buffers, up to {} kept for explaining, {} available{}",
+         bytes_text(plan_.host_bytes), bytes_text(plan_.kept_bytes), bytes_text(plan_.host_available),
+         plan_.fits() ? "" : ": it does not fit, the run would end with exit code 4");
     std::vector<std::string> told;
     for (const PlanReport::Lane& l : plan_.lanes) {
       if (!l.on_device || !l.needed || std::count(told.begin(), told.end(), l.is.device) > 0) continue;
@@ -228,7 +229,10 @@ std::string plan_json(const PlanReport& plan, std::string_view tool_version) {
   j["writing"] = {{"bytes", planned_bytes(plan.outputs)},
                   {"max_bytes", contract.max_bytes ? Json(*contract.max_bytes) : Json()},
                   {"refused", text_or_null(plan.over_budget)}};
-  j["memory"] = {{"host_bytes", plan.host_bytes}, {"host_available", plan.host_available}, {"fits", plan.fits()}};
+  j["memory"] = {{"host_bytes", plan.host_bytes},
+                 {"kept_bytes", plan.kept_bytes},
+                 {"host_available", plan.host_available},
+                 {"fits", plan.fits()}};
   const PlanReport::Seconds& s = plan.seconds;
   const bool known = s.unknown.empty() && plan.model.absent.empty();
   const auto estimate = [&](double v) { return known ? Json(v) : Json(nullptr); };

@@ -40,6 +40,7 @@ struct PlanReport {
   std::string over_budget;             // why the run would be refused for what it writes; empty: it would not be
   std::int64_t controls = 0;           // of the falsifiers that will be judged
   std::uint64_t host_bytes = 0;        // that the lanes need
+  std::uint64_t kept_bytes = 0;        // that what the oracle computes may take beside it, for explaining
   std::uint64_t host_available = 0;    // without swapping
   Seconds seconds;
 

@@ -3,18 +3,30 @@
 
 #include <algorithm>
 #include <new>
+#include <numeric>
+
+#include "core/verdict/causes.hpp"
 
 namespace moe_diag {
 
-OracleRecord::OracleRecord(const Contract& contract, const Plan& plan, const Lanes& lanes,
-                           const std::vector<bool>& prompts, std::uint64_t most_bytes)
+OracleRecord::OracleRecord(const Contract& contract, const Plan& plan, const Lanes& lanes, std::uint64_t most_bytes)
     : program_(plan.program),
       config_(lanes.config()),
       oracle_(lanes.index_of(contract.oracle)),
       dtype_(lanes[static_cast<std::size_t>(oracle_)].description.values),
       most_bytes_(most_bytes) {
-  for (std::size_t p = 0; p < prompts.size(); ++p)
-    bytes_.push_back(prompts[p] ? bytes_of(contract.prompts[p], plan.head_first[p]) : 0);
+  const auto runs = [&](int lane) { return lane < 0 || lanes[static_cast<std::size_t>(lane)].absent.empty(); };
+  for (std::size_t p = 0; p < contract.prompts.size(); ++p) {
+    const bool is_judged = std::any_of(plan.falsifiers.begin(), plan.falsifiers.end(), [&](const WatchedFalsifier& f) {
+      return !f.positions[p].empty() && runs(f.lane) && runs(f.against) && runs(f.floor) &&
+             unexplainable(f, oracle_).empty();
+    });
+    bytes_.push_back(is_judged ? bytes_of(contract.prompts[p], plan.head_first[p]) : 0);
+  }
+}
+
+std::uint64_t OracleRecord::bytes() const {
+  return std::min(most_bytes_, std::accumulate(bytes_.begin(), bytes_.end(), std::uint64_t{0}));
 }
 
 std::uint64_t OracleRecord::bytes_of(const PromptSpec& prompt, int head_first) const {

@@ -145,21 +145,14 @@ void Runner::forward() {
 std::uint64_t Runner::explain_memory() const { return options_.explain_memory.value_or(available_memory() / 8); }
 
 // Explaining is quicker with what the oracle computed. Taking that from a device may cost more than computing it again.
-std::unique_ptr<OracleRecord> Runner::oracle_record() {
+std::unique_ptr<OracleRecord> Runner::oracle_record() const {
   const int oracle = lanes_->index_of(contract_.oracle);
-  const bool explains = std::any_of(plan_.falsifiers.begin(), plan_.falsifiers.end(),
-                                    [&](const WatchedFalsifier& f) { return unexplainable(f, oracle).empty(); });
-  if (!options_.explain || !explains || contract_.step || !obstacle_to_explaining(*lanes_, oracle).empty() ||
-      !lockstep_[static_cast<std::size_t>(oracle)])
+  if (!options_.explain || contract_.step || !obstacle_to_explaining(*lanes_, oracle).empty() ||
+      !lockstep_lanes(plan_, *lanes_)[static_cast<std::size_t>(oracle)])
     return nullptr;
   const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(oracle)];
   if (lane.inputs >= 0 || lane.routing >= 0 || lane.description.asynchronous) return nullptr;
-  Bus judged;
-  judged.add(*judge_);
-  std::vector<bool> prompts;
-  for (std::size_t p = 0; p < contract_.prompts.size(); ++p)
-    prompts.push_back(judged.looks_at(static_cast<int>(p), *lanes_));
-  return std::make_unique<OracleRecord>(contract_, plan_, *lanes_, prompts, explain_memory());
+  return std::make_unique<OracleRecord>(contract_, plan_, *lanes_, explain_memory());
 }
 
 // Without that, with what lanes had in their caches. They have it still of the only prompt, unless they run alone after

@@ -68,7 +68,7 @@ class Runner {
   std::vector<std::int64_t> walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults,
                                  const std::vector<bool>& active, const std::string& what,
                                  const AfterPrompt& after_prompt = {});
-  std::unique_ptr<OracleRecord> oracle_record();
+  std::unique_ptr<OracleRecord> oracle_record() const;
   bool keeps_caches() const;
   std::uint64_t explain_memory() const;
   void check_planted() const;

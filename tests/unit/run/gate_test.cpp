@@ -262,6 +262,7 @@ TEST_CASE("plan tells the samples, bytes and stops of the run to come, and names
   CHECK(plan["evidence"][0]["bytes"] > 0);
   CHECK(plan["memory"]["fits"] == true);
   CHECK(plan["memory"]["host_bytes"] > 0);
+  CHECK(plan["memory"]["kept_bytes"] > 0);
   CHECK(plan["seconds"]["total"] > 0);
   CHECK(plan["prompts"][0]["stops"] == 4 * 22 + 3);
 
