@@ -30,11 +30,6 @@ bool KeptStages::keep(Site site, int first, const Tensor& rows) {
   return true;
 }
 
-void KeptStages::clear() {
-  rows_.clear();
-  used_ = 0;
-}
-
 Tensor KeptStages::at(Site site, Stretch positions) const {
   const auto found = rows_.find(site);
   if (found == rows_.end()) return {};

@@ -23,7 +23,6 @@ class KeptStages {
 
   // Rows of one pass, that of position `first` in front. False when they do not fit any more.
   bool keep(Site site, int first, const Tensor& rows);
-  void clear();
 
   // These rows as one pass wrote them, [positions.count, ...]. Null when none wrote them all.
   Tensor at(Site site, Stretch positions) const;

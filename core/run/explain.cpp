@@ -108,14 +108,14 @@ void Explanations::select(std::size_t f) {
   }
 }
 
-const KeptStages* Explanations::recorded(int prompt) const {
+const KeptStages* Explanations::oracle_stages(int prompt) const {
   return parts_.record ? parts_.record->of(prompt) : nullptr;
 }
 
 // From the first position that fails, a few; and all before it, unless they are many and the oracle would have to
 // compute them again.
 void Explanations::widen(Again& again) const {
-  const bool late = !feed_ && again.first >= least_rows && !recorded(again.prompt);
+  const bool late = !feed_ && again.first >= least_rows && !oracle_stages(again.prompt);
   again.end = std::min(again.first + (late ? late_rows : least_rows), parts_.sequences.known(again.prompt));
   again.first = late ? again.end - late_rows : 0;
 }
@@ -179,7 +179,7 @@ std::vector<Subject> Explanations::open_subjects() {
 std::vector<PlantedFault> Explanations::planted(const std::vector<Subject>& subjects, int prompt) const {
   std::vector<PlantedFault> faults;
   for (const PlantedFault& fault : parts_.planted)
-    if (fault.lane != oracle_ || !recorded(prompt)) faults.push_back(fault);
+    if (fault.lane != oracle_ || !oracle_stages(prompt)) faults.push_back(fault);
   const auto in_contract = static_cast<int>(parts_.contract.lanes.size());
   for (const Subject& s : subjects)
     for (const PlantedFault& fault : parts_.planted)
@@ -225,7 +225,8 @@ std::unique_ptr<Examiner> Explanations::run(const std::vector<Subject>& subjects
   bus.add(*examiner);
   const std::vector<bool> lanes = active(subjects);
   for (auto& [prompt, again] : again_) {
-    const StandIn replayed(parts_.lanes[static_cast<std::size_t>(oracle_)], recorded(prompt), parts_.model.config());
+    const StandIn replayed(parts_.lanes[static_cast<std::size_t>(oracle_)], oracle_stages(prompt),
+                           parts_.model.config());
     Forward forward(parts_.model, parts_.lanes, bus, planted(subjects, prompt), lanes, feed_ ? &*feed_ : nullptr);
     lead_up(again, lanes, progress);
     if (again.first > 0 && last_read_of_cache(again) && !show_caches(subjects, lanes)) again.first = 0;

@@ -67,7 +67,7 @@ class Explanations {
     std::int64_t done = 0, total = 0;
   };
 
-  const KeptStages* recorded(int prompt) const;
+  const KeptStages* oracle_stages(int prompt) const;
   bool is_recorded(int lane) const;
   void select(std::size_t falsifier);
   void widen(Again& again) const;

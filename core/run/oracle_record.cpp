@@ -52,22 +52,19 @@ void OracleRecord::show(Sighting& sighting) {
   const Tensor rows = sighting.tensor(oracle_);
   if (!rows || !is_whole_) return;
   try {
-    const std::uint64_t bytes = bytes_[static_cast<std::size_t>(sighting.prompt)];
-    if (now_ && now_->bytes() != bytes) now_.reset();
-    if (!now_) now_ = std::make_unique<KeptStages>(bytes);
+    if (!now_) now_ = std::make_unique<KeptStages>(bytes_[static_cast<std::size_t>(sighting.prompt)]);
     is_whole_ = now_->keep(sighting.site, sighting.position(0), rows);
   } catch (const std::bad_alloc&) {
     is_whole_ = false;
   }
 }
 
-// Where nothing failed, the next prompt of that length gets the memory.
 void OracleRecord::end(int prompt, bool is_needed) {
   if (now_ && is_needed && is_whole_) {
     kept_bytes_ += now_->bytes();
     kept_[prompt] = std::move(now_);
   }
-  if (now_) now_->clear();
+  now_.reset();
   is_whole_ = true;
 }
 

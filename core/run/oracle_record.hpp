@@ -25,7 +25,7 @@ class OracleRecord final : public Hook {
   bool wants(int prompt, int lane, Site site) const override;
   void show(Sighting& sighting) override;
 
-  // Once the prompt's last pass is done.
+  // Once the prompt's last pass is done. What is not needed is given back.
   void end(int prompt, bool is_needed);
 
   // Null: it was not kept.

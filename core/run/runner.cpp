@@ -308,11 +308,12 @@ void Runner::capture_evidence() {
 }
 
 void Runner::explain() {
+  const std::unique_ptr<OracleRecord> record = std::move(record_);  // nobody needs it afterwards
   if (verdict_.count(Outcome::falsified) == 0) return;
   const int oracle = lanes_->index_of(contract_.oracle);
   if (!options_.explain) return leave_unexplained(verdict_, plan_, oracle, "causes were not asked for: --no-explain");
   const double before = seconds();
-  Explanations explanations({contract_, plan_, *model_, *lanes_, *sequences_, *kept_, record_.get(), planted()},
+  Explanations explanations({contract_, plan_, *model_, *lanes_, *sequences_, *kept_, record.get(), planted()},
                             verdict_);
   std::string why_not = explanations.why_not();
   if (why_not.empty() && explanations.host_bytes() > available_memory())
