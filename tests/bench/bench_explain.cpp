@@ -4,7 +4,9 @@
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
+#include <cstdint>
 #include <ctime>
+#include <optional>
 #include <string>
 
 #include "core/contract/contract.hpp"
@@ -35,13 +37,15 @@ falsifiers:
 }
 
 // Processor time of all threads, in seconds, of one run without what it takes to make the model.
-double seconds_of(const std::string& falsifiers, const std::string& fault, bool explain, int prompts = 1) {
+double seconds_of(const std::string& falsifiers, const std::string& fault, bool explain, int prompts = 1,
+                  std::optional<std::uint64_t> memory = std::nullopt) {
   static ModelCache models;
   const Contract contract = parse_contract(contract_text(falsifiers, prompts), "cost.yaml");
   PluginHost host({MOE_DIAG_PLUGINS});
   RunOptions options;
   options.models = &models;
   options.explain = explain;
+  options.explain_memory = memory;
   if (!fault.empty()) options.inject.push_back(parse_fault("{" + fault + ", lane: free}", contract));
   if (!models.model) run_contract(contract, host, options);
   const std::clock_t before = std::clock();
@@ -70,11 +74,12 @@ void looking(benchmark::State& state) {
 }
 BENCHMARK(looking)->Unit(benchmark::kMillisecond)->Iterations(3);
 
-void explaining(benchmark::State& state, const std::string& falsifiers, const std::string& fault, int prompts = 1) {
+void explaining(benchmark::State& state, const std::string& falsifiers, const std::string& fault, int prompts = 1,
+                std::optional<std::uint64_t> memory = std::nullopt) {
   double with = 0, without = 0;
   for (auto _ : state) {
     without += seconds_of(falsifiers, fault, false, prompts);
-    with += seconds_of(falsifiers, fault, true, prompts);
+    with += seconds_of(falsifiers, fault, true, prompts, memory);
   }
   state.counters["explaining/run"] = with / without - 1;
 }
@@ -100,6 +105,24 @@ const std::string strict = "  - {id: DRIFT, claim: c, lane: free, metric: rel_l2
 BENCHMARK_CAPTURE(explaining, drift, strict + "stage: moe_ffn_out}\n", "")->Apply(few);
 BENCHMARK_CAPTURE(explaining, late_drift, strict + "stage: lm_head, positions: last}\n", "")->Apply(few);
 BENCHMARK_CAPTURE(explaining, late_drift_of_prompts, strict + "stage: lm_head, positions: last}\n", "", 3)->Apply(few);
+
+// Nothing that the oracle computed is kept, as in a run that is too long for the memory.
+BENCHMARK_CAPTURE(explaining, late_position_oracle_not_kept, layers + logits,
+                  "inject: scale, stage: ffn_norm, layer: 2, positions: last", 1, 0)
+    ->Apply(few);
+BENCHMARK_CAPTURE(explaining, late_drift_oracle_not_kept, strict + "stage: lm_head, positions: last}\n", "", 1, 0)
+    ->Apply(few);
+
+// What keeping costs where nothing fails.
+void keeping(benchmark::State& state) {
+  double with = 0, without = 0;
+  for (auto _ : state) {
+    without += seconds_of(logits, "", false);
+    with += seconds_of(logits, "", true);
+  }
+  state.counters["keeping/run"] = with / without - 1;
+}
+BENCHMARK(keeping)->Unit(benchmark::kMillisecond)->Iterations(3);
 
 }  // namespace
 }  // namespace moe_diag
