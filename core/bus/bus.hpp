@@ -48,7 +48,7 @@ class Hook {
  public:
   virtual ~Hook() = default;
 
-  // Cheap, and always the same answer. The fewer sites are wanted, the longer the spans that lanes run.
+  // Cheap, and the same answer throughout a prompt. The fewer sites are wanted, the longer the spans that lanes run.
   virtual bool wants(int prompt, int lane, Site site) const = 0;
 
   // Once per pass and site that is wanted of any lane, in forward order, on the thread that drives the run.

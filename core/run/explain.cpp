@@ -175,11 +175,9 @@ std::vector<Subject> Explanations::open_subjects() {
   return subjects;
 }
 
-// A fault of a lane is one of its copy, too; one of the oracle is in what was recorded.
-std::vector<PlantedFault> Explanations::planted(const std::vector<Subject>& subjects, int prompt) const {
-  std::vector<PlantedFault> faults;
-  for (const PlantedFault& fault : parts_.planted)
-    if (fault.lane != oracle_ || !oracle_stages(prompt)) faults.push_back(fault);
+// A fault of a lane is one of its copy, too.
+std::vector<PlantedFault> Explanations::planted(const std::vector<Subject>& subjects) const {
+  std::vector<PlantedFault> faults = parts_.planted;
   const auto in_contract = static_cast<int>(parts_.contract.lanes.size());
   for (const Subject& s : subjects)
     for (const PlantedFault& fault : parts_.planted)
@@ -227,7 +225,7 @@ std::unique_ptr<Examiner> Explanations::run(const std::vector<Subject>& subjects
   for (auto& [prompt, again] : again_) {
     const StandIn replayed(parts_.lanes[static_cast<std::size_t>(oracle_)], oracle_stages(prompt),
                            parts_.model.config());
-    Forward forward(parts_.model, parts_.lanes, bus, planted(subjects, prompt), lanes, feed_ ? &*feed_ : nullptr);
+    Forward forward(parts_.model, parts_.lanes, bus, planted(subjects), lanes, feed_ ? &*feed_ : nullptr);
     lead_up(again, lanes, progress);
     if (again.first > 0 && last_read_of_cache(again) && !show_caches(subjects, lanes)) again.first = 0;
     forward.end_after(again.last);

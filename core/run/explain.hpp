@@ -76,7 +76,7 @@ class Explanations {
   bool has_same_faults(int lane, int other) const;
   bool open_oracle();  // false: it turns out to be absent
   std::vector<Subject> open_subjects();
-  std::vector<PlantedFault> planted(const std::vector<Subject>& subjects, int prompt) const;
+  std::vector<PlantedFault> planted(const std::vector<Subject>& subjects) const;
   std::vector<bool> active(const std::vector<Subject>& subjects) const;
   std::vector<Stage> curves() const;
   std::unique_ptr<Examiner> run(const std::vector<Subject>& subjects, Progress& progress);

@@ -5,11 +5,10 @@
 #include <new>
 #include <numeric>
 
-#include "core/verdict/causes.hpp"
-
 namespace moe_diag {
 
-OracleRecord::OracleRecord(const Contract& contract, const Plan& plan, const Lanes& lanes, std::uint64_t most_bytes)
+OracleRecord::OracleRecord(const Contract& contract, const Plan& plan, const Lanes& lanes,
+                           const std::vector<bool>& falsifiers, std::uint64_t most_bytes)
     : program_(plan.program),
       config_(lanes.config()),
       oracle_(lanes.index_of(contract.oracle)),
@@ -17,16 +16,19 @@ OracleRecord::OracleRecord(const Contract& contract, const Plan& plan, const Lan
       most_bytes_(most_bytes) {
   const auto runs = [&](int lane) { return lane < 0 || lanes[static_cast<std::size_t>(lane)].absent.empty(); };
   for (std::size_t p = 0; p < contract.prompts.size(); ++p) {
-    const bool is_judged = std::any_of(plan.falsifiers.begin(), plan.falsifiers.end(), [&](const WatchedFalsifier& f) {
-      return !f.positions[p].empty() && runs(f.lane) && runs(f.against) && runs(f.floor) &&
-             unexplainable(f, oracle_).empty();
-    });
+    bool is_judged = false;
+    for (std::size_t f = 0; f < plan.falsifiers.size(); ++f) {
+      const WatchedFalsifier& watched = plan.falsifiers[f];
+      is_judged = is_judged || (falsifiers[f] && !watched.positions[p].empty() && runs(watched.lane) &&
+                                runs(watched.against) && runs(watched.floor));
+    }
     bytes_.push_back(is_judged ? bytes_of(contract.prompts[p], plan.head_first[p]) : 0);
   }
 }
 
 std::uint64_t OracleRecord::bytes() const {
-  return std::min(most_bytes_, std::accumulate(bytes_.begin(), bytes_.end(), std::uint64_t{0}));
+  const auto add = [&](std::uint64_t sum, std::uint64_t bytes) { return bytes <= most_bytes_ ? sum + bytes : sum; };
+  return std::min(most_bytes_, std::accumulate(bytes_.begin(), bytes_.end(), std::uint64_t{0}, add));
 }
 
 std::uint64_t OracleRecord::bytes_of(const PromptSpec& prompt, int head_first) const {
@@ -49,8 +51,9 @@ bool OracleRecord::wants(int prompt, int lane, Site /*site*/) const {
 }
 
 void OracleRecord::show(Sighting& sighting) {
+  if (!is_whole_) return;
   const Tensor rows = sighting.tensor(oracle_);
-  if (!rows || !is_whole_) return;
+  if (!rows) return;
   try {
     if (!now_) now_ = std::make_unique<KeptStages>(bytes_[static_cast<std::size_t>(sighting.prompt)]);
     is_whole_ = now_->keep(sighting.site, sighting.position(0), rows);

@@ -16,8 +16,10 @@ namespace moe_diag {
 // then reads it instead of computing it again. Of prompts that there is no more room for, nothing is kept.
 class OracleRecord final : public Hook {
  public:
-  // The contract has an oracle. All of it takes at most so many bytes.
-  OracleRecord(const Contract& contract, const Plan& plan, const Lanes& lanes, std::uint64_t most_bytes);
+  // The contract has an oracle. Prompts are kept that one of these falsifiers looks at; all of it takes at most so many
+  // bytes.
+  OracleRecord(const Contract& contract, const Plan& plan, const Lanes& lanes, const std::vector<bool>& falsifiers,
+               std::uint64_t most_bytes);
 
   // What it takes if something fails in every prompt.
   std::uint64_t bytes() const;
@@ -39,7 +41,7 @@ class OracleRecord final : public Hook {
   const int oracle_;
   const DType dtype_;
   const std::uint64_t most_bytes_;
-  std::vector<std::uint64_t> bytes_;  // per prompt; 0: nothing that fails there can be explained
+  std::vector<std::uint64_t> bytes_;  // per prompt; 0: it is not kept
   std::uint64_t kept_bytes_ = 0;
   std::map<int, std::unique_ptr<KeptStages>> kept_;  // by prompt
   std::unique_ptr<KeptStages> now_;                  // of the prompt at hand

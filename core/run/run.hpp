@@ -37,7 +37,7 @@ struct RunOptions {
   bool controls = false;   // run every control, too
   bool explain = true;     // when something is falsified, run it again to name the causes
   std::optional<std::uint64_t> explain_memory;  // bytes that what the run computed may be kept in, for explaining;
-                                                // none: an eighth of what is available
+                                                // none: an eighth of what the lanes leave
   std::vector<FaultSpec> inject;                // faults planted in the run itself; each names its lane
   int threads = 0;                              // default of lanes that take threads; 0: theirs
   std::string_view tool_version;

@@ -126,8 +126,9 @@ void Runner::forward() {
   if (record_) hooks.push_back(record_.get());
   kept_ = std::make_unique<KeptCaches>(plan_.program, *lanes_);
   const bool keeps = keeps_caches();
+  const std::vector<bool> falsifiers = explainable();
   const std::vector<std::int64_t> changed = walk(hooks, planted(), lockstep_, "", [&](int prompt, int positions) {
-    const bool is_needed = judge_->saw_failing(prompt);
+    const bool is_needed = judge_->saw_failing(prompt, falsifiers);
     if (record_) record_->end(prompt, is_needed);
     if (keeps && is_needed && !(record_ && record_->of(prompt))) kept_->keep(prompt, positions, lockstep_);
   });
@@ -141,8 +142,18 @@ void Runner::forward() {
   verdict_.timing.forward = seconds() - verdict_.timing.open;
 }
 
-// How much of what the run computed may be kept for explaining.
-std::uint64_t Runner::explain_memory() const { return options_.explain_memory.value_or(available_memory() / 8); }
+std::vector<bool> Runner::explainable() const {
+  const int oracle = lanes_->index_of(contract_.oracle);
+  std::vector<bool> falsifiers;
+  for (const WatchedFalsifier& f : plan_.falsifiers) falsifiers.push_back(unexplainable(f, oracle).empty());
+  return falsifiers;
+}
+
+// How much of what the run computed may be kept for explaining, beside the lanes' buffers.
+std::uint64_t Runner::explain_memory() const {
+  const std::uint64_t available = available_memory(), lanes = host_bytes(lanes_to_open());
+  return options_.explain_memory.value_or((available - std::min(available, lanes)) / 8);
+}
 
 // Explaining is quicker with what the oracle computed. Taking that from a device may cost more than computing it again.
 std::unique_ptr<OracleRecord> Runner::oracle_record() const {
@@ -151,8 +162,10 @@ std::unique_ptr<OracleRecord> Runner::oracle_record() const {
       !lockstep_lanes(plan_, *lanes_)[static_cast<std::size_t>(oracle)])
     return nullptr;
   const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(oracle)];
-  if (lane.inputs >= 0 || lane.routing >= 0 || lane.description.asynchronous) return nullptr;
-  return std::make_unique<OracleRecord>(contract_, plan_, *lanes_, explain_memory());
+  const bool has_faults = std::any_of(planted_.begin(), planted_.end(),
+                                      [&](const auto& fault) { return fault.second.lane == contract_.oracle; });
+  if (lane.inputs >= 0 || lane.routing >= 0 || has_faults || lane.description.asynchronous) return nullptr;
+  return std::make_unique<OracleRecord>(contract_, plan_, *lanes_, explainable(), explain_memory() / 4 * 3);
 }
 
 // Without that, with what lanes had in their caches. They have it still of the only prompt, unless they run alone after
@@ -164,7 +177,7 @@ bool Runner::keeps_caches() const {
     return false;
   std::int64_t positions = 0;
   for (const PromptSpec& prompt : contract_.prompts) positions += prompt.length();
-  return kept_->bytes(positions, lockstep_) <= explain_memory();
+  return kept_->bytes(positions, lockstep_) <= explain_memory() / 4;
 }
 
 // A prompt that the oracle is to continue ends where the oracle is absent.
@@ -308,13 +321,16 @@ void Runner::capture_evidence() {
 }
 
 void Runner::explain() {
-  const std::unique_ptr<OracleRecord> record = std::move(record_);  // nobody needs it afterwards
+  std::unique_ptr<OracleRecord> record = std::move(record_);  // nobody needs it afterwards
   if (verdict_.count(Outcome::falsified) == 0) return;
   const int oracle = lanes_->index_of(contract_.oracle);
   if (!options_.explain) return leave_unexplained(verdict_, plan_, oracle, "causes were not asked for: --no-explain");
   const double before = seconds();
-  Explanations explanations({contract_, plan_, *model_, *lanes_, *sequences_, *kept_, record.get(), planted()},
-                            verdict_);
+  const auto parts = [&] {
+    return Explanations::Parts{contract_, plan_, *model_, *lanes_, *sequences_, *kept_, record.get(), planted()};
+  };
+  if (Explanations(parts(), verdict_).host_bytes() > available_memory()) record.reset();
+  Explanations explanations(parts(), verdict_);
   std::string why_not = explanations.why_not();
   if (why_not.empty() && explanations.host_bytes() > available_memory())
     why_not = fmt::format("copies of the lanes take {} of memory, {} are available",

@@ -70,6 +70,7 @@ class Runner {
                                  const AfterPrompt& after_prompt = {});
   std::unique_ptr<OracleRecord> oracle_record() const;
   bool keeps_caches() const;
+  std::vector<bool> explainable() const;
   std::uint64_t explain_memory() const;
   void check_planted() const;
   void check_bits() const;

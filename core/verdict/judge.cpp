@@ -238,13 +238,16 @@ void Judge::note_end(int prompt, int end, const std::string& why) {
   }
 }
 
-bool Judge::saw_failing(int prompt) const {
-  const auto fails = [&](const Judgement& j) {
-    const auto of_prompt = std::equal_range(j.sites.begin(), j.sites.end(), SiteResult{prompt, {}, 0, 0, {}, {}},
-                                            [](const auto& a, const auto& b) { return a.prompt < b.prompt; });
-    return std::any_of(of_prompt.first, of_prompt.second, [](const SiteResult& site) { return site.failing > 0; });
-  };
-  return std::any_of(judgements_.begin(), judgements_.end(), fails);
+bool Judge::saw_failing(int prompt, const std::vector<bool>& falsifiers) const {
+  const auto is_before = [](const SiteResult& a, const SiteResult& b) { return a.prompt < b.prompt; };
+  for (std::size_t f = 0; f < judgements_.size(); ++f) {
+    if (!falsifiers[f]) continue;
+    const std::vector<SiteResult>& sites = judgements_[f].sites;
+    const auto [first, end] =
+        std::equal_range(sites.begin(), sites.end(), SiteResult{prompt, {}, 0, 0, {}, {}}, is_before);
+    if (std::any_of(first, end, [](const SiteResult& site) { return site.failing > 0; })) return true;
+  }
+  return false;
 }
 
 // False, and remembered as the reason, when there is nothing to judge by: missing is not equal.

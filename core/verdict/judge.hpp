@@ -25,8 +25,8 @@ class Judge final : public Hook {
   // The sequence of the prompt ends before position `end`: whoever watches what lies behind cannot be shown to hold.
   void note_end(int prompt, int end, const std::string& why);
 
-  // True when a sample of the prompt failed so far, whatever that will mean for its falsifier.
-  bool saw_failing(int prompt) const;
+  // True when a sample of the prompt failed so far, whatever that will mean for its falsifier, which is one of these.
+  bool saw_failing(int prompt, const std::vector<bool>& falsifiers) const;
 
   // One per falsifier of the plan, in the contract's order.
   std::vector<Judgement> judgements() const;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What looking and explaining cost, on four layers of the full width of Qwen3-30B-A3B, 32 tokens, an f64 and an f32
-// lane. The counters are ratios of processor time within one run.
+// What looking and explaining cost, on four layers of the full width of Qwen3-30B-A3B, 32 tokens, an f64 lane and one
+// more. The counters are ratios of processor time within one run.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
@@ -16,12 +16,20 @@
 namespace moe_diag {
 namespace {
 
-std::string contract_text(const std::string& falsifiers, int prompts) {
+// What is run beside one prompt, one pass and an f32 lane.
+struct Setting {
+  int prompts = 1, chunk = 0;
+  std::string numerics = "f32";
+  std::optional<std::uint64_t> memory = std::nullopt;  // see RunOptions::explain_memory
+};
+
+std::string contract_text(const std::string& falsifiers, const Setting& setting) {
   std::string all;
-  for (int p = 0; p < prompts; ++p) {
+  for (int p = 0; p < setting.prompts; ++p) {
     std::string tokens;
     for (int i = 0; i < 32; ++i) tokens += fmt::format("{}{}", i > 0 ? ", " : "", (i + p * 32) * 7919 % 151936);
-    all += fmt::format("  - {{id: p{}, tokens: [{}]}}\n", p, tokens);
+    const std::string chunk = setting.chunk > 0 ? fmt::format(", chunk: {}", setting.chunk) : "";
+    all += fmt::format("  - {{id: p{}, tokens: [{}]{}}}\n", p, tokens, chunk);
   }
   return fmt::format(R"(
 metadata: {{id: cost, version: 1.0.0, description: what looking and explaining cost}}
@@ -30,22 +38,21 @@ prompts:
 {}oracle: truth
 lanes:
   truth: {{backend: cpu, numerics: f64}}
-  free: {{backend: cpu, numerics: f32}}
+  free: {{backend: cpu, numerics: {}}}
 falsifiers:
 {})",
-                     all, falsifiers);
+                     all, setting.numerics, falsifiers);
 }
 
 // Processor time of all threads, in seconds, of one run without what it takes to make the model.
-double seconds_of(const std::string& falsifiers, const std::string& fault, bool explain, int prompts = 1,
-                  std::optional<std::uint64_t> memory = std::nullopt) {
+double seconds_of(const std::string& falsifiers, const std::string& fault, bool explain, const Setting& setting = {}) {
   static ModelCache models;
-  const Contract contract = parse_contract(contract_text(falsifiers, prompts), "cost.yaml");
+  const Contract contract = parse_contract(contract_text(falsifiers, setting), "cost.yaml");
   PluginHost host({MOE_DIAG_PLUGINS});
   RunOptions options;
   options.models = &models;
   options.explain = explain;
-  options.explain_memory = memory;
+  options.explain_memory = setting.memory;
   if (!fault.empty()) options.inject.push_back(parse_fault("{" + fault + ", lane: free}", contract));
   if (!models.model) run_contract(contract, host, options);
   const std::clock_t before = std::clock();
@@ -74,12 +81,12 @@ void looking(benchmark::State& state) {
 }
 BENCHMARK(looking)->Unit(benchmark::kMillisecond)->Iterations(3);
 
-void explaining(benchmark::State& state, const std::string& falsifiers, const std::string& fault, int prompts = 1,
-                std::optional<std::uint64_t> memory = std::nullopt) {
+void explaining(benchmark::State& state, const std::string& falsifiers, const std::string& fault,
+                const Setting& setting = {}) {
   double with = 0, without = 0;
   for (auto _ : state) {
-    without += seconds_of(falsifiers, fault, false, prompts);
-    with += seconds_of(falsifiers, fault, true, prompts, memory);
+    without += seconds_of(falsifiers, fault, false, setting);
+    with += seconds_of(falsifiers, fault, true, setting);
   }
   state.counters["explaining/run"] = with / without - 1;
 }
@@ -103,15 +110,18 @@ BENCHMARK_CAPTURE(explaining, late_position, layers + logits,
 // No step is wrong: every claim of this kind is too strict for f32.
 const std::string strict = "  - {id: DRIFT, claim: c, lane: free, metric: rel_l2, at_most: 1e-9, ";
 BENCHMARK_CAPTURE(explaining, drift, strict + "stage: moe_ffn_out}\n", "")->Apply(few);
-BENCHMARK_CAPTURE(explaining, late_drift, strict + "stage: lm_head, positions: last}\n", "")->Apply(few);
-BENCHMARK_CAPTURE(explaining, late_drift_of_prompts, strict + "stage: lm_head, positions: last}\n", "", 3)->Apply(few);
+const std::string late_drift = strict + "stage: lm_head, positions: last}\n";
+BENCHMARK_CAPTURE(explaining, late_drift, late_drift, "")->Apply(few);
+BENCHMARK_CAPTURE(explaining, late_drift_of_prompts, late_drift, "", Setting{.prompts = 3})->Apply(few);
+BENCHMARK_CAPTURE(explaining, late_drift_of_chunks, late_drift, "", Setting{.chunk = 8})->Apply(few);
+BENCHMARK_CAPTURE(explaining, late_drift_of_bf16, late_drift, "", Setting{.numerics = "bf16"})->Apply(few);
+BENCHMARK_CAPTURE(explaining, late_drift_of_q8_k, late_drift, "", Setting{.numerics = "q8_k"})->Apply(few);
 
 // Nothing that the oracle computed is kept, as in a run that is too long for the memory.
 BENCHMARK_CAPTURE(explaining, late_position_oracle_not_kept, layers + logits,
-                  "inject: scale, stage: ffn_norm, layer: 2, positions: last", 1, 0)
+                  "inject: scale, stage: ffn_norm, layer: 2, positions: last", Setting{.memory = 0})
     ->Apply(few);
-BENCHMARK_CAPTURE(explaining, late_drift_oracle_not_kept, strict + "stage: lm_head, positions: last}\n", "", 1, 0)
-    ->Apply(few);
+BENCHMARK_CAPTURE(explaining, late_drift_oracle_not_kept, late_drift, "", Setting{.memory = 0})->Apply(few);
 
 // What keeping costs where nothing fails.
 void keeping(benchmark::State& state) {

@@ -34,7 +34,7 @@ std::string with_prompts(std::string text, const std::vector<std::string>& token
 }
 
 using Memory = std::optional<std::uint64_t>;
-const Memory enough, little = 512 << 10;  // the second for keys and values, not for all that the oracle computes
+const Memory enough, little = 2 << 20;  // the second for keys and values, not for all that the oracle computes
 
 // How many passes were run to explain it.
 struct Explained {
@@ -274,6 +274,11 @@ TEST_CASE("a wrong head is found though the first rows that fail are not those w
   CHECK(told(verdict) ==
         std::vector<std::string>{"scale at layer 1, moe_expert_out of free", "scale at lm_head of free"});
   CHECK(verdict.diagnosis.divergences.at(1).position == 7);
+  const Verdict of_oracle = judge(contract_text(early + late_claim(), "{synthetic: tiny, seed: 7}", twelve),
+                                  {"{inject: scale, factor: 3, stage: moe_expert_out, layer: 1, lane: free}",
+                                   "{inject: scale, factor: 2, stage: lm_head, lane: truth}"},
+                                  true, memory);
+  CHECK(told(of_oracle) == told(verdict));
 }
 
 TEST_CASE("what is explained is the same whether the oracle is run again or not, faults of its own included") {
@@ -295,10 +300,6 @@ TEST_CASE("what is explained is the same whether the oracle is run again or not,
 TEST_CASE("memory that is enough for one prompt goes to the first that fails, and no other") {
   const std::vector<std::string> tokens = {"[3, 141, 59, 26, 53, 58, 97, 93, 23, 84, 6, 7]",
                                            "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]", twelve};
-  std::uint64_t one = *little;
-  while (explained(contract_text(late_claim(), "{synthetic: tiny, seed: 7}", twelve), 4, one).passes > 1)
-    one += one / 8;
-  REQUIRE(one > *little);
   const std::string holds = "  - {id: FINITE, claim: c, lane: free, stage: all, metric: nonfinite, equals: 0}\n";
   const auto fails_in = [](const std::string& prompt) {
     return fmt::format(
@@ -309,9 +310,16 @@ TEST_CASE("memory that is enough for one prompt goes to the first that fails, an
   const auto passes = [&](const std::string& claims, std::uint64_t memory) {
     return explained(with_prompts(contract_text(holds + claims), tokens), 4, memory).passes;
   };
-  CHECK(passes(fails_in("p2"), one) == 1);
+  std::uint64_t one = *little;
+  while (passes(fails_in("p2"), one) > 1) one += one / 8;
+  REQUIRE(one > *little);
   CHECK(passes(fails_in("p1") + fails_in("p2"), one) == 2 + 2);
   CHECK(passes(fails_in("p1") + fails_in("p2"), 2 * one) == 2);
+  // Nothing explains a claim about the oracle itself.
+  const std::string of_oracle =
+      "  - {id: O, claim: c, lane: truth, against: free, prompts: p0, stage: lm_head, positions: last, metric: rel_l2, "
+      "at_most: 1e-12}\n";
+  CHECK(passes(of_oracle + fails_in("p2"), one) == 1);
 }
 
 }  // namespace moe_diag
