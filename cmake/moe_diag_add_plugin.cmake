@@ -27,5 +27,5 @@ function(moe_diag_add_plugin)
     CXX_VISIBILITY_PRESET hidden
     VISIBILITY_INLINES_HIDDEN ON
     LIBRARY_OUTPUT_DIRECTORY ${MOE_DIAG_PLUGIN_OUTPUT_DIRECTORY})
-  install(TARGETS ${target} LIBRARY DESTINATION lib/moe-diag/plugins)
+  install(TARGETS ${target} ${MOE_DIAG_RUNTIME_DEPENDENCIES} LIBRARY DESTINATION lib/moe-diag/plugins)
 endfunction()

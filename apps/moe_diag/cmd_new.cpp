@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "apps/moe_diag/commands.hpp"
@@ -65,11 +66,11 @@ std::string in_shell(const std::string& text) {
 }
 
 // Where the tree that this program is part of was installed; a build folder is none.
-std::string installed_prefix() {
+std::optional<fs::path> installed_prefix() {
   std::error_code error;
   const fs::path prefix = fs::read_symlink("/proc/self/exe", error).parent_path().parent_path();
-  if (!fs::exists(prefix / "lib/cmake/moe_diag", error)) return "<where moe-diag is installed>";
-  return in_shell(prefix.string());
+  if (!fs::exists(prefix / "lib/cmake/moe_diag", error)) return std::nullopt;
+  return prefix;
 }
 
 // Removes again what it has written unless it is told to keep it.
@@ -118,9 +119,13 @@ void write_new_sink(const std::string& name, const std::string& folder, PluginHo
   for (const TemplateFile& file : new_sink_files()) project.write(named(file.name, name), named(file.text, name));
   project.keep();
   const std::string at = in_shell(folder);
+  const std::optional<fs::path> prefix = installed_prefix();
   fmt::print("{}: a sink '{}', its contract and its tests. Build and try it:\n", folder, name);
-  fmt::print("  cmake -S {0} -B {0}/build -DCMAKE_PREFIX_PATH={1}\n", at, installed_prefix());
+  fmt::print("  cmake -S {0} -B {0}/build -DCMAKE_PREFIX_PATH={1}\n", at,
+             prefix ? in_shell(prefix->string()) : "<where moe-diag is installed>");
   fmt::print("  cmake --build {0}/build\n  ctest --test-dir {0}/build --output-on-failure\n", at);
+  fmt::print("{} goes on from there.\n",
+             prefix ? (*prefix / "share/moe-diag/docs/write-a-sink.md").string() : "docs/write-a-sink.md");
 }
 
 }  // namespace

@@ -127,7 +127,6 @@ class Builder : public YAML::EventHandler {
     return node;
   }
 
-
   void open(YamlNode node) {
     if (stack_.size() >= deepest) stop(node.where, fmt::format("nested deeper than {} levels", deepest));
     stack_.push_back(std::move(node));
@@ -274,9 +273,9 @@ std::optional<YamlNode> parse_document(std::string_view text, const std::string&
   } catch (const Stop&) {
     return std::nullopt;
   } catch (const YAML::Exception& e) {
-    mistakes.add(where_of(e.mark), origin,
-                 names_no_anchor(e) ? std::string(refused_alias)
-                                    : fmt::format("not YAML: {}: {}", e.msg, remedy(e, lines)));
+    mistakes.add(
+        where_of(e.mark), origin,
+        names_no_anchor(e) ? std::string(refused_alias) : fmt::format("not YAML: {}: {}", e.msg, remedy(e, lines)));
     return std::nullopt;
   }
   return builder.take();

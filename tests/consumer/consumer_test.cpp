@@ -30,10 +30,12 @@ struct Installation {
   // Configures, builds and tests a project of a sink.
   void build(const std::string& source, const std::string& build) const {
     succeeded(quoted(MOE_DIAG_CMAKE) + " -S " + quoted(source) + " -B " + quoted(build) + " -G " +
-              quoted(MOE_DIAG_GENERATOR) + " -DCMAKE_BUILD_TYPE=Debug -DCMAKE_PREFIX_PATH=" + quoted(prefix) +
+              quoted(MOE_DIAG_GENERATOR) + " -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DCMAKE_PREFIX_PATH=" + quoted(prefix) +
               " -DCMAKE_CXX_COMPILER=" + quoted(MOE_DIAG_CXX) + " -DCMAKE_CXX_FLAGS=" + quoted(MOE_DIAG_CXX_FLAGS) +
               " -DPython3_EXECUTABLE=" + quoted(MOE_DIAG_PYTHON));
     succeeded(quoted(MOE_DIAG_CMAKE) + " --build " + quoted(build));
+    // The lines of the page name no build type.
+    CHECK_THAT(read_text(build + "/compile_commands.json"), Contains(" -O3 ") && Contains(" -Wall -Wextra "));
     const Finished tested = succeeded(quoted(MOE_DIAG_CTEST) + " --test-dir " + quoted(build) + " --verbose");
     CHECK_THAT(tested.out, Contains("100% tests passed, 0 tests failed out of 3"));
     CHECK_THAT(tested.out, Contains("agree with numpy") && Contains("17 kept, 0 broken"));
@@ -87,7 +89,9 @@ TEST_CASE("an installation is all that a sink needs, wherever it lies") {
   succeeded(moved.tool() + "run " + quoted(moved.prefix + "/share/moe-diag/contracts/quickstart.yaml") + " --out " +
             quoted(folder / "three"));
   moved.begin_and_build("again", folder / "again");
-  moved.build(std::string(MOE_DIAG_SOURCE_DIR) + "/docs/examples/coactivation", folder / "coactivation");
+  moved.build(moved.prefix + "/share/moe-diag/docs/examples/coactivation", folder / "coactivation");
+  CHECK_THAT(succeeded(moved.tool() + "new sink third " + quoted(folder / "third")).out,
+             Contains(moved.prefix + "/share/moe-diag/docs/write-a-sink.md"));
 
   // Built in another way than the runner, it is refused with the difference.
   fs::create_directories(folder / "debug");
