@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,22 +29,20 @@ void check_lanes(const Contract& contract, const std::vector<std::string>& lanes
       throw Error(ErrorKind::usage, fmt::format("--lane {}: the contract has no such lane", name));
 }
 
-// Before anything is computed.
-void check_output(const std::string& file, bool overwrite) {
-  const std::filesystem::path path(file);
-  if (std::filesystem::is_directory(path) || path.filename().empty())
-    throw Error(ErrorKind::usage, fmt::format("--out {}: expected the name of a file", file));
-  if (std::filesystem::exists(path) && !overwrite)
-    throw Error(ErrorKind::usage, fmt::format("{}: is there already; replace it with --overwrite", file));
-  const std::string folder = path.parent_path().string();
-  if (::access(folder.empty() ? "." : folder.c_str(), W_OK) != 0) throw output_error(file, "cannot write", errno);
+// Before anything is computed. The digests that the contract names are not read: they may be those that are written.
+void check_out(const DigestArguments& arguments, Contract contract) {
+  contract.falsifiers.clear();
+  CallFiles files;
+  files.read(contract);
+  files.write("--out", arguments.out);
+  check_output(arguments.out, arguments.overwrite, "--out");
 }
 
 ExitCode digest(const DigestArguments& arguments, const Context& context) {
   PluginHost host(context.plugin_dirs);
   const Contract contract = read(arguments.contract).front();
   check_lanes(contract, arguments.lanes);
-  check_output(arguments.out, arguments.overwrite);
+  check_out(arguments, contract);
   RunOptions options;
   options.tool_version = MOE_DIAG_VERSION;
   ProgressLine line;
@@ -56,8 +51,9 @@ ExitCode digest(const DigestArguments& arguments, const Context& context) {
     const Digests digests = digest_contract(contract, arguments.lanes, host, options);
     line.clear();
     write_whole_file(arguments.out, digests_json(digests));
-    fmt::print("{}: digests of {} rows of {} lane{}\n", arguments.out, digests.rows.size(), digests.lanes.size(),
-               digests.lanes.size() == 1 ? "" : "s");
+    const bool is_stream = find_output(arguments.out).kind == OutputPlace::Kind::stream;  // standard output, perhaps
+    fmt::print(is_stream ? stderr : stdout, "{}: digests of {} rows of {} lane{}\n", arguments.out, digests.rows.size(),
+               digests.lanes.size(), digests.lanes.size() == 1 ? "" : "s");
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::absent) throw;
     line.clear();

@@ -152,7 +152,7 @@ void print_config(const Model& model) {
   fmt::print("  parameters  {}, of which a token uses {} ({} without the embedding's table)\n", count_text(p.total),
              count_text(p.active), count_text(p.active - p.embedding));
   fmt::print("  file        {} ({} bytes), {} tensors, digest {}\n\n", size_text(model.bytes()), model.bytes(),
-             model.view().weights.size(), model.digest());
+             model.view().weights.size(), model.digest_so_far());
 }
 
 void print_groups(const Model& model) {
@@ -210,7 +210,7 @@ std::string json_of(const Model& model) {
       {"schema", 1},
       {"source", model.source()},
       {"bytes", model.bytes()},
-      {"digest", model.digest()},
+      {"digest", model.digest_so_far()},
       {"config", config_json(model.config())},
       {"parameters", {{"total", p.total}, {"active", p.active}, {"active_without_embedding", p.active - p.embedding}}},
       {"types", types},
@@ -224,9 +224,11 @@ std::string json_of(const Model& model) {
 void add_inspect(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand("inspect", "Show a model: configuration, tensors, types by layer, bytes");
   auto path = std::make_shared<std::string>();
-  auto json = std::make_shared<bool>(false);
+  auto json = std::make_shared<bool>(false), digest = std::make_shared<bool>(false);
   command->add_option("MODEL", *path, "GGUF file of a Qwen3-MoE model")->required();
   command->add_flag("--json", *json, "Print JSON, every tensor included");
+  command->add_flag("--digest", *digest,
+                    "Digest every byte, as runs do; else the digest is only sampled, of 4 KiB of each tensor");
   command->footer(
       "One line a tensor and type: where the types of a tensor differ by layer, LAYERS says which layer has which, in\n"
       "the form that contracts take. -v lists every tensor with its place in the file.\n"
@@ -234,8 +236,9 @@ void add_inspect(CLI::App& app, Context& context) {
       "Examples:\n"
       "  moe-diag synth tiny.gguf && moe-diag inspect tiny.gguf\n"
       "  moe-diag inspect model.gguf --json | jq '.groups[] | select(.tensor == \"ffn_down_exps\")'");
-  command->callback([path, json, &context] {
+  command->callback([path, json, digest, &context] {
     const Model model = Model::open(*path);
+    if (*digest) static_cast<void>(model.digest());
     if (*json) {
       fmt::print("{}", json_of(model));
       return;

@@ -26,6 +26,7 @@ void plan(const PlanArguments& arguments, const Context& context) {
   set_default_threads(contracts.front(), arguments.threads);
   RunOptions options;
   options.out = arguments.out.empty() ? "moe-diag-out/" + contracts.front().metadata.id : arguments.out;
+  options.is_default_out = arguments.out.empty();
   options.controls = true;  // so that those that cannot be planted are refused here, too
   const PlanReport report = plan_contract(contracts.front(), host, options);
   print(arguments.json ? plan_json(report, MOE_DIAG_VERSION) : plan_report(report));

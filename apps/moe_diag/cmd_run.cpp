@@ -76,25 +76,33 @@ class Runs {
   // Whatever is wrong with any of the contracts is found before anything is computed.
   void prepare() {
     std::string mistakes;
-    for (const Contract& contract : contracts_) {
+    const auto collect = [&](const Contract& contract, const auto& check) {
       try {
-        const std::string folder = folder_of(arguments_.settings, contract, several_);
-        options_.push_back(options_of(arguments_.settings, contract, folder));
-        RunOptions& options = options_.back();
-        options.controls = arguments_.controls;
-        options.explain = !arguments_.no_explain;
-        options.models = &models_;
-        check_outputs(contract, options);
-        if (several_) check_contract(contract, host_, options);
+        check();
       } catch (const Error& e) {
         if (!several_) throw;
         // What is wrong with the machine concerns this contract only, and is told in its turn.
-        if (e.kind() != ErrorKind::usage) continue;
-        mistakes += (mistakes.empty() ? "" : "\n") + told_of(contract.path, e.what());
+        if (e.kind() == ErrorKind::usage) mistakes += (mistakes.empty() ? "" : "\n") + told_of(contract.path, e.what());
       }
+    };
+    for (const Contract& contract : contracts_) {
+      RunOptions& options = options_.emplace_back();
+      options.out = folder_of(arguments_.settings, contract, several_);
+      collect(contract, [&] { options = options_of(arguments_.settings, contract, options.out); });
+      options.controls = arguments_.controls;
+      options.explain = !arguments_.no_explain;
+      options.models = &models_;
+    }
+    const CallFiles files = files_of(contracts_, options_, arguments_.outputs);
+    for (std::size_t i = 0; i < contracts_.size(); ++i) {
+      options_[i].files = files;
+      collect(contracts_[i], [&] {
+        check_outputs(contracts_[i], options_[i]);
+        if (several_) check_contract(contracts_[i], host_, options_[i]);
+      });
     }
     if (!mistakes.empty()) throw Error(ErrorKind::usage, mistakes);
-    check_outputs(arguments_.outputs);
+    check_outputs(arguments_.outputs, arguments_.settings.overwrite);
   }
 
   void run_one(const Contract& contract, const RunOptions& options) {

@@ -9,6 +9,7 @@
 #include "apps/moe_diag/interrupt.hpp"
 #include "apps/moe_diag/progress_line.hpp"
 #include "core/api/error.hpp"
+#include "core/api/output_file.hpp"
 #include "core/model/synthetic.hpp"
 
 namespace moe_diag {
@@ -58,8 +59,9 @@ void synth(Arguments& arguments) {
     write_synthetic(arguments.spec, arguments.path, arguments.writing);
   }
   const auto written = static_cast<double>(bytes);
-  fmt::print("{}: {:.2f} GiB in {:.1f} s ({:.2f} GB/s), {}\n", arguments.path, written / (1 << 30), seconds(),
-             written / 1e9 / seconds(), to_string(arguments.spec));
+  const bool is_stream = find_output(arguments.path).kind == OutputPlace::Kind::stream;  // standard output, perhaps
+  fmt::print(is_stream ? stderr : stdout, "{}: {:.2f} GiB in {:.1f} s ({:.2f} GB/s), {}\n", arguments.path,
+             written / (1 << 30), seconds(), written / 1e9 / seconds(), to_string(arguments.spec));
 }
 
 }  // namespace
@@ -82,7 +84,7 @@ void add_synth(CLI::App& app, Context&) {
       ->capture_default_str();
   command->add_option("--threads", arguments->writing.threads, "One a core unless given; changes no byte")
       ->check(CLI::Range(1, 256));
-  command->add_flag("--force", arguments->writing.force, "Replace OUT when it exists");
+  command->add_flag("--overwrite,--force", arguments->writing.overwrite, "Replace OUT when it is there");
   command->footer(footer);
   command->callback([arguments] { synth(*arguments); });
 }

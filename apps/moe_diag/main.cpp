@@ -23,7 +23,10 @@ constexpr auto footer = R"(Start here:
   moe-diag inspect MODEL.gguf                  what is in a model
 
 Exit codes: 0 all held, 1 something falsified or vacuous, 2 contract or command line wrong, 3 something untested,
-4 the environment failed (plugin refused, corrupt model, disk, interrupted). Contracts: contracts/README.md.)";
+4 the environment failed (plugin refused, corrupt model, disk, interrupted). Contracts: contracts/README.md.
+
+Outputs of all subcommands: a file that is there is replaced only with --overwrite (or where an earlier run left it in
+the default folder), one that is read never; links are followed, a FIFO or a device is written through: docs/files.md.)";
 
 int parse_and_run(int argc, char** argv) {
   Context context;

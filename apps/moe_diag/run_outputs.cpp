@@ -3,18 +3,15 @@
 
 #include <fmt/format.h>
 
-#include <unistd.h>
-
-#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <filesystem>
 
 #include "core/api/output_file.hpp"
 #include "core/report/github.hpp"
 #include "core/report/junit.hpp"
 #include "core/report/report.hpp"
+#include "core/run/earlier_run.hpp"
 
 namespace moe_diag {
 namespace {
@@ -26,29 +23,24 @@ std::string variable(const char* name) {
   return value ? value : "";
 }
 
-void check_can_write(const std::string& file, std::string_view option) {
-  const std::filesystem::path path(file);
-  const std::string folder = path.parent_path().string();
-  if (std::filesystem::is_directory(path))
-    throw Error(ErrorKind::usage, fmt::format("{}: it is a folder; name a file with {}", file, option));
-  if (::access(folder.empty() ? "." : folder.c_str(), W_OK) != 0)
-    throw Error(ErrorKind::environment, fmt::format("{}: cannot be written there: {}; choose another place with {}",
-                                                    file, std::strerror(errno), option));
-}
-
 void append(const std::string& file, const std::string& text) {
-  OutputFile out(file, std::filesystem::exists(file) ? OutputFile::Mode::modify : OutputFile::Mode::create);
+  const OutputPlace place = find_output(file);
+  if (place.kind == OutputPlace::Kind::stream) return write_whole_file(file, text);
+  OutputFile out(place.target,
+                 place.kind == OutputPlace::Kind::file ? OutputFile::Mode::modify : OutputFile::Mode::create);
   out.write(text.data(), text.size());
   out.close();
 }
 
+std::string step_summary(const RunOutputs& outputs) { return outputs.github ? variable("GITHUB_STEP_SUMMARY") : ""; }
+
 }  // namespace
 
 void check_outputs(const Contract& contract, const RunOptions& options) {
-  if (std::filesystem::exists(verdict_file(options)) && !options.overwrite)
-    throw Error(ErrorKind::usage,
-                verdict_file(options) +
-                    ": the verdict of an earlier run is there; choose another --out, or replace it with --overwrite");
+  if (check_folder(options.out, "--out").kind == OutputPlace::Kind::folder) {
+    const bool is_own = options.is_default_out && is_verdict_of(verdict_file(options), contract.metadata.id);
+    check_output(verdict_file(options), options.overwrite || is_own, "--out");
+  }
   for (const SinkSpec& sink : contract.sinks)
     for (const Options::Entry& entry : sink.options.entries())
       if (std::filesystem::path(entry.value).lexically_normal() == "verdict.json")
@@ -58,18 +50,28 @@ void check_outputs(const Contract& contract, const RunOptions& options) {
                                 entry.where, sink.name));
 }
 
-void check_outputs(const RunOutputs& outputs) {
+void check_outputs(const RunOutputs& outputs, bool overwrite) {
   if (outputs.github && outputs.json == "-")
     throw Error(ErrorKind::usage, "--json - and --github both write to standard output: write the JSON to a file");
-  if (!outputs.json.empty() && outputs.json != "-") check_can_write(outputs.json, "--json");
-  if (!outputs.junit.empty()) check_can_write(outputs.junit, "--junit");
-  if (const std::string file = variable("GITHUB_STEP_SUMMARY"); outputs.github && !file.empty())
-    check_can_write(file, "GITHUB_STEP_SUMMARY");
+  if (!outputs.json.empty() && outputs.json != "-") check_output(outputs.json, overwrite, "--json");
+  if (!outputs.junit.empty()) check_output(outputs.junit, overwrite, "--junit");
+  if (const std::string file = step_summary(outputs); !file.empty()) check_output(file, true, "GITHUB_STEP_SUMMARY");
+}
+
+CallFiles files_of(std::span<const Contract> contracts, std::span<const RunOptions> options,
+                   const RunOutputs& outputs) {
+  CallFiles files;
+  for (const Contract& contract : contracts) files.read(contract);
+  for (const RunOptions& one : options) files.write("the verdict", verdict_file(one));
+  if (!outputs.json.empty() && outputs.json != "-") files.write("--json", outputs.json);
+  if (!outputs.junit.empty()) files.write("--junit", outputs.junit);
+  if (const std::string file = step_summary(outputs); !file.empty()) files.write("GITHUB_STEP_SUMMARY", file);
+  return files;
 }
 
 // Files first: whoever reads the report may stop reading at any line.
 void deliver(const Verdict& verdict, const RunOptions& options, const RunOutputs& outputs) {
-  std::filesystem::create_directories(options.out);
+  claim_folder(options.out, "--out");
   write_whole_file(verdict_file(options), json_report(verdict, MOE_DIAG_VERSION));
   if (outputs.json != "-")
     print(console_report(verdict, outputs.details) + "verdict    " + verdict_file(options) + '\n');
@@ -81,7 +83,7 @@ void deliver_all(std::span<const Verdict> verdicts, bool several, const RunOutpu
   if (!outputs.json.empty() && outputs.json != "-") write_whole_file(outputs.json, json);
   if (!outputs.junit.empty()) write_whole_file(outputs.junit, junit_report(verdicts, MOE_DIAG_VERSION));
   if (outputs.github) {
-    if (const std::string file = variable("GITHUB_STEP_SUMMARY"); !file.empty()) append(file, github_summary(verdicts));
+    if (const std::string file = step_summary(outputs); !file.empty()) append(file, github_summary(verdicts));
     print(github_annotations(verdicts, workspace()));
   }
   if (outputs.json == "-") print(json);

@@ -17,10 +17,12 @@ struct RunOutputs {
   bool details = false;  // -v
 };
 
-// Before anything is computed: a verdict of an earlier run is not replaced unasked, nor is a sink's output by the
-// verdict, and what is asked for can be written.
+// Before anything is computed: no file is replaced unasked, nor is a sink's output by the verdict, and what is asked
+// for can be written.
 void check_outputs(const Contract& contract, const RunOptions& options);
-void check_outputs(const RunOutputs& outputs);
+void check_outputs(const RunOutputs& outputs, bool overwrite);
+// All that the call reads and writes, sinks left out. Throws Error(usage) when one would replace another.
+CallFiles files_of(std::span<const Contract> contracts, std::span<const RunOptions> options, const RunOutputs& outputs);
 
 // One contract's: <out>/verdict.json and the report.
 void deliver(const Verdict& verdict, const RunOptions& options, const RunOutputs& outputs);

@@ -8,7 +8,9 @@ namespace moe_diag {
 
 void add_run_settings(CLI::App& command, RunSettings& settings) {
   command.add_option("--out", settings.out, "Folder of all outputs [moe-diag-out/<contract id>]")->type_name("DIR");
-  command.add_flag("--overwrite", settings.overwrite, "Replace the verdict and the captures of an earlier run in it");
+  command.add_flag(
+      "--overwrite", settings.overwrite,
+      "Replace files and captures that are there; not needed in the default folder for what an earlier run left");
   command
       .add_option("--inject", settings.inject,
                   "Plant a fault, in every contract: '{inject: nan, stage: moe_expert_out, layer: 6, lane: cuda}'")
@@ -27,6 +29,7 @@ RunOptions options_of(const RunSettings& settings, const Contract& contract, con
   RunOptions options;
   options.out = out;
   options.overwrite = settings.overwrite;
+  options.is_default_out = !settings.out;
   options.tool_version = MOE_DIAG_VERSION;
   for (const std::string& text : settings.inject) options.inject.push_back(parse_fault(text, contract));
   return options;

@@ -25,11 +25,24 @@ struct LaneInfo {
   bool runs = true;  // false: its backend or device is absent, no event comes from it
 };
 
+// Digests a model behind the run.
+class ModelDigest {
+ public:
+  virtual std::string_view get() const = 0;  // waits until it is there; throws Error when the run is interrupted
+
+ protected:
+  ~ModelDigest() = default;
+};
+
 struct ModelInfo {
   std::string_view source;  // path of the file, or "synthetic: tiny, seed 7"
   std::uint64_t bytes = 0;
-  std::string_view digest;  // 16 hex digits: xxh3 of header, tensor table and 4 KiB of each tensor
+  const ModelDigest* digested = nullptr;
   ModelConfig config;
+
+  // 16 hex digits: xxh3 of header, tensor table and every byte of every tensor. Ask in close(): it is computed while
+  // the run goes on, and a sink that asks earlier holds the run up until it is there.
+  std::string_view digest() const { return digested ? digested->get() : std::string_view(); }
 };
 
 // What a sink learns before the first event. Everything is valid until close() returns.

@@ -39,6 +39,7 @@ struct ModelSource {
 struct PromptSpec {
   std::string id;
   std::string entry;                 // id of the contract's entry: a file of tokens may hold several prompts
+  std::string file;                  // path of the file of tokens; empty: they stand in the contract
   std::vector<std::int32_t> tokens;  // at least one
   int generate = 0;                  // how many tokens follow, each the one that the oracle finds most likely
   int chunk = 0;                     // tokens of the prompt in one pass; 0: all
@@ -62,6 +63,7 @@ struct GivenValues {
   DType dtype = DType::f32;
   Shape shape;  // as in the file, position first
   std::vector<std::byte> bytes;
+  std::string file;  // its path
   Where where;
 
   Tensor tensor() const { return {bytes.data(), dtype, shape}; }

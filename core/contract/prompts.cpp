@@ -25,14 +25,16 @@ std::vector<std::int32_t> read_tokens(const Value& value) {
   return tokens;
 }
 
+std::string path_of(const std::string& name, const Contract& contract) {
+  return std::filesystem::path(name).is_relative() ? (std::filesystem::path(contract.folder) / name).string() : name;
+}
+
 // Nothing after a mistake.
 std::vector<TokenSequence> read_file(const Value& value, const Contract& contract) {
   const auto name = value.text();
   if (!name) return {};
-  const std::filesystem::path path(*name);
   try {
-    auto sequences =
-        read_tokens_file(path.is_relative() ? (std::filesystem::path(contract.folder) / path).string() : *name);
+    auto sequences = read_tokens_file(path_of(*name, contract));
     if (sequences.size() <= most_sequences) return sequences;
     value.refuse(fmt::format("{}: {} sequences, at most {} are taken", shown(*name), sequences.size(), most_sequences));
   } catch (const Error& e) {
@@ -50,6 +52,7 @@ std::vector<PromptSpec> prompts_of_file(const Value& value, const PromptSpec& en
   for (const TokenSequence& sequence : sequences) {
     PromptSpec& prompt = prompts.emplace_back(entry);
     prompt.tokens = sequence.tokens;
+    prompt.file = path_of(value.node().text, contract);
     if (sequences.size() == 1 || entry.id.empty()) continue;
     const std::string own = sequence.id.empty() ? std::to_string(prompts.size() - 1) : sequence.id;
     prompt.id = entry.id + '-' + own;

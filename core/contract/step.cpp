@@ -49,8 +49,9 @@ std::vector<GivenValues> read_values(const Value& value, const Contract& contrac
     }
     const std::filesystem::path path(*name);
     try {
-      all.push_back(values_in(path.is_relative() ? (std::filesystem::path(contract.folder) / path).string() : *name,
-                              pick->stages.front()));
+      const std::string file = path.is_relative() ? (std::filesystem::path(contract.folder) / path).string() : *name;
+      all.push_back(values_in(file, pick->stages.front()));
+      all.back().file = file;
       all.back().where = entry.value.node().where;
     } catch (const Error& e) {
       entry.value.refuse(fmt::format("{}: {}", shown(*name), e.what()));

@@ -25,6 +25,7 @@ struct MappedFile::Impl {
   std::string path;
   std::span<const std::byte> bytes;
   std::vector<NamedRange> ranges;
+  FileState state;
 };
 
 namespace {
@@ -177,6 +178,7 @@ MappedFile MappedFile::open(const std::string& path) {
                 fmt::format("{}: its {} bytes cannot be mapped: {}", path, size, std::strerror(errno)));
   auto impl = std::make_unique<Impl>();
   impl->path = path;
+  impl->state = state_of(status);
   impl->bytes = {static_cast<const std::byte*>(address), size};
   watch(impl->bytes.data(), size, &impl->path);
   return MappedFile(std::move(impl));
@@ -184,6 +186,7 @@ MappedFile MappedFile::open(const std::string& path) {
 
 const std::string& MappedFile::path() const { return impl_->path; }
 std::span<const std::byte> MappedFile::bytes() const { return impl_->bytes; }
+const FileState& MappedFile::state() const { return impl_->state; }
 
 void MappedFile::name_ranges(std::vector<NamedRange> ranges) {
   impl_->ranges = std::move(ranges);

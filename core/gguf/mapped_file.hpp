@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "core/gguf/file_state.hpp"
+
 namespace moe_diag {
 
 // A named stretch of a mapped file, for the message when reading it fails.
@@ -31,6 +33,7 @@ class MappedFile {
 
   const std::string& path() const;
   std::span<const std::byte> bytes() const;
+  const FileState& state() const;  // when it was opened
 
   // What the message calls parts of the file, in ascending order; called once, by the thread that opened the file and
   // before it hands the bytes to others.

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <deque>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <unordered_map>
@@ -16,6 +17,7 @@
 #include "core/gguf/gguf_file.hpp"
 #include "core/gguf/mapped_file.hpp"
 #include "core/model/config.hpp"
+#include "core/model/digest_memory.hpp"
 #include "core/model/part.hpp"
 #include "core/model/tensors.hpp"
 
@@ -30,21 +32,30 @@ struct Lacked {
 struct Model::Impl {
   std::optional<MappedFile> mapped;
   SyntheticImage image;
-  std::string source, digest;
-  std::span<const std::byte> bytes;
+  std::string source, sampled;
+  std::span<const std::byte> bytes, header;
   ModelConfig config;
   std::optional<Site> part;
   std::vector<Weight> weights;
   std::deque<Lacked> lacked;  // what a part of a model does not have
   std::vector<LayerWeights> layers;
   const Weight *token_embd = nullptr, *output_norm = nullptr, *output = nullptr;
+  std::optional<FileState> state;  // of the file when it was opened; none: in memory, or not to be remembered
+
+  // Of every byte; empty until it is known.
+  std::mutex digest_mutex;
+  std::string digest;
+  bool remembered = false;
+  std::unique_ptr<DigestWork> work;  // gone first: it reads the bytes
 
   void read();
+  void begin_digest();
+  void take_digest(std::string found);
 };
 
 namespace {
 
-constexpr std::size_t digested_bytes = 4096;  // of each tensor
+constexpr std::size_t sampled_bytes = 4096;  // of each tensor
 
 template <class... Args>
 [[noreturn]] void refuse(const GgufFile& file, fmt::format_string<Args...> message, Args&&... args) {
@@ -152,14 +163,15 @@ std::vector<NamedRange> ranges_of(const GgufFile& file) {
   return ranges;
 }
 
-// Tells models apart without reading them whole: a changed weight beyond the first bytes of its tensor goes unseen.
-std::string digest_of(const GgufFile& file) {
+// Shows a model without reading it whole. It decides nothing: a changed weight beyond the first bytes of its tensor
+// goes unseen.
+std::string sampled_digest_of(const GgufFile& file) {
   const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(), XXH3_freeState);
   XXH3_64bits_reset(state.get());
   XXH3_64bits_update(state.get(), file.header().data(), file.header().size());
   for (const GgufTensor& t : file.tensors())
-    XXH3_64bits_update(state.get(), file.bytes().data() + t.offset, std::min<std::size_t>(t.bytes, digested_bytes));
-  return fmt::format("{:016x}", XXH3_64bits_digest(state.get()));
+    XXH3_64bits_update(state.get(), file.bytes().data() + t.offset, std::min<std::size_t>(t.bytes, sampled_bytes));
+  return fmt::format("sampled {:016x}", XXH3_64bits_digest(state.get()));
 }
 
 }  // namespace
@@ -176,7 +188,29 @@ void Model::Impl::read() {
   output_norm = finder.take(tensor_spec(config, Role::output_norm));
   output = config.tied_output ? token_embd : finder.take(tensor_spec(config, Role::output));
   finder.refuse_left_over();
-  digest = digest_of(file);
+  header = file.header();
+  sampled = sampled_digest_of(file);
+}
+
+void Model::Impl::begin_digest() {
+  if (!digest.empty() || work) return;
+  if (state)
+    if (std::optional<std::string> found = DigestMemory().recall(source, *state, sampled)) {
+      digest = *std::move(found);
+      remembered = true;
+      return;
+    }
+  std::vector<std::span<const std::byte>> tensors;
+  for (const Weight& weight : weights) tensors.emplace_back(weight.data, weight.bytes());
+  work = std::make_unique<DigestWork>(header, tensors);
+  work->begin();
+}
+
+// A file that was changed while it was read is not remembered.
+void Model::Impl::take_digest(std::string found) {
+  digest = std::move(found);
+  work.reset();
+  if (state && state_of(source) == state) DigestMemory().remember(source, *state, sampled, digest);
 }
 
 Model Model::open(const std::string& path) {
@@ -184,6 +218,7 @@ Model Model::open(const std::string& path) {
   impl->mapped = MappedFile::open(path);
   impl->source = path;
   impl->bytes = impl->mapped->bytes();
+  if (is_settled(impl->mapped->state())) impl->state = impl->mapped->state();
   impl->read();
   return Model(std::move(impl));
 }
@@ -211,7 +246,30 @@ const Weight& Model::output_norm() const { return *impl_->output_norm; }
 const Weight& Model::output() const { return *impl_->output; }
 const std::string& Model::source() const { return impl_->source; }
 std::uint64_t Model::bytes() const { return impl_->bytes.size(); }
-const std::string& Model::digest() const { return impl_->digest; }
+const std::string& Model::sampled() const { return impl_->sampled; }
+
+void Model::begin_digest() const {
+  const std::lock_guard lock(impl_->digest_mutex);
+  impl_->begin_digest();
+}
+
+const std::string& Model::digest(const Interrupted& interrupted, const DigestProgress& progress) const {
+  const std::lock_guard lock(impl_->digest_mutex);
+  impl_->begin_digest();
+  if (impl_->digest.empty()) impl_->take_digest(impl_->work->finish(interrupted, progress));
+  return impl_->digest;
+}
+
+bool Model::digest_was_remembered() const {
+  const std::lock_guard lock(impl_->digest_mutex);
+  return impl_->remembered;
+}
+
+std::string Model::digest_so_far() const {
+  const std::lock_guard lock(impl_->digest_mutex);
+  return impl_->digest.empty() ? impl_->sampled : impl_->digest;
+}
+
 Vocabulary Model::vocabulary() const { return Vocabulary(GgufFile::parse(impl_->bytes, impl_->source)); }
 std::uint64_t Model::offset_of(const Weight& weight) const {
   return static_cast<std::uint64_t>(weight.data - impl_->bytes.data());

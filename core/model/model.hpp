@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/api/model.hpp"
+#include "core/model/digest_work.hpp"
 #include "core/model/synthetic.hpp"
 #include "core/model/vocabulary.hpp"
 
@@ -53,9 +54,17 @@ class Model {
 
   const std::string& source() const;                    // path, or "synthetic: tiny, seed 7, ..."
   std::uint64_t bytes() const;                          // of the whole file or image
-  const std::string& digest() const;                    // see ModelInfo::digest
   Vocabulary vocabulary() const;                        // read anew at each call; empty when the file has none
   std::uint64_t offset_of(const Weight& weight) const;  // of one of its own, from the start of the file
+
+  // Of header, tensor table and every byte of every tensor, see core/model/digest_work.hpp: 16 hexadecimal digits.
+  // Recalled where an earlier run remembered it (core/model/digest_memory.hpp), else computed, which takes as long as
+  // reading the file. Any thread may ask. Throws Error (environment) when interrupted; the next call goes on.
+  const std::string& digest(const Interrupted& interrupted = {}, const DigestProgress& progress = {}) const;
+  void begin_digest() const;           // computes it behind whatever comes next; digest() waits for the rest
+  bool digest_was_remembered() const;  // once digest() has returned
+  std::string digest_so_far() const;   // that of every byte when it is known, else the one below
+  const std::string& sampled() const;  // "sampled 0123456789abcdef": of header, tensor table, 4 KiB of each tensor
 
  private:
   struct Impl;

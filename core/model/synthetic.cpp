@@ -22,6 +22,7 @@
 #include <utility>
 
 #include "core/api/error.hpp"
+#include "core/api/output_file.hpp"
 #include "core/gguf/gguf_header.hpp"
 #include "core/model/config.hpp"
 #include "core/model/synthetic_weights.hpp"
@@ -357,25 +358,25 @@ class PageBuffer {
   std::unique_ptr<std::byte[], Free> data_{new (std::align_val_t{page_bytes}) std::byte[chunk_bytes]};
 };
 
-void check_target(const std::string& path, bool force) {
-  std::error_code error;
-  const std::filesystem::path target(path);
-  const auto there = std::filesystem::status(target, error);
-  if (std::filesystem::is_directory(there))
-    throw Error(ErrorKind::usage, fmt::format("{}: is a folder, expected the name of a file to write", path));
-  if (std::filesystem::exists(there) && !force)
-    throw Error(ErrorKind::usage, fmt::format("{}: exists already; --force replaces it", path));
-  const std::filesystem::path folder = target.has_parent_path() ? target.parent_path() : ".";
-  if (!std::filesystem::is_directory(folder, error))
-    throw Error(ErrorKind::usage, fmt::format("{}: there is no folder {} to write it to", path, folder.string()));
+// A stream is written in order, so the whole file is made first.
+void write_stream(const SyntheticSpec& spec, const OutputPlace& place, const SyntheticWriting& writing) {
+  const SyntheticImage image = make_synthetic(spec, writing.threads);
+  OutputFile stream(place);
+  for (std::size_t at = 0; at < image.bytes().size(); at += chunk_bytes) {
+    const std::size_t bytes = std::min(chunk_bytes, image.bytes().size() - at);
+    stream.write(image.bytes().data() + at, bytes);
+    if (writing.progress) writing.progress(at + bytes, image.bytes().size());
+  }
+  stream.close();
 }
 
 }  // namespace
 
 void write_synthetic(const SyntheticSpec& spec, const std::string& path, const SyntheticWriting& writing) {
   const Plan plan(spec);
-  check_target(path, writing.force);
-  TemporaryFile file(path);
+  const OutputPlace place = check_output(path, writing.overwrite, "OUT");
+  if (place.kind == OutputPlace::Kind::stream) return write_stream(spec, place, writing);
+  TemporaryFile file(place.target);
   file.reserve(plan.bytes());
   const std::size_t chunks = chunks_of(plan);
   std::mutex progress_mutex;

@@ -50,14 +50,15 @@ std::uint64_t synthetic_bytes(const SyntheticSpec& spec);
 SyntheticImage make_synthetic(const SyntheticSpec& spec, int threads = 0);
 
 struct SyntheticWriting {
-  bool force = false;  // replace what is there
-  int threads = 0;     // 0: one a core
+  bool overwrite = false;  // replace what is there
+  int threads = 0;         // 0: one a core
   // Called now and then, from any thread, one at a time. What it throws ends the writing; nothing is left.
   std::function<void(std::uint64_t done, std::uint64_t total)> progress = {};
 };
 
-// Writes the file of a spec, in bounded memory: under a temporary name beside `path`, renamed when complete. Throws
-// Error: usage when `path` exists (without force) or its folder does not, environment when writing fails.
+// Writes the file of a spec, in bounded memory: under a temporary name beside `path`, renamed when complete. A FIFO or
+// a device is written through, from memory. Throws Error: usage when `path` exists (without overwrite) or is a folder,
+// environment when writing fails.
 void write_synthetic(const SyntheticSpec& spec, const std::string& path, const SyntheticWriting& writing = {});
 
 }  // namespace moe_diag

@@ -50,7 +50,7 @@ struct MadeRun {
     info.out = out;
     info.model.source = "synthetic: tiny, seed 7";
     info.model.bytes = 4096;
-    info.model.digest = "0123456789abcdef";
+    info.model.digested = &digest;
     info.model.config = made_config(layers);
     info.prompts = prompts;
     info.lanes = lanes;
@@ -58,7 +58,12 @@ struct MadeRun {
   MadeRun(const MadeRun&) = delete;
   MadeRun& operator=(const MadeRun&) = delete;
 
+  struct Digest final : ModelDigest {
+    std::string_view get() const override { return "0123456789abcdef"; }
+  };
+
   std::string out;
+  Digest digest;
   std::vector<std::int32_t> tokens = {785, 9217, 308, 11, 12, 13, 14, 15, 16, 17};
   std::vector<PromptInfo> prompts;
   std::vector<LaneInfo> lanes;

@@ -19,7 +19,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr std::string_view format = "moe-diag digests";
-constexpr int format_version = 1;
+constexpr int format_version = 2;  // 2: the model's digest is of all its bytes
 constexpr std::uintmax_t largest_file = std::uintmax_t{256} << 20;
 constexpr int most_layers = 1'000'000;
 

@@ -306,9 +306,10 @@ void add_verdict(Json& j, const Verdict& verdict) {
   j["falsifiers"] = Json::array();
   for (const Judgement& judgement : verdict.judgements) j["falsifiers"].push_back(judgement_json(verdict, judgement));
   j["sinks_completed"] = verdict.outputs;
+  j["sink_outputs"] = verdict.sink_outputs;
   const Timing& t = verdict.timing;
-  j["seconds"] = {{"open", t.open},       {"forward", t.forward},   {"solo", t.solo},  {"evidence", t.evidence},
-                  {"explain", t.explain}, {"controls", t.controls}, {"total", t.total}};
+  j["seconds"] = {{"open", t.open},       {"forward", t.forward},   {"solo", t.solo},     {"evidence", t.evidence},
+                  {"explain", t.explain}, {"controls", t.controls}, {"digest", t.digest}, {"total", t.total}};
 }
 
 std::string dumped(const Json& j) { return j.dump(2, ' ', false, Json::error_handler_t::replace) + '\n'; }

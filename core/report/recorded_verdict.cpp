@@ -31,6 +31,7 @@ class Reader {
     verdict.path = path_;
     const Json& contract = member(root_, "contract");
     verdict.contract = text(contract, "absolute_path");
+    verdict.contract_id = text(contract, "id");
     verdict.contract_digest = text(contract, "digest");
     for (const Json& change : list(contract, "set")) verdict.overrides.push_back(override_of(change));
     for (const Json& fault : list(root_, "injected")) verdict.injected.push_back(text_of(fault, "injected"));
@@ -39,6 +40,9 @@ class Reader {
     verdict.model_digest = text_or_empty(model, "digest");
     if (const Json& first = member(root_, "first_divergence"); !first.is_null())
       verdict.first_divergence = text(first, "falsifier");
+    if (root_.contains("sink_outputs"))
+      for (const Json& output : list(root_, "sink_outputs"))
+        verdict.sink_outputs.push_back(text_of(output, "sink_outputs"));
     for (const Json& falsifier : list(root_, "falsifiers")) {
       RecordedFalsifier& one = verdict.falsifiers.emplace_back();
       one.id = text(falsifier, "id");

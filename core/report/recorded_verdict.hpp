@@ -36,13 +36,15 @@ struct RecordedFalsifier {
 
 // What of a verdict is needed to run it again.
 struct RecordedVerdict {
-  std::string path;             // of the verdict
-  std::string contract;         // absolute path
+  std::string path;      // of the verdict
+  std::string contract;  // absolute path
+  std::string contract_id;
   std::string contract_digest;  // of its text
   std::vector<Override> overrides;
-  std::vector<std::string> injected;  // in the form of `run --inject`
-  std::string model, model_digest;    // source and digest; empty when there was none
-  std::string first_divergence;       // id of its falsifier; empty: there is none
+  std::vector<std::string> injected;      // in the form of `run --inject`
+  std::string model, model_digest;        // source and digest; empty when there was none
+  std::string first_divergence;           // id of its falsifier; empty: there is none
+  std::vector<std::string> sink_outputs;  // files and folders that its sinks wrote, complete or not
   std::vector<RecordedFalsifier> falsifiers;
 };
 

@@ -4,11 +4,13 @@
 #include <fmt/format.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <system_error>
+#include <vector>
 
 #include "core/api/error.hpp"
 #include "core/api/npy.hpp"
@@ -24,9 +26,24 @@ namespace fs = std::filesystem;
   throw Error(ErrorKind::environment, fmt::format("{}: {}: {}; choose another place with --out", place, what, why));
 }
 
-bool is_case(const fs::path& folder) {
+bool is_part_of_case(const fs::path& relative, const fs::file_status& status) {
+  if (relative == "inputs" || relative == "expected") return fs::is_directory(status);
+  if (!fs::is_regular_file(status)) return false;
+  const fs::path folder = relative.parent_path();
+  if (folder == "inputs" || folder == "expected") return relative.extension() == ".npy";
+  return relative == case_contract || relative == case_model || relative == case_readme;
+}
+
+// Why the folder is not replaced: it is no case, or holds something else as well. Empty: it may be.
+std::string why_kept(const fs::path& folder) {
   std::error_code error;
-  return fs::is_regular_file(folder / case_contract, error) && fs::is_regular_file(folder / case_model, error);
+  if (!fs::is_regular_file(folder / case_contract, error) || !fs::is_regular_file(folder / case_model, error))
+    return "is there and is no case";
+  fs::recursive_directory_iterator entry(folder, error), end;
+  for (; !error && entry != end; entry.increment(error))
+    if (!is_part_of_case(entry->path().lexically_relative(folder), entry->symlink_status()))
+      return fmt::format("is there and holds {}, which is no part of a case", entry->path().filename().string());
+  return error ? "cannot be read: " + error.message() : "";
 }
 
 // "case" of "case/" and of "case".
@@ -39,25 +56,33 @@ std::string without_slash(std::string path) {
 
 CaseFolder::CaseFolder(const std::string& place, bool overwrite) : place_(without_slash(place)) {
   if (place_.empty()) throw Error(ErrorKind::usage, "--out: expected the name of a folder, found nothing");
+  const OutputPlace found = check_folder(place_, "--out");
   std::error_code error;
-  replaces_ = fs::exists(fs::symlink_status(place_, error));
-  if (replaces_ && !overwrite)
-    throw Error(ErrorKind::usage, fmt::format("{}: is there already; choose another --out, or replace it with "
-                                              "--overwrite",
-                                              place_));
-  if (replaces_ && (!fs::is_directory(place_, error) || !is_case(place_)))
-    throw Error(ErrorKind::usage, fmt::format("{}: is there and is no case: --overwrite replaces cases only; choose "
-                                              "another --out",
-                                              place_));
-  error.clear();  // not to be there is right
-  const fs::path parent = fs::path(place_).parent_path();
-  if (!parent.empty()) fs::create_directories(parent, error);
+  target_ = found.target;
+  if (found.kind == OutputPlace::Kind::folder) {
+    target_ = fs::canonical(target_, error).string();  // "." has no name that a new folder could be given
+    fills_ = !error && fs::is_empty(target_, error);
+    if (error) fail(place_, "cannot be read", error.message());
+    if (!fills_) refuse_to_replace(overwrite);
+  }
+  fs::create_directories(found.folder(), error);
   if (error) fail(place_, "cannot make its folder", error.message());
-  path_ = place_ + ".partial-XXXXXX";
+  path_ = target_ + (fills_ ? "/.partial-XXXXXX" : ".partial-XXXXXX");
   if (!::mkdtemp(path_.data())) fail(place_, "cannot be written", std::strerror(errno));
   const mode_t mask = ::umask(0);
   ::umask(mask);
   ::chmod(path_.c_str(), 0777 & ~mask);
+}
+
+void CaseFolder::refuse_to_replace(bool overwrite) {
+  if (!overwrite)
+    throw Error(ErrorKind::usage, fmt::format("{}: is there already; choose another --out, or replace it with "
+                                              "--overwrite",
+                                              place_));
+  if (const std::string why = why_kept(target_); !why.empty())
+    throw Error(ErrorKind::usage,
+                fmt::format("{}: {}: --overwrite replaces cases only; choose another --out", place_, why));
+  replaces_ = true;
 }
 
 CaseFolder::~CaseFolder() {
@@ -96,16 +121,28 @@ std::uint64_t CaseFolder::bytes() const {
   return bytes;
 }
 
+// An empty folder that is there stays, as somebody may be in it. The contract comes last: without it there is no case.
+void CaseFolder::fill() {
+  std::error_code error;
+  std::vector<fs::path> names;
+  for (const auto& entry : fs::directory_iterator(path_, error)) names.push_back(entry.path().filename());
+  std::partition(names.begin(), names.end(), [](const fs::path& name) { return name != case_contract; });
+  for (std::size_t i = 0; i < names.size() && !error; ++i)
+    fs::rename(fs::path(path_) / names[i], fs::path(target_) / names[i], error);
+  if (error) fail(place_, "not all of it could be put in place", error.message());
+}
+
 // What is replaced goes only when the new one is in its place.
 void CaseFolder::put_in_place() {
+  if (fills_) return fill();
   std::error_code error;
   const std::string replaced = path_ + ".replaced";
-  if (replaces_) fs::rename(place_, replaced, error);
+  if (replaces_) fs::rename(target_, replaced, error);
   if (error) fail(place_, "cannot be replaced", error.message());
-  fs::rename(path_, place_, error);
+  fs::rename(path_, target_, error);
   if (error) {
     const std::string why = error.message();
-    if (replaces_) fs::rename(replaced, place_, error);
+    if (replaces_) fs::rename(replaced, target_, error);
     fail(place_, "cannot be put in place", why);
   }
   if (replaces_) fs::remove_all(replaced, error);

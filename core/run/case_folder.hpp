@@ -10,8 +10,8 @@ namespace moe_diag {
 // A folder that is filled beside the place it is for, and is gone unless it is put there.
 class CaseFolder {
  public:
-  // Refuses a place where something is, unless it is a case that may be replaced. Throws Error: usage, or environment
-  // when the folder cannot be made.
+  // Refuses a place where something is, unless it is an empty folder or a case that may be replaced, with nothing else
+  // in it. Throws Error: usage, or environment when the folder cannot be made.
   CaseFolder(const std::string& place, bool overwrite);
   CaseFolder(const CaseFolder&) = delete;
   CaseFolder& operator=(const CaseFolder&) = delete;
@@ -29,9 +29,13 @@ class CaseFolder {
   void put_in_place();
 
  private:
-  const std::string place_;
+  void refuse_to_replace(bool overwrite);
+  void fill();
+
+  const std::string place_;  // as it was named
+  std::string target_;       // at the end of symbolic links
   std::string path_;
-  bool replaces_ = false;
+  bool replaces_ = false, fills_ = false;
 };
 
 }  // namespace moe_diag

@@ -10,6 +10,7 @@
 #include "core/compare/explain_step.hpp"
 #include "core/contract/metric.hpp"
 #include "core/contract/nearest.hpp"
+#include "core/run/call_files.hpp"
 #include "core/run/case_writer.hpp"
 #include "core/run/runner.hpp"
 #include "core/verdict/controls.hpp"
@@ -77,6 +78,10 @@ class Reproduction {
   Repro make() {
     if (const std::string why = why_every_step_is_right(); !why.empty()) return {false, why};
     choose_step();
+    CallFiles files;
+    files.read("the verdict", verdict_.path);
+    files.read(contract_);
+    files.write_folder("--out", options_.out);
     CaseFolder folder(options_.out, options_.overwrite);
     const std::string other = claim_.against;
     watch(other);
@@ -182,7 +187,12 @@ class Reproduction {
 
   void open(Runner& runner, const std::string& other) {
     if (!runner.open_model()) throw Error(ErrorKind::absent, runner.absences().front());
-    if (const std::string& digest = runner.model().digest(); digest != verdict_.model_digest)
+    if (verdict_.model_digest.starts_with("sampled"))
+      refuse(
+          fmt::format("{}: the run was interrupted before the model was digested to its end, so it is not known "
+                      "which model it was (digest {}): run the contract again",
+                      verdict_.path, verdict_.model_digest));
+    if (const std::string& digest = runner.model_digest(); digest != verdict_.model_digest)
       refuse(fmt::format("{}: this is not the model of {} (digest {} then, {} now): run the contract again",
                          runner.model().source(), verdict_.path, verdict_.model_digest, digest));
     runner.plan();

@@ -25,6 +25,7 @@ Verdict run_contract(const Contract& contract, PluginHost& host, const RunOption
     runner.capture_evidence();
     runner.explain();
     if (options.controls) runner.run_controls();
+    runner.finish_digest();
   } catch (const Error& e) {
     runner.fail(e);
   }

@@ -15,6 +15,7 @@
 #include "core/plugin/host.hpp"
 #include "core/report/digests.hpp"
 #include "core/report/plan_report.hpp"
+#include "core/run/call_files.hpp"
 #include "core/verdict/verdict.hpp"
 
 namespace moe_diag {
@@ -32,10 +33,12 @@ struct ModelCache {
 };
 
 struct RunOptions {
-  std::string out;         // folder of all outputs; made before anything is computed. Empty: nothing is written
-  bool overwrite = false;  // captures of earlier runs may be replaced
-  bool controls = false;   // run every control, too
-  bool explain = true;     // when something is falsified, run it again to name the causes
+  std::string out;              // folder of all outputs; made before anything is computed. Empty: nothing is written
+  bool overwrite = false;       // what is there already may be replaced
+  bool is_default_out = false;  // nobody named `out`: what came from an earlier run may be replaced there
+  CallFiles files;              // that the call reads and writes, of which sinks may write none
+  bool controls = false;        // run every control, too
+  bool explain = true;          // when something is falsified, run it again to name the causes
   std::optional<std::uint64_t> explain_memory;  // bytes that what the run computed may be kept in, for explaining;
                                                 // none: an eighth of what the lanes leave
   std::vector<FaultSpec> inject;                // faults planted in the run itself; each names its lane

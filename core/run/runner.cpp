@@ -2,14 +2,10 @@
 #include "core/run/runner.hpp"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
-#include <system_error>
 
+#include "core/api/output_file.hpp"
 #include "core/plan/memory.hpp"
 #include "core/run/evidence.hpp"
 #include "core/run/explain.hpp"
@@ -19,17 +15,6 @@
 #include "core/verdict/coverage.hpp"
 
 namespace moe_diag {
-namespace {
-
-void make_folder(const std::string& folder) {
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (error)
-    throw Error(ErrorKind::environment, fmt::format("{}: cannot make the output folder: {}; choose another with --out",
-                                                    folder, error.message()));
-}
-
-}  // namespace
 
 Runner::Runner(const Contract& contract, PluginHost& host, const RunOptions& options)
     : contract_(contract), host_(host), options_(options) {
@@ -74,14 +59,13 @@ void Runner::note_absent_lanes(const std::vector<WatchedCapture>& captures) {
 
 void Runner::claim_output() {
   if (options_.out.empty()) return;
-  make_folder(options_.out);
-  if (::access(options_.out.c_str(), W_OK) != 0)
-    throw Error(ErrorKind::environment,
-                fmt::format("{}: the output folder cannot be written: {}; choose another with --out", options_.out,
-                            std::strerror(errno)));
+  claim_folder(options_.out, "--out");
 }
 
-void Runner::open_sinks() { open_sinks(*capture_); }
+void Runner::open_sinks() {
+  note_sink_outputs(outputs_of(*capture_, plan_.captures));
+  open_sinks(*capture_);
+}
 
 void Runner::open_sinks(Capture& capture) {
   if (!capture.has_sinks()) return;
@@ -100,8 +84,8 @@ void Runner::open_sinks(Capture& capture) {
   info.contract_version = contract_.metadata.version;
   info.tool_version = options_.tool_version;
   info.out = options_.out;
-  info.overwrite = options_.overwrite;
-  info.model = {model_->source(), model_->bytes(), model_->digest(), model_->config()};
+  info.overwrite = overwrite_;
+  info.model = {model_->source(), model_->bytes(), &digest_for_sinks_, model_->config()};
   info.prompts = prompt_infos_;
   info.lanes = lane_infos_;
   planted_infos_.assign(verdict_.planted.begin(), verdict_.planted.end());
@@ -115,8 +99,34 @@ std::vector<PlantedFault> Runner::planted() const {
   return faults;
 }
 
+const std::string& Runner::model_digest() const {
+  DigestProgress progress;
+  if (options_.progress && !computes_)
+    progress = [this](std::uint64_t done, std::uint64_t total) {
+      options_.progress(
+          {"digest of the model, MiB", static_cast<std::int64_t>(done >> 20), static_cast<std::int64_t>(total >> 20)});
+    };
+  return model_->digest(options_.interrupted, progress);
+}
+
+// For the verdict, which says what it is of. A capture without falsifiers has none.
+void Runner::finish_digest() {
+  if (contract_.falsifiers.empty()) return;
+  const double before = seconds();
+  model_digest();
+  verdict_.timing.digest += seconds() - before;
+}
+
+void Runner::finish_digest_after_failure() {
+  try {
+    finish_digest();
+  } catch (const Error&) {  // interrupted: the verdict has the sampled one, and says so
+  }
+}
+
 void Runner::forward() {
   verdict_.timing.open = seconds();
+  model_->begin_digest();
   stop_without_oracle();
   std::vector<Hook*> hooks = call_witnesses();
   const int oracle = lanes_->index_of(contract_.oracle);
@@ -213,6 +223,7 @@ void Runner::judge_alone() {
     if (is_mine(plan_.falsifiers[f])) verdict_.judgements[f].reason = "the run ended before it was judged";
   for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f) {
     if (!is_mine(plan_.falsifiers[f])) continue;
+    if (plan_.falsifiers[f].spec->metric != Metric::identical) finish_digest();  // which would be in the timing's way
     if (options_.interrupted && options_.interrupted())
       throw Error(ErrorKind::environment, fmt::format("interrupted: {} was not judged", plan_.falsifiers[f].spec->id));
     if (options_.progress)
@@ -234,13 +245,14 @@ Digests Runner::digests() {
       throw Error(ErrorKind::absent, fmt::format("lane '{}' is absent: {}", (*lanes_)[i].name, (*lanes_)[i].absent));
   std::vector<Hook*> hooks = call_witnesses();
   hooks.push_back(sequences_.get());
+  model_->begin_digest();
   walk(hooks, planted(), lockstep_, "");
   for (int p = 0; p < static_cast<int>(contract_.prompts.size()); ++p)
     if (!sequences_->stopped(p).empty()) throw Error(ErrorKind::environment, sequences_->stopped(p));
   Digests digests;
   digests.tool_version = options_.tool_version;
   digests.model_source = model_->source();
-  digests.model_digest = model_->digest();
+  digests.model_digest = model_digest();
   for (std::size_t f = 0; f < witnesses_.size(); ++f)
     if (witnesses_[f]) add_digests(solo_parts(), f, *witnesses_[f], digests);
   return digests;
@@ -257,6 +269,7 @@ std::vector<std::int64_t> Runner::walk(const std::vector<Hook*>& hooks, std::vec
   const int layers = model_->config().layers;
   const auto count = static_cast<int>(contract_.prompts.size());
   std::int64_t done = 0, total = 0;  // passes
+  computes_ = true;
   const auto stretches = [&](const PromptSpec& prompt) { return feed ? feed->stretches() : stretches_of(prompt); };
   for (const PromptSpec& prompt : contract_.prompts) total += static_cast<std::int64_t>(stretches(prompt).size());
   for (int p = 0; p < count; ++p) {
@@ -280,6 +293,7 @@ std::vector<std::int64_t> Runner::walk(const std::vector<Hook*>& hooks, std::vec
     }
     if (after_prompt && end > 0) after_prompt(p, end);
   }
+  computes_ = false;
   return forward.changed();
 }
 
@@ -313,6 +327,7 @@ void Runner::capture_evidence() {
   const std::vector<PlannedOutput> outputs = outputs_of(*evidence_, captures);
   check_max_bytes(outputs);
   check_free_space(outputs);
+  note_sink_outputs(outputs);
   open_sinks(*evidence_);
   walk({evidence_.get()}, planted(), lanes_needed_by(captures, *lanes_), "evidence");
   evidence_->close();
@@ -401,6 +416,7 @@ SoloJudgement Runner::judge_solo_control(std::size_t falsifier, const FaultSpec&
 void Runner::fail(const Error& error) {
   verdict_.failure = error.what();
   verdict_.failure_is_usage = error.kind() == ErrorKind::usage;
+  if (!options_.interrupted || !options_.interrupted()) finish_digest_after_failure();
   if (!verdict_.judgements.empty()) return;
   verdict_.judgements = judge_->judgements();
   for (Judgement& j : verdict_.judgements) {
@@ -421,6 +437,7 @@ Verdict Runner::verdict() {
       for (const Weight* weight : step->weights)
         verdict_.tensors.push_back(fmt::format("{} ({})", weight->name, name_of(weight->type)));
   report_prompts();
+  if (model_) verdict_.model.digest = model_->digest_so_far();
   verdict_.timing.total = seconds();
   return std::move(verdict_);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <map>
@@ -40,6 +41,7 @@ class Runner {
   void open_sinks();
   void forward();
   void close_sinks();
+  void finish_digest();     // of the model, begun with the forward pass
   void capture_evidence();  // when something is falsified: once more, for what failed
   void explain();           // when something is falsified: once more, on the oracle's inputs
   void judge_alone();       // what speaks of passes that a lane computes alone
@@ -52,6 +54,7 @@ class Runner {
   Verdict untested();
   std::vector<std::string> absences() const;
   const Model& model() const { return *model_; }
+  const std::string& model_digest() const;  // waits for it
   const Lanes& lanes() const { return *lanes_; }
   const RunningLane& lane(const std::string& name) const {
     return (*lanes_)[static_cast<std::size_t>(lanes_->index_of(name))];
@@ -83,6 +86,8 @@ class Runner {
   std::vector<PlannedOutput> outputs_of(const Capture& capture, const std::vector<WatchedCapture>& captures) const;
   void plan_outputs(PlanReport& report) const;
   void check_free_space(const std::vector<PlannedOutput>& outputs) const;
+  void check_output_files();
+  void note_sink_outputs(const std::vector<PlannedOutput>& outputs);
   void open_sinks(Capture& capture);
   std::vector<PlantedFault> planted() const;
   void note_ends();
@@ -92,6 +97,7 @@ class Runner {
   SoloJudgement judge_solo_control(std::size_t falsifier, const FaultSpec& fault);
   ControlResult run_control(std::size_t falsifier, const FaultSpec& fault);
   void report_prompts();
+  void finish_digest_after_failure();
   double seconds() const;
 
   const Contract& contract_;
@@ -107,6 +113,16 @@ class Runner {
   std::vector<std::string_view> planted_infos_;
   std::unique_ptr<Capture> capture_;
   std::unique_ptr<Capture> evidence_;  // once something is falsified
+  // What sinks are told of the model.
+  struct DigestForSinks final : ModelDigest {
+    explicit DigestForSinks(const Runner& of) : runner(of) {}
+    std::string_view get() const override { return runner.model_digest(); }
+    const Runner& runner;
+  };
+
+  DigestForSinks digest_for_sinks_{*this};
+  bool overwrite_ = false;              // as the options say, or because all that is there came from an earlier run
+  std::atomic<bool> computes_ = false;  // the lanes do, and tell how far they are
   std::unique_ptr<Judge> judge_;
   std::unique_ptr<Sequences> sequences_;
   std::map<std::string, DigestFile> digest_files_;     // by path

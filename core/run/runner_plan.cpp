@@ -7,6 +7,7 @@
 
 #include "core/plan/memory.hpp"
 #include "core/plugin/guard.hpp"
+#include "core/run/earlier_run.hpp"
 #include "core/run/forecast.hpp"
 #include "core/run/runner.hpp"
 
@@ -16,7 +17,6 @@ namespace {
 ModelReport report_of(const Model& model) {
   ModelReport report;
   report.source = model.source();
-  report.digest = model.digest();
   report.bytes = model.bytes();
   report.layers = model.config().layers;
   report.experts = model.config().experts;
@@ -85,8 +85,34 @@ void Runner::describe_lanes() {
   lanes_ = std::make_unique<Lanes>(contract_, *model_, host_, plan_.request);
   for (std::size_t i = 0; i < lanes_->size(); ++i) verdict_.lanes.push_back(lane_report(i));
   capture_ = std::make_unique<Capture>(contract_, plan_.captures, host_);
-  const Capture refused_now_if_wrong(contract_, plan_.evidence, host_);
+  check_output_files();
   check_bits();
+}
+
+// What sinks are going to write: none of what the call reads or writes itself; and what is there already may be
+// replaced in the default folder when an earlier run left it.
+void Runner::check_output_files() {
+  const Capture evidence(contract_, plan_.evidence, host_);
+  overwrite_ = options_.overwrite;
+  if (options_.out.empty()) return;
+  std::vector<PlannedOutput> outputs = outputs_of(*capture_, plan_.captures);
+  for (PlannedOutput& output : outputs_of(evidence, plan_.evidence)) outputs.push_back(std::move(output));
+  CallFiles files = options_.files;
+  files.read(contract_);
+  for (const PlannedOutput& output : outputs)
+    if (std::filesystem::path(output.path).has_filename())  // it says where it writes
+      CallFiles(files).write(fmt::format("sink '{}'", output.sink), output.path);
+  if (!options_.is_default_out) return;
+  const auto left = left_by_earlier_run(options_.out + "/verdict.json", contract_.metadata.id, outputs);
+  if (!left) return;
+  overwrite_ = true;
+  verdict_.sink_outputs = *left;
+}
+
+void Runner::note_sink_outputs(const std::vector<PlannedOutput>& outputs) {
+  auto& noted = verdict_.sink_outputs;
+  for (const PlannedOutput& output : outputs)
+    if (output.known && std::find(noted.begin(), noted.end(), output.path) == noted.end()) noted.push_back(output.path);
 }
 
 // A fault in a lane that does not run would be found by nobody, and look like proof that nothing is wrong.
@@ -176,7 +202,7 @@ void Runner::check_max_bytes(const std::vector<PlannedOutput>& evidence) const {
 }
 
 void Runner::check_free_space(const std::vector<PlannedOutput>& outputs) const {
-  const std::string why = over_free_space(outputs, options_.overwrite);
+  const std::string why = over_free_space(outputs, overwrite_);
   if (!why.empty()) throw Error(ErrorKind::environment, why);
 }
 
@@ -217,7 +243,7 @@ void Runner::plan_outputs(PlanReport& report) const {
       for (const PlannedOutput& output : *outputs)
         if (output.sink == sink.name) report.outputs.push_back(output);
   report.over_budget = over_max_bytes(contract_, always);
-  if (report.over_budget.empty()) report.over_budget = over_free_space(always, options_.overwrite);
+  if (report.over_budget.empty()) report.over_budget = over_free_space(always, overwrite_);
 }
 
 std::vector<std::string> Runner::absences() const {

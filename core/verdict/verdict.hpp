@@ -121,6 +121,7 @@ struct NotCaptured {
 // How long the parts of a run took, in seconds.
 struct Timing {
   double open = 0, forward = 0, solo = 0, evidence = 0, explain = 0, controls = 0, total = 0;
+  double digest = 0;  // of the model: waiting for it when all else was done
 };
 
 // All outcomes of a run.
@@ -135,11 +136,12 @@ struct Verdict {
   std::vector<std::string> planted;     // faults of the contract, then of `run --inject`
   std::vector<std::string> injected;    // those of `run --inject` alone, in the form that it takes
   std::vector<NotCaptured> captured_nothing;
-  std::vector<std::string> tensors;  // of the step at the first divergence, with their types: "blk.6.... Q4_K"
-  std::vector<std::string> outputs;  // what sinks completed, relative to the output folder
-  std::string failure;               // why the run ended early; empty: it did not
-  bool failure_is_usage = false;     // it is the contract's or the command line's fault
-  bool controls = false;             // every control was run, too
+  std::vector<std::string> tensors;       // of the step at the first divergence, with their types: "blk.6.... Q4_K"
+  std::vector<std::string> outputs;       // sinks that completed their output, by name
+  std::vector<std::string> sink_outputs;  // paths that sinks were opened for, as far as they say
+  std::string failure;                    // why the run ended early; empty: it did not
+  bool failure_is_usage = false;          // it is the contract's or the command line's fault
+  bool controls = false;                  // every control was run, too
   std::time_t started = 0;
   Timing timing;
 

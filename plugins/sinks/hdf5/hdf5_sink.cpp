@@ -69,13 +69,17 @@ class Hdf5Sink : public Sink {
     index_ = CaptureIndex(run);
     if (how_.compress > 0 && H5Zfilter_avail(H5Z_FILTER_DEFLATE) <= 0)
       throw Error(ErrorKind::environment, "compress: this HDF5 was built without gzip; leave 'compress' out");
-    path_ = (fs::path(run.out) / name_).lexically_normal();
+    const std::string named = (fs::path(run.out) / name_).lexically_normal().string();
+    const OutputPlace place = find_output(named);
+    if (place.kind == OutputPlace::Kind::stream)
+      throw Error(
+          ErrorKind::usage,
+          named + ": is a FIFO or a device: HDF5 is written in many places at once, so it needs a regular file");
+    path_ = place.target;
     partial_ = path_.string() + ".partial";
     claim(run.overwrite);
     file_.emplace(partial_);
-    const CaptureJson head = manifest_of(run);
-    for (const auto& [key, value] : head.items())
-      if (key != "prompts") set_root_attribute(key, value);
+    set_root_attributes(heading_of(run));
   }
 
   void consume(const Event& event) override {
@@ -93,8 +97,7 @@ class Hdf5Sink : public Sink {
     try {
       for (auto& [key, array] : index_.arrays())
         if (!array.digest) cut(key, array);
-      const CaptureJson head = manifest_of(index_.run());
-      set_root_attribute("prompts", head["prompts"]);
+      set_root_attributes(outcome_of(index_.run()));
       file_->flush();
       file_->set_attribute(file_->root(), "complete", 1);
       file_->close();
@@ -113,9 +116,11 @@ class Hdf5Sink : public Sink {
     if (fs::is_directory(path_))
       throw Error(ErrorKind::usage, fmt::format("{}: is a folder, wanted a file; choose another name", path_.string()));
     for (const fs::path& path : {path_, fs::path(partial_)}) {
-      if (!fs::exists(path)) continue;
+      if (!fs::exists(fs::symlink_status(path))) continue;
       const bool complete = path == path_;
-      const bool ours = complete ? has_root_attribute(path, "format", capture_format) : may_be_hdf5(path);
+      const bool ours = !fs::is_regular_file(fs::symlink_status(path)) ? false
+                        : complete ? has_root_attribute(path, "format", capture_format)
+                                   : may_be_hdf5(path);
       if (!ours)
         throw Error(ErrorKind::usage, fmt::format("{}: not a capture of moe-diag, so it is not replaced; move it away "
                                                   "or choose another file (file, --out)",
@@ -130,6 +135,10 @@ class Hdf5Sink : public Sink {
     fs::create_directories(path_.parent_path(), error);
     if (error) throw output_error(path_.parent_path().string(), "cannot make the folder", error.value());
     if (!fs::remove(path_, error) && error) throw output_error(path_.string(), "cannot remove", error.value());
+  }
+
+  void set_root_attributes(const CaptureJson& values) {
+    for (const auto& [key, value] : values.items()) set_root_attribute(key, value);
   }
 
   // Text as it is, all else as JSON.

@@ -60,7 +60,8 @@ bool belongs(const fs::path& relative, const fs::file_status& status) {
   if (fs::is_directory(status)) return parts.size() <= 2 || (parts.size() == 3 && is_layer_folder(name));
   if (!fs::is_regular_file(status)) return false;
   if (parts.size() == 1)
-    return name == manifest_name || name == mark_name || name == std::string(manifest_name) + ".partial";
+    return name == manifest_name || name == mark_name || name.starts_with(std::string(manifest_name) + ".partial-") ||
+           name.starts_with(std::string(mark_name) + ".partial-");
   if (parts.size() == 3) return is_array_name(name, Scope::model);
   return parts.size() == 4 && is_layer_folder(parts[2]) && is_array_name(name, Scope::layer);
 }
@@ -111,10 +112,7 @@ void refuse_foreign(const fs::path& root, const Content& content) {
 
 void CaptureFolder::claim(bool overwrite) const {
   const fs::path root(path_);
-  std::error_code error;
-  fs::create_directories(root, error);
-  if (error) throw output_error(path_, "cannot make the folder", error.value());
-
+  claim_folder(path_, "dir, --out");
   const Content content = content_of(root);
   if (!content.files.empty() || !content.foreign.empty()) {
     refuse_foreign(root, content);

@@ -76,7 +76,7 @@ class NpySink : public Sink {
   void open(const RunInfo& run) override {
     index_ = CaptureIndex(run);
     for (const PromptInfo& prompt : run.prompts)
-      if (prompt.id == "manifest.json" || prompt.id == "manifest.json.partial" || prompt.id == "incomplete")
+      if (prompt.id == "manifest.json" || prompt.id == "incomplete")
         throw Error(ErrorKind::usage,
                     fmt::format("prompt '{}': the capture has a file of this name; rename the prompt", prompt.id));
     folder_.emplace((fs::path(run.out) / dir_).lexically_normal().string());

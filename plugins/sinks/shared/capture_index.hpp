@@ -193,24 +193,36 @@ inline CaptureJson of(const ModelConfig& c) {
 
 }  // namespace capture_json
 
-// All that is said of a capture as a whole: what was run, on what, by which lanes.
-inline CaptureJson manifest_of(const RunInfo& run) {
-  CaptureJson prompts = CaptureJson::array(), lanes = CaptureJson::array();
-  for (const PromptInfo& p : run.prompts) prompts.push_back(capture_json::of(p));
+// What is known in open() of a capture as a whole: what was run, by which lanes.
+inline CaptureJson heading_of(const RunInfo& run) {
+  CaptureJson lanes = CaptureJson::array();
   for (const LaneInfo& l : run.lanes)
     if (l.runs) lanes.push_back(capture_json::of(l));
   return {{"format", capture_format},
           {"format_version", capture_format_version},
           {"tool_version", run.tool_version},
           {"contract", {{"id", run.contract}, {"version", run.contract_version}}},
-          {"model",
-           {{"source", run.model.source},
-            {"bytes", run.model.bytes},
-            {"digest", run.model.digest},
-            {"config", capture_json::of(run.model.config)}}},
-          {"prompts", prompts},
           {"lanes", lanes},
           {"planted", std::vector<std::string_view>(run.planted.begin(), run.planted.end())}};
+}
+
+// What is known in close() only: the model's digest, which is computed meanwhile, and the tokens that were generated.
+inline CaptureJson outcome_of(const RunInfo& run) {
+  CaptureJson prompts = CaptureJson::array();
+  for (const PromptInfo& p : run.prompts) prompts.push_back(capture_json::of(p));
+  return {{"model",
+           {{"source", run.model.source},
+            {"bytes", run.model.bytes},
+            {"digest", run.model.digest()},
+            {"config", capture_json::of(run.model.config)}}},
+          {"prompts", prompts}};
+}
+
+// All of it.
+inline CaptureJson manifest_of(const RunInfo& run) {
+  CaptureJson manifest = heading_of(run);
+  manifest.update(outcome_of(run));
+  return manifest;
 }
 
 }  // namespace moe_diag

@@ -142,7 +142,7 @@ std::string json_of(const RunInfo& run, const std::vector<const StatsRecord*>& r
       "{{\n\"format\": \"moe-diag stats\",\n\"format_version\": 1,\n\"tool_version\": {},\n\"contract\": "
       "{},\n\"model\": {},\n\"planted\": {},\n\"sites\": [",
       dump(Json(run.tool_version)), dump(Json{{"id", run.contract}, {"version", run.contract_version}}),
-      dump(Json{{"source", run.model.source}, {"bytes", run.model.bytes}, {"digest", run.model.digest}}),
+      dump(Json{{"source", run.model.source}, {"bytes", run.model.bytes}, {"digest", run.model.digest()}}),
       dump(Json(std::vector<std::string_view>(run.planted.begin(), run.planted.end()))));
   for (std::size_t i = 0; i < records.size(); ++i) text += (i ? ",\n  " : "\n  ") + dump(json_of(*records[i]));
   return text + "\n]\n}\n";

@@ -67,9 +67,9 @@ TEST_CASE("exit codes and messages of synth and inspect") {
   CHECK_FALSE(std::filesystem::exists(model));
   test::write_file(model, std::vector<std::byte>(100));
   expect(4, "inspect " + model, "not a GGUF file");
-  expect(2, "synth " + model, "exists already; --force replaces it");
+  expect(2, "synth " + model, "is there already; replace it with --overwrite");
   CHECK(std::filesystem::file_size(model) == 100);
-  expect(0, "synth --force " + model, "synthetic: tiny, 4 layers, q4_k_m, seed 0");
+  expect(0, "synth --overwrite " + model, "synthetic: tiny, 4 layers, q4_k_m, seed 0");
   std::filesystem::resize_file(model, std::filesystem::file_size(model) - 1);
   expect(4, "inspect " + model, "lies outside the file");
 }

@@ -161,11 +161,11 @@ TEST_CASE("writing leaves a whole file or none, and nothing beside it") {
     CHECK_THROWS_WITH(write_synthetic(spec, path, writing), "stopped");
     CHECK(scratch.files() == 0);
   }
-  SECTION("when it is there already, unless forced") {
+  SECTION("when it is there already, unless it may be overwritten") {
     test::write_file(path, {std::byte{1}});
-    CHECK_THROWS_WITH(write_synthetic(spec, path), path + ": exists already; --force replaces it");
+    CHECK_THROWS_WITH(write_synthetic(spec, path), path + ": is there already; replace it with --overwrite or choose another place (OUT)");
     CHECK(std::filesystem::file_size(path) == 1);
-    write_synthetic(spec, path, {.force = true});
+    write_synthetic(spec, path, {.overwrite = true});
     CHECK(std::filesystem::file_size(path) == synthetic_bytes(spec));
     CHECK(scratch.files() == 1);
   }
@@ -208,7 +208,7 @@ TEST_CASE("the gguf package reads the files: keys, tensors, values") {
   for (const std::string_view quant : synthetic_quants()) {
     INFO(quant);
     const std::string model = scratch.path("m.gguf"), listing = scratch.path("listing");
-    write_synthetic({"tiny", 2, std::string(quant), 3}, model, {.force = true});
+    write_synthetic({"tiny", 2, std::string(quant), 3}, model, {.overwrite = true});
     write_listing(Model::open(model), listing);
     const std::string command =
         MOE_DIAG_PYTHON " " MOE_DIAG_SOURCE_DIR "/tests/unit/model/read_with_gguf.py " + model + " " + listing;

@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/model/model.hpp"
 #include "core/report/digests.hpp"
 #include "core/report/report.hpp"
 #include "core/run/timing.hpp"
@@ -252,7 +253,7 @@ TEST_CASE("a run stands by the digests of an earlier one, and a fault does not")
 
   CHECK(made.digest().code == 2);  // is there already
   const Finished nowhere = made.digest_to("/no/such/folder/d.json");
-  CHECK(nowhere.code == 4);
+  CHECK(nowhere.code == 2);
   CHECK_THAT(nowhere.err, Contains("/no/such/folder/d.json"));
   CHECK(made.digest(" --overwrite --lane nobody").code == 2);
   CHECK(made.digest(" --overwrite --set model.seed=8").code == 0);
@@ -280,6 +281,40 @@ TEST_CASE("digests of something else are never equal: untested, by name") {
   digests.rows.erase({"short", "free", {Stage::attn_out, 1}, 4});
   write_text(made.file(), digests_json(digests));
   untested("", 1, "no digest of prompt short, position 4, layer 1, attn_out");
+}
+
+TEST_CASE("a model that differs in one bit of one expert is another model, whatever its header says") {
+  const TemporaryFolder folder;
+  const std::string model = folder / "m.gguf", contract = folder / "c.yaml";
+  REQUIRE(run_tool("synth " + quoted(model) + " --seed 7").code == 0);
+  write_text(contract, contract_text(identical("SAME", "free", "{digest: d.json}"), "{gguf: m.gguf}"));
+  REQUIRE(run_tool("digest " + quoted(contract) + " --out " + quoted(folder / "d.json")).code == 0);
+  const std::string run = "run " + quoted(contract) + " --overwrite --out " + quoted(folder / "out");
+  REQUIRE(run_tool(run).code == 0);
+  const std::string fault = " --set model=\"{gguf: m.gguf}\" --inject '{inject: scale, stage: lm_head, lane: free}'";
+  REQUIRE(run_tool(run + fault).code == 1);
+  const Finished own = run_tool("repro " + quoted(folder / "out/verdict.json") + " --out " + quoted(folder / "case"));
+  INFO(own.out << own.err);
+  CHECK(own.code == 0);
+
+  const Model before = Model::open(model);
+  const std::string digest = before.digest();
+  const Weight& weight = *before.layers()[2].ffn_down_exps;
+  std::string bytes = read_text(model);
+  bytes[before.offset_of(weight) + 5 * weight.expert_bytes() + 100] ^= 1;
+  write_text(folder / "other.gguf", bytes);
+  std::filesystem::rename(folder / "other.gguf", model);
+  const Model after = Model::open(model);
+  REQUIRE(after.sampled() == before.sampled());
+
+  const Finished repro = run_tool("repro " + quoted(folder / "out/verdict.json") + " --out " + quoted(folder / "no"));
+  CHECK(repro.code == 2);
+  CHECK_THAT(repro.err, Contains("this is not the model of") && Contains(digest) && Contains(after.digest()));
+  const Finished other = run_tool(run);
+  CHECK(other.code == 3);
+  CHECK_THAT(other.out, Contains("digests of another model") && Contains(digest) && Contains(after.digest()));
+  const auto verdict = nlohmann::json::parse(read_text(folder / "out/verdict.json"));
+  CHECK(verdict["model"]["digest"] == after.digest());
 }
 
 TEST_CASE("a file that holds no digests ends the run before anything is computed") {
