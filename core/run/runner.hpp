@@ -91,6 +91,7 @@ class Runner {
   std::vector<Hook*> call_witnesses();
   SoloJudgement judge_solo_control(std::size_t falsifier, const FaultSpec& fault);
   ControlResult run_control(std::size_t falsifier, const FaultSpec& fault);
+  void name_tensors();
   void report_prompts();
   double seconds() const;
 
