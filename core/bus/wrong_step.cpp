@@ -83,11 +83,21 @@ class Computation {
 
   Values expert_linear() const {
     std::vector<std::int32_t> experts;
-    for (double id : inputs_.in[1]) experts.push_back(static_cast<std::int32_t>(id));
-    if (is(Kind::wrong_expert))
-      for (std::int32_t& id : experts) id = (id + 1) % config_.experts;
-    return host::expert_linear(matrix(*step_.weights[0]), experts, config_.used, operand());
+    for (double id : inputs_.in[1]) {
+      const std::int32_t own = exists(id) ? static_cast<std::int32_t>(id) : 0;
+      experts.push_back(is(Kind::wrong_expert) ? (own + 1) % config_.experts : own);
+    }
+    Values out = host::expert_linear(matrix(*step_.weights[0]), experts, config_.used, operand());
+    const std::size_t width = out.size() / experts.size();
+    for (std::size_t slot = 0; slot < experts.size(); ++slot)
+      if (!exists(inputs_.in[1][slot]))
+        std::fill_n(out.begin() + static_cast<std::ptrdiff_t>(slot * width), width, 0.0);
+    return out;
   }
+
+  // The lane's own choice may hold ids of no expert. Their slots are 0 with and without the fault, so that the lane
+  // keeps its values there.
+  bool exists(double id) const { return id >= 0 && id < config_.experts; }
 
   Values rms_norm() const {
     const Values weight = host::decode_row(host::Matrix(*step_.weights[0]), 0);

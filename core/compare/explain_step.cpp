@@ -169,20 +169,17 @@ StepExplanation joined(StepExplanation first, const StepExplanation& second) {
 // Experts chosen have no error of their own: a row fails when they are others.
 StepExplanation explain_choice(const StepCase& c, const ModelConfig& config) {
   StepExplanation result;
+  FootprintMaker footprint;
   bool without_best = true;
   for (int row = 0; row < static_cast<int>(c.a.shape[0]); ++row) {
-    const int flips = routing_flips(c.a, c.b, row);
-    result.footprint.compared += config.used;
-    if (flips == 0) continue;
-    result.footprint.wrong += flips;
-    result.footprint.positions.push_back(c.first_position + row);
-    without_best = without_best && chose_without_best(c, config, row);
+    const int flips = routing_flips(c.a, c.b, row, config.experts);
+    footprint.add_choice(c.first_position + row, flips, config.used);
+    if (flips > 0) without_best = without_best && chose_without_best(c, config, row);
   }
+  result.footprint = footprint.made();
   if (result.footprint.wrong == 0) return result;
   result.cause = without_best ? StepCause::dropped_expert : StepCause::plain_operator;
   if (without_best) result.text = "the best expert was passed over, the next ones chosen";
-  result.footprint.text = fmt::format("{} of {} experts chosen, in {} of {} rows", result.footprint.wrong,
-                                      result.footprint.compared, result.footprint.positions.size(), c.a.shape[0]);
   return result;
 }
 
@@ -211,8 +208,20 @@ StepExplanation explain_step(const StepCase& c, const Model& model, const Progra
     StepExplanation own = explain_part(known, failing);
     result = result.cause == StepCause::none ? std::move(own) : joined(std::move(result), own);
   }
-  result.footprint = footprint_of(c, units);
+  FootprintMaker footprint;
+  footprint.add(c, units);
+  result.footprint = footprint.made();
   return result;
+}
+
+void add_later_pass(StepExplanation& first, const StepExplanation& later, int position) {
+  const bool has_name = first.cause != StepCause::none && first.cause != StepCause::plain_operator;
+  if (!has_name || later.cause == StepCause::none || (later.cause == first.cause && later.text == first.text)) return;
+  if (first.text.find("from position ") != std::string::npos) return;  // one later pass is enough to say so
+  if (later.cause == first.cause)
+    first.text += fmt::format("; from position {} on, {}", position, later.text);
+  else
+    first.text += fmt::format("; this does not explain the values from position {} on", position);
 }
 
 }  // namespace moe_diag

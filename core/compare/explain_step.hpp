@@ -10,6 +10,7 @@
 
 #include "core/api/stage.hpp"
 #include "core/api/tensor.hpp"
+#include "core/compare/footprint.hpp"
 #include "core/forward/program.hpp"
 #include "core/model/model.hpp"
 
@@ -50,20 +51,6 @@ struct StepCase {
   std::string numerics;                  // of the lane; see expected_error()
 };
 
-// Which elements are wrong: those farther from the oracle's than their error explains.
-struct Footprint {
-  struct Part {
-    int expert = -1;  // -1: of no expert
-    std::int64_t rows = 0, all_rows = 0;
-  };
-
-  std::int64_t wrong = 0, compared = 0;
-  std::vector<int> positions;                                  // that hold wrong elements, ascending
-  std::vector<std::pair<std::int64_t, std::int64_t>> columns;  // [first, last] of a row, or of an expert's slot
-  std::vector<Part> experts;                                   // by id; empty for stages of no expert
-  std::string text;                                            // "columns 128..255 of all rows"
-};
-
 struct StepExplanation {
   StepCause cause = StepCause::none;
   std::string text;   // the cause in words; empty for none and plain_operator
@@ -79,5 +66,9 @@ struct StepExplanation {
 // answer. Throws Error(environment) when the tensors do not fit the step.
 inline constexpr double failing_error = 10, explained_error = 8;
 StepExplanation explain_step(const StepCase& step_case, const Model& model, const Program& program);
+
+// What explains a step is found in one pass. The text says so where a later pass, from `position` on, has another
+// cause or none.
+void add_later_pass(StepExplanation& first, const StepExplanation& later, int position);
 
 }  // namespace moe_diag

@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <optional>
+#include <set>
 
 #include "core/compare/step_hypotheses.hpp"
 
@@ -14,6 +15,8 @@ namespace {
 using host::Values;
 
 constexpr std::array well_known_thetas{1e4, 5e5, 1e6, 1e7};
+constexpr std::size_t most_stale = 16;  // positions of a cache that are tried
+constexpr double outlier = 0.01;        // beside the worst element: keys with large values err by more than others
 constexpr double pi = 3.14159265358979323846;
 
 std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
@@ -114,7 +117,15 @@ void add_ropes(const Operands& o, const FailingUnits& failing, List& list) {
     };
   };
   const double theta = o.step.params.theta;
-  list.add(StepCause::skipped, "not rotated", [o](const StepUnit& unit) { return o.input(0, unit); });
+  const int first = o.c.first_position;
+  // The one row of a pass that starts again turns by nothing, as one that is not rotated does.
+  if (first > 0 && o.c.a.shape[0] == 1)
+    list.add(StepCause::shifted_position, "rotated as at position 0: not at all, or the positions start again",
+             [o](const StepUnit& unit) { return o.input(0, unit); });
+  else
+    list.add(StepCause::skipped, "not rotated", [o](const StepUnit& unit) { return o.input(0, unit); });
+  if (first > 1 && o.c.a.shape[0] > 1)
+    list.add(StepCause::shifted_position, "the positions start again at 0 with the chunk", rope(-first, {theta}));
   list.add(StepCause::permutation, "rotates pairs (2i, 2i + 1) instead of (i, i + h/2)",
            rope(0, {theta, host::RopePairs::neighbours}));
   list.add(StepCause::shifted_position, "rotated by the angle of the position before", rope(-1, {theta}));
@@ -179,37 +190,53 @@ struct Cached {
   }
 };
 
-// The position whose entry may be another's at all rows: of keys, the one with the wrong scores; of values, nothing but
-// the first row that fails tells.
-std::int64_t stale_position(const Cached& cached, const StepUnit& unit) {
-  const std::int64_t own = cached.o.position(unit), seen = own + 1;
-  if (!cached.is_scores()) return own;
-  Values off(at(seen));
-  for (std::int64_t i = 0; i < unit.size; ++i)
-    off[at(i % seen)] += std::fabs(value_at(cached.o.c.a, unit.in_a(i)) - value_at(cached.o.c.b, unit.in_b(i)));
-  return std::max_element(off.begin(), off.end()) - off.begin();
+// The keys with wrong scores in the rows that fail: those that are farther off than their error explains.
+std::vector<std::int64_t> wrong_keys(const Cached& cached, const FailingUnits& failing) {
+  std::set<std::int64_t> keys;
+  for (const StepUnit* unit : failing)
+    for (const std::int64_t i : wrong_elements(cached.o.c, *unit, outlier)) keys.insert(i % unit->run());
+  return {keys.begin(), keys.end()};
+}
+
+// Positions whose entries may be others at all rows. Of keys, those with wrong scores; of values nothing shows it, and
+// all up to the first row that fails are tried one by one.
+std::vector<std::vector<std::int64_t>> stale_positions(const Cached& cached, const FailingUnits& failing) {
+  if (cached.is_scores()) return {wrong_keys(cached, failing)};
+  std::vector<std::vector<std::int64_t>> tried;
+  for (std::int64_t p = cached.o.position(*failing[0]); p >= 0 && tried.size() < most_stale; --p) tried.push_back({p});
+  return tried;
 }
 
 void add_stale(const Cached& cached, const FailingUnits& failing, List& list) {
   const auto add = [&](const std::string& text, auto edit) {
-    list.add(StepCause::stale_kv, fmt::format("the {} {}", cached.entry(), text), [cached, edit](const StepUnit& unit) {
+    list.add(StepCause::stale_kv, text, [cached, edit](const StepUnit& unit) {
       Values cache = cached.truth;
       edit(cached, cache, cached.o.position(unit));
       return cached.attended(unit, cache);
     });
   };
-  add("of the own position is that of the position before", [](const Cached& k, Values& cache, std::int64_t p) {
+  const auto entry = [&](std::string_view text) { return fmt::format("the {} {}", cached.entry(), text); };
+  add(entry("of the own position is that of the position before"), [](const Cached& k, Values& cache, std::int64_t p) {
     if (p > 0) k.copy(cache, p - 1, p);
   });
-  add("of the own position is zero, or not seen",
+  add(entry("of the own position is zero, or not seen"),
       [](const Cached& k, Values& cache, std::int64_t p) { k.clear(cache, p); });
-  const std::int64_t stale = stale_position(cached, *failing[0]);
-  if (stale > 0)
-    add(fmt::format("of position {} is that of the position before", stale),
-        [stale](const Cached& k, Values& cache, std::int64_t) { k.copy(cache, stale - 1, stale); });
-  add(fmt::format("of position {} is zero", stale),
-      [stale](const Cached& k, Values& cache, std::int64_t) { k.clear(cache, stale); });
-  add("of each position is that of the position before", [](const Cached& k, Values& cache, std::int64_t) {
+  for (const std::vector<std::int64_t>& stale : stale_positions(cached, failing)) {
+    if (stale.empty() || stale.size() > most_stale) continue;
+    const std::string text = fmt::format("the {}{} of position{} {} {}", cached.entry(), stale.size() == 1 ? "" : "s",
+                                         stale.size() == 1 ? "" : "s", numbers_text({stale.begin(), stale.end()}),
+                                         stale.size() == 1 ? "is" : "are");
+    if (stale.front() > 0)
+      add(fmt::format("{} {} of the position before", text, stale.size() == 1 ? "that" : "those"),
+          [stale](const Cached& k, Values& cache, std::int64_t) {
+            for (std::int64_t p : stale)
+              std::copy_n(k.truth.begin() + (p - 1) * k.width, k.width, cache.begin() + p * k.width);
+          });
+    add(text + " zero", [stale](const Cached& k, Values& cache, std::int64_t) {
+      for (std::int64_t p : stale) k.clear(cache, p);
+    });
+  }
+  add(entry("of each position is that of the position before"), [](const Cached& k, Values& cache, std::int64_t) {
     std::copy_backward(k.truth.begin(), k.truth.end() - k.width, cache.end());
   });
 }

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <span>
 
+#include "core/compare/chosen.hpp"
 #include "core/compare/values.hpp"
 
 namespace moe_diag {
@@ -53,27 +53,31 @@ class Logits {
   double top_ = -std::numeric_limits<double>::infinity(), size_ = 1;
 };
 
-std::span<const std::int32_t> ids_of_row(const Tensor& ids, int row) {
-  return {ids.as<std::int32_t>() + row * ids.shape.row(), static_cast<std::size_t>(ids.shape.row())};
+// The slots of a row whose experts the other row does not share, best first.
+std::vector<std::size_t> not_shared(const ChosenRow& row, const ChosenRow& other) {
+  std::vector<std::size_t> slots;
+  for (std::size_t slot = 0; slot < row.ids().size(); ++slot)
+    if (!row.shares(slot, other)) slots.push_back(slot);
+  return slots;
 }
 
-// Those of `ids` that are not among `others`, in their order.
-std::vector<std::int32_t> only_in(std::span<const std::int32_t> ids, std::span<const std::int32_t> others) {
-  std::vector<std::int32_t> only;
-  for (std::int32_t id : ids)
-    if (std::find(others.begin(), others.end(), id) == others.end()) only.push_back(id);
-  return only;
+IdFault fault_of(const ChosenRow& row, std::size_t slot) {
+  if (!row.exists(row.ids()[slot])) return IdFault::does_not_exist;
+  return row.is_good(slot) ? IdFault::none : IdFault::named_twice;
 }
 
-Flip flip_of(const Logits& a, const Logits& b, int expert, int instead_of) {
-  Flip flip{expert, instead_of, b.weighed(instead_of) - b.weighed(expert), nan, FlipKind::real};
-  flip.error = std::fabs(a.value(expert) - b.value(expert)) + std::fabs(a.value(instead_of) - b.value(instead_of));
+std::optional<double> known(double value) { return is_finite(value) ? std::optional(value) : std::nullopt; }
+
+void explain(const Logits& a, const Logits& b, Flip& flip) {
+  const int expert = flip.expert, instead_of = flip.instead_of;
+  flip.margin = known(b.weighed(instead_of) - b.weighed(expert));
+  flip.error =
+      known(std::fabs(a.value(expert) - b.value(expert)) + std::fabs(a.value(instead_of) - b.value(instead_of)));
   const double equal = units * std::max(a.epsilon(), b.epsilon()) * std::max(a.size(), b.size());
   const double against_a = a.weighed(instead_of) - a.weighed(expert);
   // Written so that a NaN explains nothing.
-  const bool explained = is_finite(flip.error) && against_a <= equal && flip.margin >= -equal;
-  if (explained) flip.kind = flip.margin <= equal ? FlipKind::tie : FlipKind::drift;
-  return flip;
+  const bool explained = flip.margin && flip.error && against_a <= equal && *flip.margin >= -equal;
+  if (explained) flip.kind = *flip.margin <= equal ? FlipKind::tie : FlipKind::drift;
 }
 
 }  // namespace
@@ -87,22 +91,62 @@ std::string_view name_of(FlipKind kind) {
   return "unknown";
 }
 
+std::string_view name_of(IdFault fault) {
+  switch (fault) {
+    case IdFault::none: return "none";
+    case IdFault::named_twice: return "named_twice";
+    case IdFault::does_not_exist: return "does_not_exist";
+  }
+  return "unknown";
+}
+
 std::vector<Flip> flips_of_row(const Routing& routing, int row) {
-  const auto ids_a = ids_of_row(routing.ids_a, row), ids_b = ids_of_row(routing.ids_b, row);
-  const std::vector<std::int32_t> intruders = only_in(ids_a, ids_b), dropped = only_in(ids_b, ids_a);
-  if (intruders.empty() && dropped.empty()) return {};
+  const ChosenRow ids_a(routing.ids_a, row, routing.experts), ids_b(routing.ids_b, row, routing.experts);
+  const std::vector<std::size_t> only_a = not_shared(ids_a, ids_b), only_b = not_shared(ids_b, ids_a);
+  std::vector<Flip> flips(only_a.size());  // as many as only_b: both rows have as many slots, and share as many
+  for (std::size_t i = 0; i < flips.size(); ++i) {
+    Flip& flip = flips[i];
+    flip.expert = ids_a.ids()[only_a[i]];
+    flip.instead_of = ids_b.ids()[only_b[i]];
+    flip.fault = fault_of(ids_a, only_a[i]);
+    flip.fault_of_other = fault_of(ids_b, only_b[i]);
+    flip.times = ids_a.times(flip.expert);
+    flip.times_of_other = ids_b.times(flip.instead_of);
+    flip.experts = routing.experts;
+  }
+  if (flips.empty() || !routing.logits_a || !routing.logits_b) return flips;
   const Logits a(routing.logits_a, row), b(routing.logits_b, row);
-  std::vector<Flip> flips;
-  // There are as many of one as of the other, unless a lane names an expert twice: a flip without a counterpart is
-  // real.
-  for (std::size_t i = 0; i < std::max(intruders.size(), dropped.size()); ++i)
-    flips.push_back(flip_of(a, b, i < intruders.size() ? intruders[i] : -1, i < dropped.size() ? dropped[i] : -1));
+  for (Flip& flip : flips)
+    if (!flip.is_misnamed()) explain(a, b, flip);
   return flips;
 }
 
+std::vector<Flip> misnamed_of_row(const Tensor& ids_a, const Tensor& ids_b, int row, int experts) {
+  std::vector<Flip> flips = flips_of_row({ids_a, ids_b, {}, {}, experts}, row);
+  flips.erase(std::remove_if(flips.begin(), flips.end(), [](const Flip& flip) { return !flip.is_misnamed(); }),
+              flips.end());
+  return flips;
+}
+
+std::string choice_text(const Flip& flip) {
+  const auto fault_text = [&](int id, IdFault fault, int times) {
+    if (fault == IdFault::does_not_exist)
+      return fmt::format("expert {} does not exist (the model has experts 0 to {})", id, flip.experts - 1);
+    return fmt::format("expert {} is named {}", id, times == 2 ? "twice" : fmt::format("{} times", times));
+  };
+  if (!flip.is_misnamed()) return fmt::format("expert {} instead of {}", flip.expert, flip.instead_of);
+  const std::string own = flip.fault == IdFault::none ? fmt::format("expert {} is chosen", flip.expert)
+                                                      : fault_text(flip.expert, flip.fault, flip.times);
+  if (flip.fault_of_other == IdFault::none) return fmt::format("{}, expert {} is missing", own, flip.instead_of);
+  return fmt::format("{}; in the lane beside it, {}", own,
+                     fault_text(flip.instead_of, flip.fault_of_other, flip.times_of_other));
+}
+
 std::string text_of(const Flip& flip) {
-  return fmt::format("expert {} instead of {}, margin {:.3g}, logit error {:.3g}: {}", flip.expert, flip.instead_of,
-                     flip.margin, flip.error, name_of(flip.kind));
+  if (flip.is_misnamed()) return choice_text(flip);
+  const auto number = [](const std::optional<double>& x) { return x ? fmt::format("{:.3g}", *x) : "not known"; };
+  return fmt::format("{}, margin {}, logit error {}: {}", choice_text(flip), number(flip.margin), number(flip.error),
+                     name_of(flip.kind));
 }
 
 }  // namespace moe_diag

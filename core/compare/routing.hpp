@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,28 +19,49 @@ enum class FlipKind : std::uint8_t {
 };
 std::string_view name_of(FlipKind kind);
 
-// An expert that a chose in another's place: a's best that b did not choose for b's best that a did not, and so on
-// down.
+// What is wrong with the id of an expert by itself.
+enum class IdFault : std::uint8_t {
+  none,
+  named_twice,     // a slot before it in the row has the same id
+  does_not_exist,  // negative, or not below the number of the model's experts
+};
+std::string_view name_of(IdFault fault);  // "named_twice"
+
+// An expert that a chose in another's place: a's best that b does not share for b's best that a does not share, and so
+// on down. A faulty id is shared with nobody.
 struct Flip {
   int expert = -1, instead_of = -1;
-  double margin = 0;  // by how much b's logits prefer the expert that was dropped
-  double error = 0;   // how far a's logits of the two are from b's, both added up
+  std::optional<double> margin;  // by how much b's logits prefer the expert that was dropped
+  std::optional<double> error;   // how far a's logits of the two are from b's, both added up
   FlipKind kind = FlipKind::real;
+  IdFault fault = IdFault::none, fault_of_other = IdFault::none;  // of `expert` and `instead_of`
+  int times = 1, times_of_other = 1;                              // that the rows of a and of b name them
+  int experts = 0;                                                // of the model
+
+  bool is_misnamed() const { return fault != IdFault::none || fault_of_other != IdFault::none; }
 };
 
 // Two lanes' moe_router_indices and moe_router_logits of the same rows, as each lane chose by.
 struct Routing {
   Tensor ids_a, ids_b;        // [T, k]
-  Tensor logits_a, logits_b;  // [T, E]
+  Tensor logits_a, logits_b;  // [T, E]; may be null: then nothing explains a flip
+  int experts = 0;            // E
 };
 
-// The flips of one row. Each lane chooses by the softmax of its logits, computed in the type that these have. So logits
-// count as equal when they are within 8 units in the last place of the coarser lane's type, at the size of the row's
-// largest logit and at least 1: so much the logits' rounding and a softmax's may move them. A logit whose probability
-// underflows counts as the lowest whose does not. What is not finite explains nothing.
+// The flips of one row, as many as routing_flips() counts. Each lane chooses by the softmax of its logits, computed in
+// the type that these have. So logits count as equal when they are within 8 units in the last place of the coarser
+// lane's type, at the size of the row's largest logit and at least 1: so much the logits' rounding and a softmax's may
+// move them. A logit whose probability underflows counts as the lowest whose does not. Nothing explains a flip with a
+// faulty id or with logits that are not finite: it has no margin, or no error.
 std::vector<Flip> flips_of_row(const Routing& routing, int row);
 
-// "expert 12 instead of 20, margin 0.00031, logit error 0.0008: drift"
+// Only those with a faulty id: they need no logits.
+std::vector<Flip> misnamed_of_row(const Tensor& ids_a, const Tensor& ids_b, int row, int experts);
+
+// "expert 12 instead of 20"; "expert 7 is named twice, expert 10 is missing"; "expert 64 does not exist (the model has
+// experts 0 to 63), expert 10 is missing".
+std::string choice_text(const Flip& flip);
+// The same with the numbers: "expert 12 instead of 20, margin 0.00031, logit error 0.0008: drift".
 std::string text_of(const Flip& flip);
 
 }  // namespace moe_diag

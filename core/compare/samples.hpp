@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "core/api/model.hpp"
@@ -17,6 +16,7 @@ struct Pair {
   Tensor a, b;                  // the same rows
   Tensor routing_a, routing_b;  // moe_router_indices of these rows; only for per-expert stages
   int first_position = 0;       // of row 0
+  int experts = 0;              // of the model; only for per-expert stages
 };
 
 // Elements to be compared together: `n` of them, at `a` in one tensor and at `b` in the other.
@@ -32,14 +32,17 @@ struct SampleSegments {
 };
 
 // The samples of one row: one for most stages, one per expert that both lanes chose for the expert stages. Keys after a
-// row's own position are left out of the attention stages. Slots of experts that only lane a chose have nothing to be
-// compared with: they are `alone`, and their segments say where they are in a.
+// row's own position are left out of the attention stages. Slots of lane a that have no counterpart in lane b are
+// `alone`: their expert was not chosen there, was named by a slot before, or does not exist. Their segments say where
+// they are in a.
 struct RowSamples {
   std::vector<SampleSegments> samples, alone;
 };
 RowSamples samples_of_row(const Pair& pair, int row);
 
-// Experts of row `row` of a that b did not choose.
-int routing_flips(const Tensor& a, const Tensor& b, int row);
+// Slots of row `row` of a that do not hold an expert that b chose as well. An expert that a row names a second time,
+// and an id that is none of the model's experts, is shared with nobody, not even with a lane that has the same ids. So
+// the number is the same when the lanes change places.
+int routing_flips(const Tensor& a, const Tensor& b, int row, int experts);
 
 }  // namespace moe_diag

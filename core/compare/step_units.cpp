@@ -6,9 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <map>
-#include <numeric>
-#include <set>
 
 #include "core/api/error.hpp"
 #include "core/compare/expected.hpp"
@@ -18,11 +15,8 @@
 namespace moe_diag {
 namespace {
 
-constexpr double element_error = 8;          // expected errors beyond which an element of a unit that fails is wrong
-constexpr double small_beside_worst = 0.03;  // in a footprint: outliers are off by more than others
-constexpr double alone_error = 200;          // and beyond which one element makes its unit fail: outliers' sums cancel
-constexpr std::size_t most_ranges = 4;       // in a footprint's text
-constexpr double nearly_all = 0.7;           // of a range: the others are right by chance
+constexpr double alone_error =
+    200;  // expected errors beyond which one element makes its unit fail: outliers' sums cancel
 
 [[noreturn]] void fail(const StepCase& c, std::string_view what) {
   throw Error(ErrorKind::environment,
@@ -74,7 +68,7 @@ void add_parts(const StepCase& c, const ModelConfig& config, int row, std::vecto
 }
 
 void add_samples(const StepCase& c, const ModelConfig& config, int row, std::vector<StepUnit>& units) {
-  const Pair pair{{c.stage, c.step->layer}, c.a, c.b, c.routing_a, c.routing_b, c.first_position};
+  const Pair pair{{c.stage, c.step->layer}, c.a, c.b, c.routing_a, c.routing_b, c.first_position, config.experts};
   for (SampleSegments& sample : samples_of_row(pair, row).samples) {
     StepUnit unit;
     unit.row = row;
@@ -87,82 +81,6 @@ void add_samples(const StepCase& c, const ModelConfig& config, int row, std::vec
     unit.expected = expected_of(c, config, *c.step, row);
     units.push_back(std::move(unit));
   }
-}
-
-// Column of element i within its row, or its slot.
-std::int64_t column_of(const StepCase& c, const StepUnit& unit, std::int64_t i) {
-  const std::int64_t width = unit.expert >= 0 ? unit.size : c.a.shape.row();
-  return unit.in_a(i) % width;
-}
-
-using Ranges = std::vector<std::pair<std::int64_t, std::int64_t>>;
-
-// Ascending columns as ranges; a gap is filled when the range stays nearly full.
-Ranges ranges_of(const std::vector<std::int64_t>& columns) {
-  Ranges ranges;
-  std::int64_t held = 0;  // columns within the last range
-  for (std::int64_t column : columns) {
-    const std::int64_t from = ranges.empty() ? 0 : ranges.back().first;
-    if (!ranges.empty() && static_cast<double>(held + 1) >= nearly_all * static_cast<double>(column - from + 1)) {
-      ranges.back().second = column;
-      ++held;
-    } else {
-      ranges.push_back({column, column});
-      held = 1;
-    }
-  }
-  return ranges;
-}
-
-// The step between columns that are spread evenly, with few missing; 0 when they are not.
-std::int64_t stride_of(const std::vector<std::int64_t>& columns) {
-  if (columns.size() < 4) return 0;
-  std::int64_t stride = 0;
-  for (std::int64_t column : columns) stride = std::gcd(stride, column - columns.front());
-  const std::int64_t places = (columns.back() - columns.front()) / std::max<std::int64_t>(stride, 1) + 1;
-  return stride > 1 && static_cast<double>(columns.size()) >= nearly_all * static_cast<double>(places) ? stride : 0;
-}
-
-std::string range_text(std::pair<std::int64_t, std::int64_t> range) {
-  return range.first == range.second ? fmt::format("{}", range.first)
-                                     : fmt::format("{}..{}", range.first, range.second);
-}
-
-std::string columns_text(const std::vector<std::int64_t>& columns, const Ranges& ranges, std::int64_t width) {
-  const std::int64_t covered = ranges.empty() ? 0 : ranges.back().second - ranges.front().first + 1;
-  if (ranges.size() == 1 && static_cast<double>(covered) >= nearly_all * static_cast<double>(width))
-    return "all columns";
-  if (columns.size() == 1) return fmt::format("column {}", columns.front());
-  if (const std::int64_t stride = stride_of(columns))
-    return fmt::format("every {}th column from {} to {}", stride, columns.front(), columns.back());
-  if (ranges.size() > most_ranges)
-    return fmt::format("{} columns between {} and {}", columns.size(), columns.front(), columns.back());
-  std::string text = "columns ";
-  for (const auto& range : ranges) text += fmt::format("{}{}", &range == &ranges[0] ? "" : ", ", range_text(range));
-  return text;
-}
-
-std::string rows_text(const std::vector<int>& positions, std::size_t all) {
-  if (positions.size() == all) return all == 1 ? fmt::format("position {}, the only one", positions[0]) : "all rows";
-  Ranges ranges;
-  for (int position : positions)
-    if (!ranges.empty() && ranges.back().second == position - 1)
-      ranges.back().second = position;
-    else
-      ranges.push_back({position, position});
-  if (ranges.size() > most_ranges) return fmt::format("{} of {} rows", positions.size(), all);
-  std::string text = positions.size() == 1 ? "position " : "positions ";
-  for (const auto& range : ranges) text += fmt::format("{}{}", &range == &ranges[0] ? "" : ", ", range_text(range));
-  return text;
-}
-
-std::string experts_text(const std::vector<Footprint::Part>& experts, std::size_t ran) {
-  if (experts.size() == ran && ran > 1) return "all experts that ran";
-  if (experts.size() > most_ranges) return fmt::format("{} of the {} experts that ran", experts.size(), ran);
-  std::string text = experts.size() == 1 ? "expert " : "experts ";
-  for (const auto& part : experts) text += fmt::format("{}{}", &part == &experts[0] ? "" : ", ", part.expert);
-  const bool whole = std::all_of(experts.begin(), experts.end(), [](const auto& p) { return p.rows == p.all_rows; });
-  return text + (experts.size() < ran ? " only" : "") + (whole ? ", all its rows" : "");
 }
 
 }  // namespace
@@ -213,14 +131,20 @@ std::vector<StepUnit> units_of(const StepCase& c, const ModelConfig& config) {
   return units;
 }
 
-std::vector<std::int64_t> wrong_elements(const StepCase& c, const StepUnit& unit, double of_the_worst) {
-  std::vector<double> off(static_cast<std::size_t>(unit.size));  // in expected errors
-  double worst = 0;
+std::vector<double> errors_of_elements(const StepCase& c, const StepUnit& unit) {
+  std::vector<double> off(static_cast<std::size_t>(unit.size));
   for (std::int64_t i = 0; i < unit.size; ++i) {
     const double b = value_at(c.b, unit.in_b(i)), difference = std::fabs(value_at(c.a, unit.in_a(i)) - b);
     off[static_cast<std::size_t>(i)] = difference / unit.tolerance(1, std::fabs(b));
-    if (std::isfinite(difference)) worst = std::max(worst, off[static_cast<std::size_t>(i)]);
   }
+  return off;
+}
+
+std::vector<std::int64_t> wrong_elements(const StepCase& c, const StepUnit& unit, double of_the_worst) {
+  const std::vector<double> off = errors_of_elements(c, unit);
+  double worst = 0;
+  for (const double x : off)
+    if (std::isfinite(x)) worst = std::max(worst, x);
   std::vector<std::int64_t> wrong;
   for (std::int64_t i = 0; i < unit.size; ++i)
     if (!(off[static_cast<std::size_t>(i)] <= std::max(element_error, of_the_worst * worst))) wrong.push_back(i);
@@ -245,43 +169,6 @@ double error_of(const StepCase& c, const StepUnit& unit, std::span<const std::in
   if (count == 0) return std::numeric_limits<double>::infinity();
   if (all == 0) all = count * unit.rms * unit.rms;
   return off == 0 ? 0 : std::sqrt(off / all) / unit.expected;
-}
-
-Footprint footprint_of(const StepCase& c, const std::vector<StepUnit>& units) {
-  Footprint print;
-  std::vector<bool> is_wrong(static_cast<std::size_t>(c.a.shape.row()));  // by column
-  std::set<int> positions, rows;
-  std::map<int, Footprint::Part> experts;
-  for (const StepUnit& unit : units) {
-    print.compared += unit.size;
-    rows.insert(unit.row);
-    Footprint::Part& part = experts[unit.expert];
-    part.expert = unit.expert;
-    ++part.all_rows;
-    if (!unit.fails) continue;
-    const auto wrong = wrong_elements(c, unit, small_beside_worst);
-    print.wrong += static_cast<std::int64_t>(wrong.size());
-    for (std::int64_t i : wrong) is_wrong[static_cast<std::size_t>(column_of(c, unit, i))] = true;
-    positions.insert(c.first_position + unit.row);
-    ++part.rows;
-  }
-  if (positions.empty()) return print;
-  print.positions.assign(positions.begin(), positions.end());
-  std::vector<std::int64_t> columns;
-  for (std::size_t i = 0; i < is_wrong.size(); ++i)
-    if (is_wrong[i]) columns.push_back(static_cast<std::int64_t>(i));
-  print.columns = ranges_of(columns);
-  std::size_t ran = 0;
-  for (const auto& [id, part] : experts) {
-    if (id < 0) continue;
-    ++ran;
-    if (part.rows > 0) print.experts.push_back(part);
-  }
-  const std::int64_t width = units[0].expert >= 0 ? units[0].size : c.a.shape.row();
-  print.text =
-      fmt::format("{} of {}", columns_text(columns, print.columns, width), rows_text(print.positions, rows.size()));
-  if (ran > 0) print.text = fmt::format("{}; {}", experts_text(print.experts, ran), print.text);
-  return print;
 }
 
 }  // namespace moe_diag

@@ -41,6 +41,12 @@ void check_case(const StepCase& step_case, const ModelConfig& config);
 // All units of a case of values, by row, then slot or part. Checks the case.
 std::vector<StepUnit> units_of(const StepCase& step_case, const ModelConfig& config);
 
+// Expected errors beyond which an element of a unit that fails is wrong.
+inline constexpr double element_error = 8;
+
+// How far each element of a unit is off, in expected errors.
+std::vector<double> errors_of_elements(const StepCase& step_case, const StepUnit& unit);
+
 // Elements of a unit that are farther off than its expected error lets them be, ascending; those that are small beside
 // `of_the_worst` times the worst one are left out.
 std::vector<std::int64_t> wrong_elements(const StepCase& step_case, const StepUnit& unit, double of_the_worst);
@@ -49,7 +55,5 @@ std::vector<std::int64_t> wrong_elements(const StepCase& step_case, const StepUn
 // finite and the other is not (for the lane's type), or when none is finite.
 double error_of(const StepCase& step_case, const StepUnit& unit, std::span<const std::int64_t> elements,
                 std::span<const double> predicted);
-
-Footprint footprint_of(const StepCase& step_case, const std::vector<StepUnit>& units);
 
 }  // namespace moe_diag

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -176,12 +177,21 @@ class ExpertSearch {
   std::map<int, FailingUnits> units_;
 };
 
+// One difference of ids when all have it; over the end only when some have it that way.
 std::string experts_text(const std::map<int, int>& used, std::int64_t experts) {
-  const auto shift_of = [&](const auto& pair) { return (pair.second - pair.first + experts) % experts; };
-  const std::int64_t shift = shift_of(*used.begin());
-  const bool all = std::all_of(used.begin(), used.end(), [&](const auto& pair) { return shift_of(pair) == shift; });
-  if (all && used.size() > 1)
-    return fmt::format("each expert computed with the weights of expert (id + {}) mod {}", shift, experts);
+  const auto all_differ_by = [&](auto difference) {
+    const auto first = difference(*used.begin());
+    const bool all = std::all_of(used.begin(), used.end(), [&](const auto& pair) { return difference(pair) == first; });
+    return all && used.size() > 1 ? std::optional(first) : std::nullopt;
+  };
+  std::vector<int> ids;
+  for (const auto& [expert, other] : used) ids.push_back(expert);
+  const std::string who = fmt::format("experts {} computed with the weights of expert", numbers_text(ids));
+  const auto signed_text = [](std::int64_t d) { return fmt::format("id {} {}", d < 0 ? '-' : '+', std::abs(d)); };
+  if (const auto d = all_differ_by([](const auto& pair) { return std::int64_t{pair.second} - pair.first; }))
+    return fmt::format("{} {}", who, signed_text(*d));
+  if (const auto d = all_differ_by([&](const auto& pair) { return (pair.second - pair.first + experts) % experts; }))
+    return fmt::format("{} ({}) mod {}", who, signed_text(*d * 2 > experts ? *d - experts : *d), experts);
   std::string text;
   std::size_t named = 0;
   for (const auto& [expert, other] : used) {

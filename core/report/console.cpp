@@ -133,7 +133,7 @@ class Console {
     if (const std::string cause = cause_text(verdict_, j); j.outcome == Outcome::falsified && !cause.empty())
       line("{:10} {}", "", cause.substr(0, cause.find("; ")));
     if (j.skipped_experts > 0)
-      line("{:10} {} expert slots not compared: only this lane chose the expert", "", j.skipped_experts);
+      line("{:10} {} expert slots not compared: their experts have no slot in the other lane", "", j.skipped_experts);
     if (j.without_floor > 0)
       line("{:10} {} samples not judged: the lane of the floor did not choose the expert", "", j.without_floor);
     flips(j);
@@ -145,8 +145,9 @@ class Console {
   // How often the lanes chose other experts, and the sample that speaks most against it.
   void flips(const Judgement& j) {
     const std::int64_t tie = j.count(FlipKind::tie), drift = j.count(FlipKind::drift), real = j.count(FlipKind::real);
-    if (tie + drift + real == 0) return;
-    line("{:10} experts chosen in another's place: {} by a tie, {} by drift, {} really", "", tie, drift, real);
+    if (tie + drift + real > 0)
+      line("{:10} experts chosen in another's place: {} by a tie, {} by drift, {} really", "", tie, drift, real);
+    if (!j.worst()) return;
     for (const Flip& flip : j.worst()->worst.flips) line("{:10} worst: {}", "", text_of(flip));
   }
 

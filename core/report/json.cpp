@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -34,12 +35,19 @@ Json site_json(Site site) {
 
 Json bound_json(const Bound& bound) { return {{"kind", name_of(bound.kind)}, {"value", number(bound.value)}}; }
 
+Json number_or_null(const std::optional<double>& v) { return v ? number(*v) : Json(nullptr); }
+
+Json fault_json(IdFault fault) { return fault == IdFault::none ? Json(nullptr) : Json(name_of(fault)); }
+
 Json flip_json(const Flip& flip) {
   return {{"expert", flip.expert},
           {"instead_of", flip.instead_of},
-          {"margin", number(flip.margin)},
-          {"logit_error", number(flip.error)},
-          {"kind", name_of(flip.kind)}};
+          {"margin", number_or_null(flip.margin)},
+          {"logit_error", number_or_null(flip.error)},
+          {"kind", name_of(flip.kind)},
+          {"fault", fault_json(flip.fault)},
+          {"fault_of_other", fault_json(flip.fault_of_other)},
+          {"text", choice_text(flip)}};
 }
 
 Json lane_json(const Verdict& verdict, int lane) {
@@ -59,17 +67,30 @@ Json nonfinite_json(const Nonfinite& n) {
           {"element", index_or_null(n.element)}};
 }
 
+Json ranges_json(const std::vector<Range>& ranges) {
+  Json list = Json::array();
+  for (const auto& [first, last] : ranges) list.push_back({first, last});
+  return list;
+}
+
 Json footprint_json(const Footprint& print) {
   Json j;
   j["text"] = print.text;
   j["wrong"] = print.wrong;
   j["compared"] = print.compared;
   j["positions"] = print.positions;
-  j["columns"] = Json::array();
-  for (const auto& [first, last] : print.columns) j["columns"].push_back({first, last});
+  j["compared_positions"] = print.compared_positions;
+  j["columns"] = ranges_json(print.columns);
+  j["tensors"] = Json::array();
+  for (const Footprint::OfTensor& tensor : print.tensors)
+    j["tensors"].push_back({{"tensor", tensor.name},
+                            {"type", tensor.type},
+                            {"columns", ranges_json(tensor.columns)},
+                            {"all_columns", {tensor.all.first, tensor.all.second}}});
   j["experts"] = Json::array();
   for (const Footprint::Part& part : print.experts)
     j["experts"].push_back({{"expert", part.expert}, {"rows", part.rows}, {"all_rows", part.all_rows}});
+  j["compared_experts"] = print.ran;
   return j;
 }
 

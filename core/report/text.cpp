@@ -119,7 +119,7 @@ std::string divergence_text(const Verdict& verdict, const Judgement& judgement) 
   if (own)
     text += step_block(verdict, *own);
   else if (&judgement == verdict.first_divergence() && !verdict.tensors.empty())
-    line("tensor", fmt::format("{}", fmt::join(verdict.tensors, ", ")));
+    line("reads", fmt::format("{}", fmt::join(verdict.tensors, ", ")));
   line("number", fmt::format("{} = {:.6g}, claimed {}", metric_text(spec), s.value, bound_text(s.bound)));
   line("site", fmt::format("{} of {} samples fail there, worst {:.6g} at position {}", site.failing, site.samples,
                            site.worst.value, site.worst.position));
@@ -139,7 +139,10 @@ std::string reason_text(const Verdict& verdict, const Judgement& judgement) {
   if (judgement.outcome != Outcome::falsified || !site)
     return judgement.reason.empty() ? std::string(name_of(judgement.outcome)) : judgement.reason;
   const Sample& s = site->first_failing;
-  const std::string cause = cause_text(verdict, judgement);
+  std::string cause = cause_text(verdict, judgement);
+  for (const Flip& flip : s.flips)
+    if (flip.is_misnamed() && cause.find(choice_text(flip)) == std::string::npos)
+      cause += (cause.empty() ? "" : "; ") + choice_text(flip);
   return fmt::format("{}: {} = {:.6g}, claimed {}; {} of {} samples fail{}{}", place_text(verdict, s),
                      metric_text(*judgement.spec), s.value, bound_text(s.bound), judgement.failing, judgement.samples,
                      cause.empty() ? "" : "; ", cause);

@@ -7,6 +7,7 @@
 
 #include "core/api/output_file.hpp"
 #include "core/plan/memory.hpp"
+#include "core/report/diagnosis_text.hpp"
 #include "core/run/evidence.hpp"
 #include "core/run/explain.hpp"
 #include "core/run/timing.hpp"
@@ -432,14 +433,26 @@ Verdict Runner::verdict() {
         "fault '{}' changed nothing: it was planted where nothing is computed, or makes no difference there", fault);
     verdict_.failure_is_usage = true;
   }
-  if (const Judgement* first = verdict_.first_divergence(); first && has_stage(first->spec->metric))
-    if (const Step* step = find_step(plan_.program, first->first_failing()->site))
-      for (const Weight* weight : step->weights)
-        verdict_.tensors.push_back(fmt::format("{} ({})", weight->name, name_of(weight->type)));
+  name_tensors();
   report_prompts();
   if (model_) verdict_.model.digest = model_->digest_so_far();
   verdict_.timing.total = seconds();
   return std::move(verdict_);
+}
+
+// The weights that the first divergence is about: none where the explanation says that its step is right.
+void Runner::name_tensors() {
+  const Judgement* first = verdict_.first_divergence();
+  if (!first || !has_stage(first->spec->metric)) return;
+  if (const Divergence* own = own_divergence(verdict_, *first)) {
+    verdict_.tensors = own->tensors;
+    return;
+  }
+  const Cause cause = first->explanation.cause;
+  const Step* step = find_step(plan_.program, first->first_failing()->site);
+  if (!step || (cause != Cause::unexplained && cause != Cause::numerics)) return;
+  for (const Weight* weight : step->weights)
+    verdict_.tensors.push_back(fmt::format("{} ({})", weight->name, name_of(weight->type)));
 }
 
 void Runner::report_prompts() {

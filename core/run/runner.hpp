@@ -96,6 +96,7 @@ class Runner {
   std::vector<Hook*> call_witnesses();
   SoloJudgement judge_solo_control(std::size_t falsifier, const FaultSpec& fault);
   ControlResult run_control(std::size_t falsifier, const FaultSpec& fault);
+  void name_tensors();
   void report_prompts();
   void finish_digest_after_failure();
   double seconds() const;

@@ -67,6 +67,7 @@ std::vector<std::int32_t> experts_of(const StepRecord& record, int row, int coun
     const GivenValues rows = rows_of(values, row, count);
     const auto* chosen = rows.tensor().as<std::int32_t>();
     for (std::int64_t i = 0; i < rows.shape.count(); ++i) {
+      if (chosen[i] < 0 || chosen[i] >= config.experts) continue;
       ids.insert(chosen[i]);
       ids.insert((chosen[i] + 1) % config.experts);
     }

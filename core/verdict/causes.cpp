@@ -17,11 +17,9 @@ namespace {
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
-// What a backend says of its kernels, as far as it is about these tensors: "Q6_K: f32 dot".
-std::string kernel_for(const Step& step, const std::string& kernels) {
+// What a backend says of its kernels, as far as it is about weights of these types: "Q6_K: f32 dot".
+std::string kernel_for(const std::set<std::string_view>& types, const std::string& kernels) {
   std::string text;
-  std::set<std::string_view> types;
-  for (const Weight* weight : step.weights) types.insert(name_of(weight->type));
   for (std::size_t at = 0; at < kernels.size();) {
     const std::size_t end = std::min(kernels.find(", ", at), kernels.size());
     const std::string_view entry = std::string_view(kernels).substr(at, end - at);
@@ -93,16 +91,31 @@ class Namer {
   Divergence& add_step(int prompt, const Subject& s, const Finding& finding) {
     const auto [at, fresh] = found_.try_emplace({s.lane, finding.site});
     Divergence& d = at->second;
-    if (!fresh) return d;
-    const Step& step = *find_step(plan_.program, finding.site);
+    if (!fresh) {
+      // One number for one defect: the worst of all prompts, as in the curves.
+      if (!(finding.step_error <= d.error)) {
+        d.error = finding.step_error;
+        d.expected = finding.expected;
+      }
+      return d;
+    }
     d.lane = s.lane;
     d.prompt = prompt;
     d.position = finding.position;
     d.expert = finding.expert;
     d.site = finding.site;
-    for (const Weight* weight : step.weights)
-      d.tensors.push_back(fmt::format("{} ({})", weight->name, name_of(weight->type)));
-    d.kernel = kernel_for(step, lane(s.lane).description.kernels);
+    d.footprint = finding.footprint.made();
+    std::set<std::string_view> types;
+    for (const Footprint::OfTensor& tensor : d.footprint.tensors) {
+      d.tensors.push_back(fmt::format("{} ({})", tensor.name, tensor.type));
+      types.insert(tensor.type);
+    }
+    if (finding.fails && d.footprint.positions.empty())
+      for (const Weight* weight : find_step(plan_.program, finding.site)->weights) {
+        d.tensors.push_back(fmt::format("{} ({})", weight->name, name_of(weight->type)));
+        types.insert(name_of(weight->type));
+      }
+    d.kernel = kernel_for(types, lane(s.lane).description.kernels);
     d.error = finding.step_error;
     d.expected = finding.expected;
     d.nonfinite = finding.step_nonfinite;
@@ -115,7 +128,7 @@ class Namer {
   void name_step(const Finding& finding, Divergence& d) const {
     d.cause = Cause::plain_operator;
     if (finding.explanation) {
-      d.footprint = finding.explanation->footprint;
+      d.explained = true;
       if (finding.explanation->cause != StepCause::none) d.cause = cause_of(finding.explanation->cause);
       d.text = finding.explanation->text;
       d.factor = finding.explanation->factor;
@@ -126,17 +139,21 @@ class Namer {
     }
     if (d.flip) {
       d.cause = Cause::routing_real;
-      d.text = text_of(*d.flip) + ", which does not follow from its own logits" + (d.text.empty() ? "" : "; ") + d.text;
+      d.text = flip_text(*d.flip) + (d.text.empty() ? "" : "; ") + d.text;
     } else if (d.cause == Cause::plain_operator && d.nonfinite.count() > 0) {
       d.cause = Cause::nonfinite_origin;
     }
   }
 
+  // A faulty id says by itself what is wrong.
+  static std::string flip_text(const Flip& flip) {
+    return text_of(flip) + (flip.is_misnamed() ? "" : ", which does not follow from its own logits");
+  }
+
   // An earlier divergence of the same stage and lane that was explained itself.
   const Divergence* explained_like(const Divergence& d) const {
     for (const auto& [place, other] : found_)
-      if (place.lane == d.lane && place.site.stage == d.site.stage && place.site < d.site &&
-          other.footprint.compared > 0)
+      if (place.lane == d.lane && place.site.stage == d.site.stage && place.site < d.site && other.explained)
         return &other;
     return nullptr;
   }
@@ -299,15 +316,19 @@ class Namer {
     d.expert = row.flip.expert;
     d.flip = row.flip;
     d.error = d.expected = nan;
-    const std::string what = fmt::format("expert {} instead of {}", row.flip.expert, row.flip.instead_of);
-    if (row.flip.kind == FlipKind::tie)
-      d.text = fmt::format("{}: the oracle's margin of {:.3g} is within rounding", what, row.flip.margin);
-    else
-      d.text =
-          fmt::format("{}: the oracle's margin of {:.3g} is {} than the drift of {:.3g} that the logits have there",
-                      what, row.flip.margin, row.flip.margin <= row.flip.error ? "smaller" : "larger", row.flip.error);
+    d.text = reason_of(row.flip);
     d.text += agreement(lane, prompt, finding.site.layer);
     return d;
+  }
+
+  static std::string reason_of(const Flip& flip) {
+    const std::string what = choice_text(flip);
+    if (flip.is_misnamed()) return what;
+    if (!flip.margin || !flip.error) return what + ": the logits there are not finite";
+    if (flip.kind == FlipKind::tie)
+      return fmt::format("{}: the oracle's margin of {:.3g} is within rounding", what, *flip.margin);
+    return fmt::format("{}: the oracle's margin of {:.3g} is {} than the drift of {:.3g} that the logits have there",
+                       what, *flip.margin, *flip.margin <= *flip.error ? "smaller" : "larger", *flip.error);
   }
 
   // Whether the layer's experts agree on the oracle's inputs and routing.
@@ -354,7 +375,9 @@ class Namer {
 
   // ", Q4_K: integer dot with Q8_K": how the lane multiplies the weights of a site's step; empty where there are none.
   std::string kernel_at(const RunningLane& lane, Site site) const {
-    const std::string kernel = kernel_for(*find_step(plan_.program, site), lane.description.kernels);
+    std::set<std::string_view> types;
+    for (const Weight* weight : find_step(plan_.program, site)->weights) types.insert(name_of(weight->type));
+    const std::string kernel = kernel_for(types, lane.description.kernels);
     return kernel.empty() ? "" : ", " + kernel;
   }
 

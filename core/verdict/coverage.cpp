@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "core/compare/chosen.hpp"
+
 namespace moe_diag {
 
 Coverage::Coverage(const Plan& plan, const ModelConfig& config, int lane)
@@ -23,10 +25,13 @@ bool Coverage::wants(int /*prompt*/, int lane, Site site) const {
 
 void Coverage::show(Sighting& sighting) {
   const Tensor chosen = sighting.tensor(lane_);
+  if (!chosen) return;
   std::vector<std::int64_t>& rows = rows_[static_cast<std::size_t>(sighting.site.layer)];
-  for (std::int64_t i = 0; chosen && i < chosen.shape.count(); ++i)
-    if (const auto expert = static_cast<std::size_t>(chosen.as<std::int32_t>()[i]); expert < rows.size())
-      ++rows[expert];
+  for (int row = 0; row < static_cast<int>(chosen.shape[0]); ++row) {
+    const ChosenRow experts(chosen, row, static_cast<int>(rows.size()));
+    for (std::size_t slot = 0; slot < experts.ids().size(); ++slot)
+      if (experts.is_good(slot)) ++rows[static_cast<std::size_t>(experts.ids()[slot])];
+  }
 }
 
 std::vector<LayerCoverage> Coverage::layers() const {

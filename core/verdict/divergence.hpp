@@ -72,7 +72,7 @@ struct Divergence {
   int prompt = 0, position = 0;      // the first prompt and position it is seen at
   Site site;                         // the step's output
   int expert = -1;                   // of the first value that is wrong; -1: of no expert
-  std::vector<std::string> tensors;  // that the step reads, with their types: "blk.6.ffn_down_exps.weight (Q6_K)"
+  std::vector<std::string> tensors;  // whose columns are wrong, with their types: "blk.6.ffn_down_exps.weight (Q6_K)"
   std::string kernel;                // what the lane's backend says of its kernels; may be empty
   std::string text;                  // the cause in words; empty: nothing is known beyond its name
   double factor = 1;                 // of scale
@@ -80,7 +80,8 @@ struct Divergence {
   double expected = 0;               // rel_l2 that its numerics let it make there
   Nonfinite nonfinite;               // count() is 0: all is finite
   std::optional<Flip> flip;          // of routing: the first expert chosen in another's place
-  Footprint footprint;               // of step errors, of the pass where it was first seen
+  Footprint footprint;               // of step errors, over all passes of that prompt
+  bool explained = false;            // explain_step() looked at it
   int like = -1;                     // index of an earlier divergence of the same stage that stands for this one, too
 };
 

@@ -15,6 +15,7 @@ namespace {
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 constexpr std::size_t most_explained = 4;  // steps of one lane: each may take as long as a pass
+constexpr int most_passes = 2;             // of a step that is explained: whether the cause of one is that of the next
 
 // Rows [first, first + count) of a tensor.
 Tensor rows_of(const Tensor& tensor, std::int64_t first, std::int64_t count) {
@@ -139,11 +140,17 @@ void Examiner::look_at_step(std::size_t subject, Sighting& sighting, Finding& fi
       if (row.flip.kind == FlipKind::real) note_failure(row.position, row.flip.expert, finding);
       finding.step_flips.push_back(row);
     }
+    for (int row = 0; row < static_cast<int>(c.a.shape[0]); ++row)
+      finding.footprint.add_choice(c.first_position + row, routing_flips(c.a, c.b, row, parts_.model.config().experts),
+                                   parts_.model.config().used);
   } else {
     look_at_units(c, finding);
   }
   const RunningLane& lane = parts_.lanes[static_cast<std::size_t>(s.fed)];
-  if (!finding.fails || finding.explanation || explained_[subject] >= most_explained ||
+  const bool later_pass = finding.explanation && finding.footprint.is_wrong_from(c.first_position) &&
+                          finding.explained_passes < most_passes;
+  if (!finding.fails || (finding.explanation && !later_pass) ||
+      (!finding.explanation && explained_[subject] >= most_explained) ||
       !has_expected_error(lane, parts_.plan.program, parts_.model.config()))
     return;
   // What the router weighs follows from what it chose.
@@ -151,7 +158,10 @@ void Examiner::look_at_step(std::size_t subject, Sighting& sighting, Finding& fi
       findings_[{sighting.prompt, static_cast<int>(subject)}][{Stage::moe_router_indices, sighting.site.layer}].fails)
     return;
   add_inputs(s, sighting, c);
-  finding.explanation = explain_step(c, parts_.model, parts_.plan.program);
+  StepExplanation found = explain_step(c, parts_.model, parts_.plan.program);
+  ++finding.explained_passes;
+  if (later_pass) return add_later_pass(*finding.explanation, found, c.first_position);
+  finding.explanation = std::move(found);
   ++explained_[subject];
 }
 
@@ -160,7 +170,9 @@ void Examiner::look_at_units(const StepCase& seen, Finding& finding) const {
   StepCase c = seen;
   const bool known = expected_error(c.numerics, *c.step, config, 1).has_value();
   if (!known) c.numerics = "f32";
-  for (const StepUnit& unit : units_of(c, config)) {
+  const std::vector<StepUnit> units = units_of(c, config);
+  if (known) finding.footprint.add(c, units);
+  for (const StepUnit& unit : units) {
     count_nonfinite(c, unit, finding.step_nonfinite);
     if (unit.fails && (known || !std::isfinite(unit.error)))
       note_failure(c.first_position + unit.row, unit.expert, finding);
@@ -174,11 +186,13 @@ void Examiner::look_at_units(const StepCase& seen, Finding& finding) const {
 std::vector<RowFlip> Examiner::flips_of(int lane, Sighting& sighting) const {
   const Routing routing{sighting.tensor(lane), sighting.tensor(parts_.oracle),
                         sighting.now(lane, Stage::moe_router_logits),
-                        sighting.now(parts_.oracle, Stage::moe_router_logits)};
+                        sighting.now(parts_.oracle, Stage::moe_router_logits), parts_.model.config().experts};
   std::vector<RowFlip> flips;
-  if (!routing.ids_a || !routing.ids_b || !routing.logits_a || !routing.logits_b) return flips;
+  if (!routing.ids_a || !routing.ids_b) return flips;
+  const bool has_logits = routing.logits_a && routing.logits_b;  // only a faulty id is told without
   for (int row = 0; row < sighting.rows().count; ++row)
-    for (const Flip& flip : flips_of_row(routing, row)) flips.push_back({sighting.position(row), flip});
+    for (const Flip& flip : flips_of_row(routing, row))
+      if (has_logits || flip.is_misnamed()) flips.push_back({sighting.position(row), flip});
   return flips;
 }
 
@@ -213,6 +227,7 @@ std::optional<double> Examiner::error_of(int lane, Sighting& sighting, int row, 
   pair.a = sighting.tensor(lane);
   pair.b = sighting.tensor(parts_.oracle);
   pair.first_position = sighting.position(0);
+  pair.experts = parts_.model.config().experts;
   if (!pair.a || !pair.b) return std::nullopt;
   if (is_per_expert(pair.site.stage)) {
     pair.routing_a = sighting.now(lane, Stage::moe_router_indices);

@@ -42,7 +42,9 @@ struct Finding {
   int position = -1, expert = -1;  // of the first row that fails
   Nonfinite step_nonfinite;
   std::vector<RowFlip> step_flips;  // of moe_router_indices
+  FootprintMaker footprint;         // of all passes
   std::optional<StepExplanation> explanation;
+  int explained_passes = 0;
 
   // Of the lane as the contract has it.
   bool is_measured = false;                                      // its error is

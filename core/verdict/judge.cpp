@@ -50,7 +50,7 @@ double value_of(const FalsifierSpec& spec, const Pair& pair, const SampleSegment
 std::optional<double> value_of_row(const FalsifierSpec& spec, const Pair& pair, int row) {
   const std::int64_t size = pair.a.shape.row(), at = row * size;
   switch (spec.metric) {
-    case Metric::routing_flips: return routing_flips(pair.a, pair.b, row);
+    case Metric::routing_flips: return routing_flips(pair.a, pair.b, row, pair.experts);
     case Metric::argmax_agree: {
       const std::int64_t a = argmax(pair.a, at, size), b = argmax(pair.b, at, size);
       return a < 0 || b < 0 ? nan : a == b;
@@ -97,7 +97,8 @@ SiteResult& result_at(Judgement& judgement, int prompt, Site site) {
 // What one sighting shows of pairs of lanes, measured once however many falsifiers ask.
 class Judge::Comparisons {
  public:
-  Comparisons(Sighting& sighting, const Program& program) : sighting_(sighting), program_(program) {}
+  Comparisons(Sighting& sighting, const Program& program, int experts)
+      : sighting_(sighting), program_(program), experts_(experts) {}
 
   struct Measured {
     SampleSegments segments;
@@ -119,7 +120,7 @@ class Judge::Comparisons {
     const auto [at, fresh] = routings_.try_emplace({lane, against});
     if (fresh)
       at->second = {sighting_.tensor(lane), sighting_.tensor(against), sighting_.now(lane, Stage::moe_router_logits),
-                    sighting_.now(against, Stage::moe_router_logits)};
+                    sighting_.now(against, Stage::moe_router_logits), experts_};
     return at->second;
   }
 
@@ -155,6 +156,7 @@ class Judge::Comparisons {
     e.pair.first_position = sighting_.position(0);
     e.pair.a = sighting_.tensor(lane);
     e.pair.b = sighting_.tensor(against);
+    e.pair.experts = experts_;
     if (is_per_expert(sighting_.site.stage)) {
       e.pair.routing_a = sighting_.now(lane, Stage::moe_router_indices);
       e.pair.routing_b = sighting_.now(against, Stage::moe_router_indices);
@@ -165,6 +167,7 @@ class Judge::Comparisons {
 
   Sighting& sighting_;
   const Program& program_;
+  const int experts_;
   const Step* step_ = nullptr;
   std::map<std::pair<int, int>, Entry> entries_;
   std::map<std::pair<int, int>, Routing> routings_;
@@ -216,7 +219,7 @@ bool Judge::wants(int prompt, int lane, Site site) const {
 }
 
 void Judge::show(Sighting& sighting) {
-  Comparisons comparisons(sighting, plan_.program);
+  Comparisons comparisons(sighting, plan_.program, lanes_.config().experts);
   for (std::size_t f = 0; f < judged_.size(); ++f) {
     const WatchedFalsifier& watched = plan_.falsifiers[f];
     if (!judged_[f] || !watches(watched, sighting.prompt, sighting.site)) continue;
@@ -299,6 +302,10 @@ void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, i
   }
   if (const auto value = value_of_row(*watched.spec, comparisons.pair(watched.lane, watched.against), row)) {
     sample.value = *value;
+    if (watched.spec->metric == Metric::routing_flips && *value > 0) {
+      const Pair& pair = comparisons.pair(watched.lane, watched.against);
+      sample.flips = misnamed_of_row(pair.a, pair.b, row, pair.experts);
+    }
     return add_sample(judgements_[f], sample);
   }
   judge_values(f, comparisons, row, sample);

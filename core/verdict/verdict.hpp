@@ -35,7 +35,7 @@ struct Sample {
   double value = 0;
   Bound bound;              // that it has to meet
   Measure measure;          // of the metrics that compare values; else empty
-  std::vector<Flip> flips;  // of routing_real_flips: real or not
+  std::vector<Flip> flips;  // of routing_real_flips, real or not; of routing_flips those with a faulty id
 };
 
 // True when `a` is worse than `b`, each measured by its own bound: a NaN is worse than all, what fails than what holds,
@@ -69,7 +69,7 @@ struct Judgement {
   Outcome outcome = Outcome::untested;
   std::string reason;  // why it is untested or vacuous
   std::int64_t samples = 0, failing = 0;
-  std::int64_t skipped_experts = 0;     // slots of experts that only one of the two lanes chose
+  std::int64_t skipped_experts = 0;     // slots of the lane that have no counterpart in the other one
   std::vector<SiteResult> sites;        // as they were seen: prompt after prompt, in forward order
   std::int64_t without_floor = 0;       // samples not judged: the floor's lane did not choose the expert
   std::array<std::int64_t, 3> flips{};  // of routing_real_flips, by FlipKind
@@ -136,8 +136,8 @@ struct Verdict {
   std::vector<std::string> planted;     // faults of the contract, then of `run --inject`
   std::vector<std::string> injected;    // those of `run --inject` alone, in the form that it takes
   std::vector<NotCaptured> captured_nothing;
-  std::vector<std::string> tensors;       // of the step at the first divergence, with their types: "blk.6.... Q4_K"
-  std::vector<std::string> outputs;       // sinks that completed their output, by name
+  std::vector<std::string> tensors;  // that are wrong at the first divergence, or that its step reads: "blk.6.... Q4_K"
+  std::vector<std::string> outputs;  // sinks that completed their output, by name
   std::vector<std::string> sink_outputs;  // paths that sinks were opened for, as far as they say
   std::string failure;                    // why the run ended early; empty: it did not
   bool failure_is_usage = false;          // it is the contract's or the command line's fault

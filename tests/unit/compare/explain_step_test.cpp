@@ -135,7 +135,7 @@ TEST_CASE("the footprint says which rows, columns and experts are wrong") {
       for (int k = 128; k < 256; ++k) changed.at(r, k) = 0;
     const StepExplanation e = changed.explain();
     CHECK(e.cause == StepCause::zero);
-    CHECK(e.footprint.text == "columns 128..255 of all rows");
+    CHECK(e.footprint.text == "columns 128 to 255 of all 7 positions compared, 0 to 6");
     CHECK(e.footprint.wrong > 7 * 120);
     CHECK(e.footprint.compared == 7 * 256);
   }
@@ -147,7 +147,7 @@ TEST_CASE("the footprint says which rows, columns and experts are wrong") {
     CHECK(e.cause == StepCause::scale);
     CHECK(e.factor == Approx(1.5).epsilon(1e-6));
     CHECK(e.text == "multiplied by 1.5");
-    CHECK(e.footprint.text == "every 4th column from 1 to 253 of positions 2..3, 6");
+    CHECK(e.footprint.text == "every 4th column from 1 to 253 of positions 2 to 3, 6");
     CHECK(e.footprint.positions == std::vector<int>{2, 3, 6});
   }
   SECTION("one element") {
@@ -194,7 +194,7 @@ TEST_CASE("texts name tensors, types, experts and numbers") {
 
   for (std::int32_t& id : ids) id = (id + 1) % 12;
   CHECK(explained(Stage::moe_expert_out, 1, host::expert_linear(Matrix(weight), ids, 3, x)).text ==
-        "each expert computed with the weights of expert (id + 1) mod 12");
+        "experts 0 to 11 computed with the weights of expert (id + 1) mod 12");
   for (std::int32_t& id : ids) id = (id + 11) % 12;
   CHECK(explained(Stage::moe_expert_out, 1,
                   host::expert_linear(Matrix(*bench.model().layers()[3].ffn_down_exps), ids, 3, x))
@@ -214,7 +214,7 @@ TEST_CASE("experts chosen without the best one are named so, others are not") {
   std::copy_n(best.experts.begin() + 1, 3, ids.begin() + 6);
   StepExplanation e = bench.explain(c);
   CHECK(e.cause == StepCause::dropped_expert);
-  CHECK(e.footprint.text == "1 of 21 experts chosen, in 1 of 7 rows");
+  CHECK(e.footprint.text == "1 of 21 experts chosen, at position 2");
   CHECK(e.footprint.positions == std::vector<int>{2});
   ids[6] = best.experts[4];
   CHECK(bench.explain(c).cause == StepCause::plain_operator);

@@ -27,7 +27,8 @@ struct Lanes {
     return {{ids_a.data(), DType::i32, {1, used}},
             {ids_b.data(), DType::i32, {1, used}},
             {logits_a.data(), DType::f32, {1, experts}},
-            {logits_b.data(), DType::f64, {1, experts}}};
+            {logits_b.data(), DType::f64, {1, experts}},
+            static_cast<int>(experts)};
   }
   std::vector<Flip> flips() const { return flips_of_row(routing(), 0); }
   Flip only() const {
@@ -68,8 +69,8 @@ TEST_CASE("a flip between equals is a tie, to within the rounding of f32") {
   const Flip exact = Lanes{{0, 2}, {0, 1}, {5, 2, 2}, {5, 2, 2}}.only();
   CHECK(exact.expert == 2);
   CHECK(exact.instead_of == 1);
-  CHECK(exact.margin == 0);
-  CHECK(exact.error == 0);
+  CHECK(exact.margin == 0.0);
+  CHECK(exact.error == 0.0);
   CHECK(exact.kind == FlipKind::tie);
   // 8 units in the last place at 1, of floats: 9.5e-7. The row's largest logit is 1.
   CHECK(Lanes{{0, 2}, {0, 1}, {1, 0.5F, 0.5F}, {1, 0.5 + 9e-7, 0.5}}.only().kind == FlipKind::tie);
@@ -109,19 +110,51 @@ TEST_CASE("several flips are paired best to best") {
   for (const Flip& flip : flips) CHECK(flip.kind == FlipKind::drift);
 }
 
-TEST_CASE("what is not finite, not an expert, or chosen twice explains nothing") {
+TEST_CASE("what is not finite explains nothing, and no number is made of it") {
   const auto f = [](double x) { return static_cast<float>(x); };
   for (double bad : {nan, infinity, -infinity}) {
     CHECK(Lanes{{0, 2}, {0, 1}, {5, 2, f(bad)}, {5, 2, 2}}.only().kind == FlipKind::real);
     CHECK(Lanes{{0, 2}, {0, 1}, {5, f(bad), 2}, {5, 2, 2}}.only().kind == FlipKind::real);
     CHECK(Lanes{{0, 2}, {0, 1}, {5, 2, 2}, {5, bad, 2}}.only().kind == FlipKind::real);
     CHECK(Lanes{{0, 2}, {0, 1}, {5, 2, 2}, {5, 2, bad}}.only().kind == FlipKind::real);
+    const Flip flip = Lanes{{0, 2}, {0, 1}, {5, 2, f(bad)}, {5, 2, bad}}.only();
+    CHECK_FALSE(flip.error.has_value());
+    CHECK_THAT(text_of(flip), Catch::Matchers::Contains("logit error not known: real"));
   }
-  for (std::int32_t stranger : {-1, 3, 1'000'000'000})
-    CHECK(Lanes{{0, stranger}, {0, 1}, {5, 2, 2}, {5, 2, 2}}.only().kind == FlipKind::real);
-  const Flip twice = Lanes{{0, 0}, {0, 1}, {5, 2, 2}, {5, 2, 2}}.only();
-  CHECK(twice.kind == FlipKind::real);
-  CHECK(twice.instead_of == 1);
+}
+
+TEST_CASE("a faulty id is a flip with a name and without numbers") {
+  const auto text = [](std::vector<std::int32_t> a, std::vector<std::int32_t> b) {
+    const Flip flip = Lanes{std::move(a), std::move(b), {5, 3, 2, 1}, {5, 3, 2, 1}}.only();
+    CHECK(flip.kind == FlipKind::real);
+    CHECK(flip.is_misnamed());
+    CHECK_FALSE(flip.margin.has_value());
+    CHECK_FALSE(flip.error.has_value());
+    CHECK(text_of(flip) == choice_text(flip));
+    return choice_text(flip);
+  };
+  CHECK(text({0, 1, 0}, {0, 1, 2}) == "expert 0 is named twice, expert 2 is missing");
+  CHECK(text({1, 0, -7}, {0, 1, 2}) == "expert -7 does not exist (the model has experts 0 to 3), expert 2 is missing");
+  CHECK(text({4, 0, 1}, {0, 1, 2}) == "expert 4 does not exist (the model has experts 0 to 3), expert 2 is missing");
+  CHECK(text({0, 1, 2}, {0, 1, 1}) == "expert 2 is chosen; in the lane beside it, expert 1 is named twice");
+  CHECK(text({0, 1, 0}, {0, 1, 0}) == "expert 0 is named twice; in the lane beside it, expert 0 is named twice");
+
+  const std::vector<Flip> thrice = Lanes{{0, 0, 0}, {0, 1, 2}, {5, 3, 2, 1}, {5, 3, 2, 1}}.flips();
+  REQUIRE(thrice.size() == 2);
+  CHECK(choice_text(thrice[0]) == "expert 0 is named 3 times, expert 1 is missing");
+  CHECK(choice_text(thrice[1]) == "expert 0 is named 3 times, expert 2 is missing");
+
+  // Beside a flip that is none of its own making.
+  const std::vector<Flip> mixed = Lanes{{3, 1, 1}, {0, 1, 2}, {1, 4, 0, 2}, {3, 4, 2, 1}}.flips();
+  REQUIRE(mixed.size() == 2);
+  CHECK(mixed[0].kind == FlipKind::drift);
+  CHECK(choice_text(mixed[0]) == "expert 3 instead of 0");
+  CHECK(choice_text(mixed[1]) == "expert 1 is named twice, expert 2 is missing");
+
+  const std::vector<std::int32_t> a = {3, 1, 1}, b = {0, 1, 2};
+  const std::vector<Flip> named = misnamed_of_row({a.data(), DType::i32, {1, 3}}, {b.data(), DType::i32, {1, 3}}, 0, 4);
+  REQUIRE(named.size() == 1);
+  CHECK(named[0].expert == 1);
 }
 
 TEST_CASE("probabilities that underflow in f32 are equal there, whatever their logits") {
