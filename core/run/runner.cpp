@@ -417,7 +417,7 @@ Verdict Runner::verdict() {
     verdict_.failure_is_usage = true;
   }
   if (const Judgement* first = verdict_.first_divergence(); first && has_stage(first->spec->metric))
-    if (const Step* step = find_step(plan_.program, first->first_failing()->site))
+    if (const Step* step = find_step(plan_.program, first->leading_failure()->site))
       for (const Weight* weight : step->weights)
         verdict_.tensors.push_back(fmt::format("{} ({})", weight->name, name_of(weight->type)));
   report_prompts();
