@@ -73,8 +73,52 @@ const StepUnit& loudest(const StepCase& c, const FailingUnits& units) {
   return *found;
 }
 
+// A coarser type that all values the lane wrote are exact in, though its numerics need not be.
+struct Storage {
+  host::Rounding type;
+  int bits, lowest;  // of the significand; exponent of the smallest normal number
+
+  // How far a value may have been from what it was rounded to.
+  double half_step(double stored) const {
+    if (stored == 0 || !std::isfinite(stored)) return 0;
+    return std::ldexp(0.5, std::max(std::ilogb(stored), lowest) - (bits - 1));
+  }
+};
+
+std::optional<Storage> storage_of(const StepCase& c, const FailingUnits& units) {
+  constexpr std::int64_t least_values = 64;  // that are not exact in it by chance
+  if (c.a.dtype != DType::f32) return std::nullopt;
+  for (const Storage& storage : {Storage{host::Rounding::bf16, 8, -126}, Storage{host::Rounding::f16, 11, -14}}) {
+    std::int64_t count = 0;
+    bool exact = true;
+    for (const StepUnit* unit : units)
+      for (std::int64_t i = 0; exact && i < unit->size; ++i) {
+        const double a = value_at(c.a, unit->in_a(i));
+        if (a == 0 || !std::isfinite(a)) continue;
+        exact = host::rounded(host::Values{a}, storage.type)[0] == a;
+        ++count;
+      }
+    if (exact && count >= least_values) return storage;
+  }
+  return std::nullopt;
+}
+
+// The error of a unit. With a storage, of what is left when each value that the lane wrote is taken back, within half a
+// step of its type, to the one that is predicted.
+double error_of_unit(const StepCase& c, const StepUnit& unit, const std::vector<std::int64_t>& elements,
+                     std::span<const double> predicted, const std::optional<Storage>& storage) {
+  if (!storage) return error_of(c, unit, elements, predicted);
+  host::Values reached(predicted.begin(), predicted.end());
+  for (std::size_t k = 0; k < elements.size(); ++k) {
+    const double a = value_at(c.a, unit.in_a(elements[k])), half = storage->half_step(a);
+    if (std::isfinite(reached[k])) reached[k] = std::clamp(a, reached[k] - half, reached[k] + half);
+  }
+  return error_of(c, unit, elements, reached);
+}
+
 // Error of each unit under the hypothesis, in expected errors, over at most `count` elements.
-std::vector<double> errors_of(const StepCase& c, const Hypothesis& h, const FailingUnits& units, std::int64_t count) {
+std::vector<double> errors_of(const StepCase& c, const Hypothesis& h, const FailingUnits& units, std::int64_t count,
+                              const std::optional<Storage>& storage) {
   std::vector<double> errors;
   if (h.row) {
     for (const StepUnit* unit : units) {
@@ -83,14 +127,15 @@ std::vector<double> errors_of(const StepCase& c, const Hypothesis& h, const Fail
       const auto elements = chosen_elements(c, *unit, count);
       host::Values chosen;
       for (std::int64_t i : elements) chosen.push_back(all[static_cast<std::size_t>(i)]);
-      errors.push_back(error_of(c, *unit, elements, chosen));
+      errors.push_back(error_of_unit(c, *unit, elements, chosen, storage));
     }
     return errors;
   }
   const auto elements = chosen_elements(c, loudest(c, units), count);
   const host::Values values = h.elements(units, elements);
   for (std::size_t i = 0; i < units.size(); ++i)
-    errors.push_back(error_of(c, *units[i], elements, std::span(values).subspan(i * elements.size(), elements.size())));
+    errors.push_back(error_of_unit(c, *units[i], elements,
+                                   std::span(values).subspan(i * elements.size(), elements.size()), storage));
   return errors;
 }
 
@@ -100,47 +145,49 @@ double rms(const std::vector<double>& errors) {
   return std::sqrt(squares / static_cast<double>(errors.size()));
 }
 
-double rms_before(const FailingUnits& units) {
+double rms_before(const StepCase& c, const FailingUnits& units, const std::optional<Storage>& storage) {
   std::vector<double> errors;
-  for (const StepUnit* unit : units) errors.push_back(unit->error);
+  for (const StepUnit* unit : units) {
+    errors.push_back(unit->error);
+    if (!storage || !std::isfinite(unit->error)) continue;
+    std::vector<std::int64_t> elements(static_cast<std::size_t>(unit->size));
+    std::iota(elements.begin(), elements.end(), std::int64_t{0});
+    host::Values right;
+    for (const std::int64_t i : elements) right.push_back(value_at(c.b, unit->in_b(i)));
+    errors.back() = error_of_unit(c, *unit, elements, right, storage);
+  }
   return rms(errors);
 }
 
 // What is left of the error when the hypothesis explains every unit; nothing when it does not.
-std::optional<double> left_by(const StepCase& c, const Hypothesis& h, const FailingUnits& units) {
+std::optional<double> left_by(const StepCase& c, const Hypothesis& h, const FailingUnits& units,
+                              const std::optional<Storage>& storage = std::nullopt) {
   const auto within = [](const std::vector<double>& errors, double bound) {
     return std::all_of(errors.begin(), errors.end(), [bound](double e) { return e <= bound; });
   };
-  if (!within(errors_of(c, h, evenly(units, few_units), few_elements), sampled_error)) return std::nullopt;
+  if (!within(errors_of(c, h, evenly(units, few_units), few_elements, storage), sampled_error)) return std::nullopt;
   const double affordable = budget / h.work;  // elements
   std::vector<double> errors;
   if (h.row) {
     const double longest = static_cast<double>(units.back()->size);
     errors = errors_of(c, h, evenly(units, static_cast<std::size_t>(std::max(least_rows, affordable / longest))),
-                       all_elements);
+                       all_elements, storage);
   } else {
     const double each = affordable / static_cast<double>(units.size());
-    errors = errors_of(c, h, units, static_cast<std::int64_t>(std::max(least_elements, each)));
+    errors = errors_of(c, h, units, static_cast<std::int64_t>(std::max(least_elements, each)), storage);
   }
-  if (!within(errors, explained_error) || rms(errors) * clearly_better > rms_before(units)) return std::nullopt;
+  if (!within(errors, explained_error) || rms(errors) * clearly_better > rms_before(c, units, storage))
+    return std::nullopt;
   return rms(errors);
 }
 
-// The units of one part that fail, and what explains them.
-StepExplanation explain_part(const StepKnowledge& known, const FailingUnits& failing) {
-  std::vector<Hypothesis> all = value_hypotheses(known, failing);
-  for (auto more : {weight_hypotheses, operator_hypotheses}) {
-    std::vector<Hypothesis> list = more(known, failing);
-    std::move(list.begin(), list.end(), std::back_inserter(all));
-  }
+// The simplest hypothesis that explains the units; `result` as it is when none does.
+void choose(const StepCase& c, const FailingUnits& failing, std::vector<Hypothesis> all,
+            const std::optional<Storage>& storage, StepExplanation& result) {
   std::stable_sort(all.begin(), all.end(), [](const auto& x, const auto& y) { return x.cause < y.cause; });
-
-  StepExplanation result;
-  result.cause = StepCause::plain_operator;
-  result.error = result.left = rms_before(failing);
   bool named = false;
   for (const Hypothesis& h : all) {
-    const auto left = left_by(known.step_case, h, failing);
+    const auto left = left_by(c, h, failing, storage);
     if (!left) continue;
     if (named && (result.left <= 1 || *left * clearly_better > result.left)) continue;
     named = true;
@@ -149,6 +196,32 @@ StepExplanation explain_part(const StepKnowledge& known, const FailingUnits& fai
     result.factor = h.factor;
     result.left = *left;
   }
+}
+
+void append(std::vector<Hypothesis> more, std::vector<Hypothesis>& all) {
+  std::move(more.begin(), more.end(), std::back_inserter(all));
+}
+
+// The units of one part that fail, and what explains them.
+StepExplanation explain_part(const StepKnowledge& known, const FailingUnits& failing) {
+  const StepCase& c = known.step_case;
+  StepExplanation result;
+  result.cause = StepCause::plain_operator;
+  result.error = result.left = rms_before(c, failing, std::nullopt);
+  std::vector<Hypothesis> all = value_hypotheses(known, failing);
+  append(weight_hypotheses(known, failing), all);
+  append(operator_hypotheses(known, failing), all);
+  choose(c, failing, std::move(all), std::nullopt, result);
+  if (result.cause != StepCause::plain_operator) return result;
+
+  // Another computation whose result is rounded when it is stored. Values that rounding alone may explain show none.
+  const auto storage = storage_of(c, failing);
+  if (!storage || !(rms_before(c, failing, storage) > failing_error)) return result;
+  all = weight_hypotheses(known, failing);
+  append(operator_hypotheses(known, failing), all);
+  choose(c, failing, std::move(all), storage, result);
+  if (result.cause != StepCause::plain_operator)
+    result.text += fmt::format("; the values written are rounded to {}", name_of(storage->type));
   return result;
 }
 

@@ -333,13 +333,91 @@ void add_matching(const StepCase& c, const FailingUnits& failing, std::vector<Hy
 
 // ---- rounding ------------------------------------------------------------------------------------------------------
 
+using host::Rounding;
+
+// What rounding makes of the oracle's values. The lane rounded its own, which are off by the step's expected error:
+// where that reaches across a border between two roundings, the side that the lane's value is on is taken.
+class RoundedUnit {
+ public:
+  RoundedUnit(const StepCase& c, const StepUnit& unit, Rounding rounding)
+      : unit_(unit),
+        rounding_(rounding),
+        block_(static_cast<std::size_t>(host::block_of(rounding))),
+        exact_(oracle_row(c, unit)),
+        lane_(lane_row(c, unit)),
+        rounded_(host::rounded(exact_, rounding)) {}
+
+  Values take() {
+    if (block_ > 1)
+      for (std::size_t first = 0; first < exact_.size(); first += block_) choose_scale(first);
+    std::vector<std::size_t> off;
+    for (std::size_t i = 0; i < exact_.size(); ++i)
+      if (!is_near(i, rounded_[i])) off.push_back(i);
+    if (off.size() <= std::max<std::size_t>(1, exact_.size() / most_at_borders))
+      for (const std::size_t i : off) choose_side(i);
+    return std::move(rounded_);
+  }
+
+ private:
+  double reach(std::size_t i) const { return unit_.tolerance(explained_error, std::fabs(exact_[i])); }
+  bool is_near(std::size_t i, double value) const { return std::fabs(lane_[i] - value) <= reach(i); }
+
+  // The block that starts there with one value moved.
+  Values block_with(std::size_t first, std::size_t i, double by) const {
+    Values some(exact_.begin() + static_cast<std::ptrdiff_t>(first),
+                exact_.begin() + static_cast<std::ptrdiff_t>(first + block_));
+    some[i - first] += by;
+    return host::rounded(some, rounding_);
+  }
+
+  double distance_to_lane(std::size_t first, const double* values) const {
+    double squares = 0;
+    for (std::size_t i = 0; i < block_; ++i) squares += std::pow(lane_[first + i] - values[i], 2);
+    return squares;
+  }
+
+  // The largest value gives the block's scale, which is rounded, too.
+  void choose_scale(std::size_t first) {
+    const auto begin = exact_.begin() + static_cast<std::ptrdiff_t>(first);
+    const auto largest =
+        static_cast<std::size_t>(std::max_element(begin, begin + static_cast<std::ptrdiff_t>(block_),
+                                                  [](double x, double y) { return std::fabs(x) < std::fabs(y); }) -
+                                 exact_.begin());
+    for (const double sign : {-1.0, 1.0}) {
+      const Values other = block_with(first, largest, sign * reach(largest));
+      if (distance_to_lane(first, other.data()) < distance_to_lane(first, &rounded_[first]))
+        std::copy(other.begin(), other.end(), rounded_.begin() + static_cast<std::ptrdiff_t>(first));
+    }
+  }
+
+  // Only where a step is large beside what the value may be off by: else every value would be next to some border.
+  void choose_side(std::size_t i) {
+    const std::size_t first = i / block_ * block_;
+    for (const double sign : {-1.0, 1.0}) {
+      const double other = block_with(first, i, sign * reach(i))[i - first];
+      if (is_near(i, other) && std::fabs(other - rounded_[i]) >= 2 * most_at_borders * reach(i)) {
+        rounded_[i] = other;
+        return;
+      }
+    }
+  }
+
+  // Values within reach of a border are at most one in so many: a step is at least twice as many reaches.
+  static constexpr std::size_t most_at_borders = 4;
+
+  const StepUnit& unit_;
+  const Rounding rounding_;
+  const std::size_t block_;
+  const Values exact_, lane_;
+  Values rounded_;
+};
+
 void add_rounding(const StepCase& c, const FailingUnits& failing, std::vector<Hypothesis>& list) {
-  using host::Rounding;
   for (const Rounding rounding : {Rounding::bf16, Rounding::f16, Rounding::q8_0, Rounding::q8_1, Rounding::q8_k}) {
     if (failing[0]->size % host::block_of(rounding) != 0 || failing[0]->run() != failing[0]->size) continue;
     Hypothesis h{StepCause::rounded_activations,
                  fmt::format("the values written are rounded to {}", name_of(rounding))};
-    h.row = [&c, rounding](const StepUnit& unit) { return host::rounded(oracle_row(c, unit), rounding); };
+    h.row = [&c, rounding](const StepUnit& unit) { return RoundedUnit(c, unit, rounding).take(); };
     list.push_back(std::move(h));
   }
 }

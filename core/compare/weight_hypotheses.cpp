@@ -24,6 +24,7 @@ using Change = std::function<Values(const Values&)>;      // of what is multipli
 constexpr std::int64_t few_elements = 4;  // that tell one expert's weights from another's
 constexpr std::size_t few_units = 3;
 constexpr std::size_t most_named = 4;  // experts in a text
+constexpr std::size_t most_ties = 8;   // activations of one unit that are next to a border of their rounding
 
 bool multiplies(Op op) { return op == Op::linear || op == Op::expert_linear; }
 
@@ -254,23 +255,79 @@ void add_readings(const StepKnowledge& known, const Weight& weight, std::vector<
 
 // ---- what is multiplied --------------------------------------------------------------------------------------------
 
+// An activation that may be rounded to either side, and what that changes it by.
+struct Tie {
+  std::size_t at = 0;
+  double change = 0;
+};
+
+// The activations so close to a border between two roundings that implementations differ: some divide, some multiply by
+// an inverse, which they round once or twice, and a half goes to even or away from zero.
+std::vector<Tie> ties_of(const Values& x, host::Rounding rounding) {
+  const Values right = host::rounded(x, rounding);
+  const auto block = static_cast<std::size_t>(host::block_of(rounding));
+  const double closeness =
+      block == 1 ? 0x1p-40 : 0x1p-21;  // only a half itself; what inverse and product are rounded by
+  std::vector<Tie> ties;
+  for (const double sign : {-1.0, 1.0}) {
+    Values moved = x;
+    for (std::size_t first = 0; first < x.size(); first += block) {
+      double largest = 0;  // the scale of the block stays
+      for (std::size_t i = first; i < first + block; ++i) largest = std::max(largest, std::fabs(x[i]));
+      for (std::size_t i = first; i < first + block; ++i)
+        if (block == 1 || std::fabs(x[i]) < largest * (1 - 2 * closeness)) moved[i] *= 1 + sign * closeness;
+    }
+    const Values other = host::rounded(moved, rounding);
+    for (std::size_t i = 0; i < x.size(); ++i)
+      if (other[i] != right[i]) ties.push_back({i, other[i] - right[i]});
+  }
+  return ties;
+}
+
+// Takes the side of each tie that the lane's values are closer to.
+void settle_ties(const StepKnowledge& known, const Weight& weight, host::Rounding rounding, const FailingUnits& units,
+                 Elements elements, Values& out) {
+  for (std::size_t u = 0; u < units.size(); ++u) {
+    const StepUnit& unit = *units[u];
+    const std::vector<Tie> ties = ties_of(input_of(known, unit, weight.cols), rounding);
+    if (ties.empty() || ties.size() > most_ties) continue;
+    const std::span<double> values = std::span(out).subspan(u * elements.size(), elements.size());
+    std::vector<Values> changes(ties.size());  // of each value
+    for (const std::int64_t element : elements) {
+      const Values row = host::decode_row(own_matrix(weight, unit), element);
+      for (std::size_t t = 0; t < ties.size(); ++t) changes[t].push_back(ties[t].change * row[ties[t].at]);
+    }
+    for (const Values& change : changes) {
+      double kept = 0, changed = 0;
+      for (std::size_t j = 0; j < elements.size(); ++j) {
+        const double off = value_at(known.step_case.a, unit.in_a(elements[j])) - values[j];
+        kept += off * off;
+        changed += (off - change[j]) * (off - change[j]);
+      }
+      for (std::size_t j = 0; changed < kept && j < elements.size(); ++j) values[j] += change[j];
+    }
+  }
+}
+
 void add_roundings(const StepKnowledge& known, const Weight& weight, std::vector<Hypothesis>& list) {
   using host::Rounding;
-  const auto add = [&](std::string text, const Change& activations, const Change& weights) {
+  const auto add = [&](std::string text, Rounding rounding, bool of_weights) {
     Hypothesis h{StepCause::rounded_activations, std::move(text), 1, static_cast<double>(weight.cols)};
-    h.elements = [&known, &weight, activations, weights](const FailingUnits& units, Elements elements) {
-      return all_products(
-          known, [&weight](const StepUnit& unit) { return own_matrix(weight, unit); }, units, elements, activations,
-          weights);
+    h.elements = [&known, &weight, rounding, of_weights](const FailingUnits& units, Elements elements) {
+      const Change change = [rounding](const Values& x) { return host::rounded(x, rounding); };
+      Values values = all_products(
+          known, [&weight](const StepUnit& unit) { return own_matrix(weight, unit); }, units, elements, change,
+          of_weights ? change : Change());
+      if (!of_weights) settle_ties(known, weight, rounding, units, elements, values);
+      return values;
     };
     list.push_back(std::move(h));
   };
   for (const Rounding rounding : {Rounding::bf16, Rounding::f16, Rounding::q8_0, Rounding::q8_1, Rounding::q8_k}) {
     if (weight.cols % host::block_of(rounding) != 0) continue;
-    const Change change = [rounding](const Values& x) { return host::rounded(x, rounding); };
-    add(fmt::format("activations rounded to {}", name_of(rounding)), change, {});
+    add(fmt::format("activations rounded to {}", name_of(rounding)), rounding, false);
     if (host::block_of(rounding) == 1)
-      add(fmt::format("activations and weights rounded to {}", name_of(rounding)), change, change);
+      add(fmt::format("activations and weights rounded to {}", name_of(rounding)), rounding, true);
   }
 }
 

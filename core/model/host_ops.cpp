@@ -127,9 +127,10 @@ float largest_of(std::span<const double> block) {
 }
 
 void round_q8_0(std::span<const double> x, double* out) {
-  const float step = std::fabs(largest_of(x)) / 127.0F, inverse = step > 0 ? 1.0F / step : 0.0F;
-  const double kept = nearest_f16(step);
-  for (double v : x) *out++ = kept * std::round(static_cast<float>(v) * inverse);
+  const float largest = std::fabs(largest_of(x)), quotient = 127.0F / largest;
+  const float inverse = std::isfinite(quotient) ? quotient : 0.0F;  // largest is 0, or next to it
+  const double kept = nearest_f16(largest / 127.0F);
+  for (double v : x) *out++ = kept * double{std::nearbyint(static_cast<float>(v) * inverse)};
 }
 void round_q8_1(std::span<const double> x, double* out) {
   const float step = std::fabs(largest_of(x)) / 127.0F;
@@ -137,9 +138,12 @@ void round_q8_1(std::span<const double> x, double* out) {
 }
 void round_q8_k(std::span<const double> x, double* out) {
   const float largest = largest_of(x);
-  if (largest == 0) return void(std::fill_n(out, x.size(), 0.0));
   const float inverse = -127.0F / largest, step = 1.0F / inverse;
-  for (double v : x) *out++ = step * double{std::min(127.0F, std::nearbyint(static_cast<float>(v) * inverse))};
+  if (!std::isfinite(inverse)) return void(std::fill_n(out, x.size(), 0.0));  // largest is 0, or next to it
+  for (double v : x) {  // the product of two floats is exact in double: as a fused multiply-add has it
+    const double exact = double{static_cast<float>(v)} * double{inverse};
+    *out++ = double{step} * std::min(127.0, std::nearbyint(exact));
+  }
 }
 
 }  // namespace

@@ -61,13 +61,17 @@ class Console {
     return seen;
   }
 
-  // The divergence to begin with: the first step that is wrong. A choice of experts comes first only when it is why the
-  // first falsifier fails.
+  // The divergence to begin with: the first wrong step that explains a claim, else the first of all. A choice of
+  // experts comes first only when it is why the first falsifier fails.
   int leading() const {
     const std::vector<Divergence>& all = verdict_.diagnosis.divergences;
     if (all.empty()) return -1;
     const Judgement* first = verdict_.first_divergence();
-    return is_of_step(all.front().cause) || (first && first->explanation.divergence == 0) ? 0 : -1;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const bool leads = is_of_step(all[i].cause) || (first && first->explanation.divergence == static_cast<int>(i));
+      if (leads && seen_by(static_cast<int>(i))) return static_cast<int>(i);
+    }
+    return is_of_step(all.front().cause) ? 0 : -1;
   }
 
   void first_divergence() {
@@ -76,31 +80,33 @@ class Console {
     if (!first && leads < 0) return;
     text_ += "\nFirst divergence\n";
     if (leads >= 0 && !(first && own_divergence(verdict_, *first))) {
-      text_ += divergence_block(verdict_, verdict_.diagnosis.divergences.front());
+      text_ += divergence_block(verdict_, verdict_.diagnosis.divergences[static_cast<std::size_t>(leads)]);
       if (first) text_ += "\nSeen as\n";
     }
     if (first) text_ += divergence_text(verdict_, *first);
-    other_divergences(static_cast<std::size_t>(leads + 1));
+    other_divergences(leads);
     curves(leads, first);
     text_ += nonfinite_block(verdict_);
   }
 
-  void other_divergences(std::size_t begin) {
-    const std::vector<Divergence>& all = verdict_.diagnosis.divergences;
-    if (begin >= all.size()) return;
-    line("\n{}", begin > 0 ? "Other divergences" : "Divergences");
-    const std::size_t end = details_ ? all.size() : std::min(all.size(), begin + most_divergences);
-    for (std::size_t i = begin; i < end; ++i) line("  {}", divergence_line(verdict_, all[i]));
-    if (end < all.size()) line("  and {} more, which are in the JSON", all.size() - end);
+  void other_divergences(int leads) {
+    std::vector<const Divergence*> others;
+    for (const Divergence& d : verdict_.diagnosis.divergences)
+      if (leads < 0 || &d != &verdict_.diagnosis.divergences[static_cast<std::size_t>(leads)]) others.push_back(&d);
+    if (others.empty()) return;
+    line("\n{}", leads < 0 ? "Divergences" : "Other divergences");
+    const std::size_t shown = details_ ? others.size() : std::min(others.size(), most_divergences);
+    for (std::size_t i = 0; i < shown; ++i) line("  {}", divergence_line(verdict_, *others[i]));
+    if (shown < others.size()) line("  and {} more, which are in the JSON", others.size() - shown);
   }
 
   // Of the lane that parts first: its residual stream, and the stage that the falsifier is about.
   void curves(int leads, const Judgement* seen) {
     const std::vector<Curve>& curves = verdict_.diagnosis.curves;
     if (curves.empty()) return;
-    const Divergence* first = leads < 0 ? nullptr : &verdict_.diagnosis.divergences.front();
+    const Divergence* first = leads < 0 ? nullptr : &verdict_.diagnosis.divergences[static_cast<std::size_t>(leads)];
     const int lane = first ? first->lane : curves.front().lane, layer = first ? first->site.layer : -1;
-    const Stage stage = seen ? seen->first_failing()->site.stage : Stage::post_ffn_residual;
+    const Stage stage = seen ? seen->leading_failure()->site.stage : Stage::post_ffn_residual;
     for (const Curve& curve : curves) {
       const bool asked = curve.stage == stage || curve.stage == Stage::post_ffn_residual;
       if (details_ || (curve.lane == lane && asked)) text_ += curve_block(verdict_, curve, layer);

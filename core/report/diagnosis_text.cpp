@@ -81,7 +81,7 @@ const Divergence* own_divergence(const Verdict& verdict, const Judgement& judgem
   const Explanation& e = judgement.explanation;
   if (e.divergence < 0 || !(is_of_step(e.cause) || is_of_routing(e.cause))) return nullptr;
   const Divergence& d = verdict.diagnosis.divergences[static_cast<std::size_t>(e.divergence)];
-  return d.site == judgement.first_failing()->site ? &d : nullptr;
+  return d.site == judgement.leading_failure()->site ? &d : nullptr;
 }
 
 std::string in_lines(const std::string& text) {
@@ -119,13 +119,18 @@ std::string divergence_line(const Verdict& verdict, const Divergence& d) {
 }
 
 std::string curve_block(const Verdict& verdict, const Curve& curve, int marked) {
-  std::string text = fmt::format("\nErrors over the layers, lane {}, {}\n  layer       free       step   expected\n",
-                                 lane_name(verdict, curve.lane), name_of(curve.stage));
+  const std::vector<std::size_t> points = shown(curve.points, marked);
+  std::size_t width = std::string_view("worst step").size();
+  for (std::size_t i : points) width = std::max(width, name_of(curve.points[i].worst_step).size());
+  std::string text =
+      fmt::format("\nErrors over the layers, lane {}, {}\n  layer       free   {:<{}}      error   expected\n",
+                  lane_name(verdict, curve.lane), name_of(curve.stage), "worst step", width);
   std::size_t next = 0;
-  for (std::size_t i : shown(curve.points, marked)) {
+  for (std::size_t i : points) {
     if (i > next) text += fmt::format("    ...  {} more\n", i - next);
     const CurvePoint& p = curve.points[i];
-    text += fmt::format("  {:>5} {:>10.2e} {:>10.2e} {:>10.2e}\n", p.layer, p.free_error, p.step_error, p.expected);
+    text += fmt::format("  {:>5} {:>10.2e}   {:<{}} {:>10.2e} {:>10.2e}\n", p.layer, p.free_error,
+                        name_of(p.worst_step), width, p.step_error, p.expected);
     next = i + 1;
   }
   return text;

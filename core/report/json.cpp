@@ -129,6 +129,7 @@ Json curve_json(const Verdict& verdict, const Curve& curve) {
   for (const CurvePoint& p : curve.points)
     j["layers"].push_back({{"layer", p.layer},
                            {"free_error", number(p.free_error)},
+                           {"worst_step", name_of(p.worst_step)},
                            {"step_error", number(p.step_error)},
                            {"expected_error", number(p.expected)}});
   return j;
@@ -223,7 +224,7 @@ Json judgement_json(const Verdict& verdict, const Judgement& judgement) {
   j["would_have_held"] = holds ? bound_json(*holds) : Json(nullptr);
   const SiteResult* worst = judgement.worst();
   j["worst"] = worst ? sample_json(verdict, worst->worst) : Json(nullptr);
-  const SiteResult* first = judgement.first_failing();
+  const SiteResult* first = judgement.leading_failure();
   j["first_failing"] = first ? sample_json(verdict, first->first_failing) : Json(nullptr);
   j["sites"] = Json::array();
   for (const SiteResult& s : judgement.sites) {
@@ -301,7 +302,7 @@ void add_what_ran(Json& j, const Verdict& verdict) {
 Json first_divergence_json(const Verdict& verdict) {
   const Judgement* first = verdict.first_divergence();
   if (!first) return nullptr;
-  Json j = sample_json(verdict, first->first_failing()->first_failing);
+  Json j = sample_json(verdict, first->leading_failure()->first_failing);
   j["falsifier"] = first->spec->id;
   j["tensors"] = verdict.tensors;
   return j;

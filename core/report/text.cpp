@@ -106,7 +106,7 @@ std::string bound_text(const Bound& bound) { return fmt::format("{} {:g}", name_
 
 std::string divergence_text(const Verdict& verdict, const Judgement& judgement) {
   const FalsifierSpec& spec = *judgement.spec;
-  const SiteResult& site = *judgement.first_failing();
+  const SiteResult& site = *judgement.leading_failure();
   const Sample& s = site.first_failing;
   std::string text;
   const auto line = [&](std::string_view what, const std::string& value) {
@@ -135,7 +135,7 @@ std::string divergence_text(const Verdict& verdict, const Judgement& judgement) 
 }
 
 std::string reason_text(const Verdict& verdict, const Judgement& judgement) {
-  const SiteResult* site = judgement.first_failing();
+  const SiteResult* site = judgement.leading_failure();
   if (judgement.outcome != Outcome::falsified || !site)
     return judgement.reason.empty() ? std::string(name_of(judgement.outcome)) : judgement.reason;
   const Sample& s = site->first_failing;

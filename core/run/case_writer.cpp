@@ -219,7 +219,7 @@ bool CaseWriter::fails() {
   const Verdict verdict = run_contract(contract, host_, options_);
   if (!verdict.failure.empty() && !verdict.failure_is_usage) throw Error(ErrorKind::environment, verdict.failure);
   for (const Judgement& j : verdict.judgements) {
-    const SiteResult* site = j.outcome == Outcome::falsified ? j.first_failing() : j.worst();
+    const SiteResult* site = j.outcome == Outcome::falsified ? j.leading_failure() : j.worst();
     const Sample* sample = !site ? nullptr : j.outcome == Outcome::falsified ? &site->first_failing : &site->worst;
     std::string& lines = j.outcome == Outcome::falsified ? failed_ : held_;
     lines += fmt::format("  {:<10} {}", j.spec->id, name_of(j.outcome));

@@ -8,6 +8,7 @@
 #include <set>
 #include <utility>
 
+#include "core/plan/memory.hpp"
 #include "core/verdict/causes.hpp"
 #include "core/verdict/examiner.hpp"
 #include "core/verdict/out_of_line.hpp"
@@ -17,6 +18,8 @@ namespace {
 
 constexpr int least_rows = 8;  // looked at from the first that fails on: a cause shows better in several
 constexpr int late_rows = 2;   // the same behind many others
+
+constexpr std::uint64_t most_kept_for_explaining = std::uint64_t{256} << 20;  // bytes of the steps that fail
 
 bool same_options(const Options& a, const Options& b) {
   return std::equal(
@@ -96,7 +99,7 @@ void Explanations::select(std::size_t f) {
   add_lane(watched.lane);
   const bool beside_oracle = watched.against < 0 || watched.against == oracle_;
   if (!beside_oracle) add_lane(watched.against);
-  const Sample& s = verdict_.judgements[f].first_failing()->first_failing;
+  const Sample& s = verdict_.judgements[f].leading_failure()->first_failing;
   compared_.push_back({f, s.prompt, s.position, s.expert, s.site, watched.lane, beside_oracle ? -1 : watched.against});
   for (const SiteResult& result : verdict_.judgements[f].sites) {
     if (result.failing == 0) continue;
@@ -210,15 +213,20 @@ void Explanations::make(const AtLayer& at_layer) {
   Progress progress{at_layer};
   std::unique_ptr<Examiner> examiner = run(subjects, progress);
   name_causes(verdict_, parts_.plan, parts_.lanes, *examiner);
-  if (!needs_more_rows(*examiner) || !make_whole()) return;
-  examiner = run(subjects, progress);
+  if (needs_more_rows(*examiner) && make_whole()) {
+    examiner.reset();
+    examiner = run(subjects, progress);
+    name_causes(verdict_, parts_.plan, parts_.lanes, *examiner);
+  }
+  examiner->explain(leading_places(verdict_));
   name_causes(verdict_, parts_.plan, parts_.lanes, *examiner);
 }
 
 // Positions are looked at from behind: the pass over some keeps what lanes have in their caches of those before.
 std::unique_ptr<Examiner> Explanations::run(const std::vector<Subject>& subjects, Progress& progress) {
-  auto examiner = std::make_unique<Examiner>(Examiner::Parts{parts_.plan, parts_.model, parts_.lanes, oracle_},
-                                             subjects, compared_, curves());
+  const std::uint64_t most_kept = std::min(most_kept_for_explaining, available_memory() / 8);
+  auto examiner = std::make_unique<Examiner>(
+      Examiner::Parts{parts_.plan, parts_.model, parts_.lanes, oracle_, most_kept}, subjects, compared_, curves());
   Bus bus;
   bus.add(*examiner);
   const std::vector<bool> lanes = active(subjects);

@@ -449,7 +449,7 @@ void Runner::name_tensors() {
     return;
   }
   const Cause cause = first->explanation.cause;
-  const Step* step = find_step(plan_.program, first->first_failing()->site);
+  const Step* step = find_step(plan_.program, first->leading_failure()->site);
   if (!step || (cause != Cause::unexplained && cause != Cause::numerics)) return;
   for (const Weight* weight : step->weights)
     verdict_.tensors.push_back(fmt::format("{} ({})", weight->name, name_of(weight->type)));

@@ -50,9 +50,12 @@ class Namer {
       : verdict_(verdict), plan_(plan), lanes_(lanes), examined_(examined) {}
 
   void name() {
-    for (const auto& [key, sites] : examined_.findings())
-      for (const auto& [site, finding] : sites)
-        if (finding.fails && !follows_from_choice(sites, site)) add_step(key.first, subject(key.second), finding);
+    // Of a place, the prompt whose step was explained.
+    for (const bool explained : {true, false})
+      for (const auto& [key, sites] : examined_.findings())
+        for (const auto& [site, finding] : sites)
+          if (finding.fails && finding.explanation.has_value() == explained && !follows_from_choice(sites, site))
+            add_step(key.first, subject(key.second), finding);
     std::vector<Traced> traced;
     for (std::size_t f = 0; f < verdict_.judgements.size(); ++f) traced.push_back(trace(f));
     const std::map<Place, int> numbers = number();
@@ -126,22 +129,21 @@ class Namer {
   }
 
   void name_step(const Finding& finding, Divergence& d) const {
-    d.cause = Cause::plain_operator;
+    d.cause = finding.explanation ? Cause::plain_operator : Cause::not_tried;
     if (finding.explanation) {
       d.explained = true;
       if (finding.explanation->cause != StepCause::none) d.cause = cause_of(finding.explanation->cause);
       d.text = finding.explanation->text;
       d.factor = finding.explanation->factor;
-    } else if (const Divergence* other = explained_like(d)) {
-      d.cause = other->cause;
-      d.factor = other->factor;
-      d.text = fmt::format("as at layer {}{}{}", other->site.layer, other->text.empty() ? "" : ": ", other->text);
     }
+    const bool nameless = d.cause == Cause::plain_operator || d.cause == Cause::not_tried;
     if (d.flip) {
       d.cause = Cause::routing_real;
       d.text = flip_text(*d.flip) + (d.text.empty() ? "" : "; ") + d.text;
-    } else if (d.cause == Cause::plain_operator && d.nonfinite.count() > 0) {
+    } else if (nameless && d.nonfinite.count() > 0) {
       d.cause = Cause::nonfinite_origin;
+    } else if (d.cause == Cause::not_tried) {
+      d.text = "beyond its numerics; other steps of the lane were looked into" + text_of_explained(d);
     }
   }
 
@@ -150,12 +152,13 @@ class Namer {
     return text_of(flip) + (flip.is_misnamed() ? "" : ", which does not follow from its own logits");
   }
 
-  // An earlier divergence of the same stage and lane that was explained itself.
-  const Divergence* explained_like(const Divergence& d) const {
+  // ": layer 0, attn_norm is skipped: not rotated": of the same stage, the first that was looked into.
+  std::string text_of_explained(const Divergence& d) const {
     for (const auto& [place, other] : found_)
-      if (place.lane == d.lane && place.site.stage == d.site.stage && place.site < d.site && other.explained)
-        return &other;
-    return nullptr;
+      if (place.lane == d.lane && place.site.stage == d.site.stage && other.explained)
+        return fmt::format(": {} is {}{}{}", text_of(place.site), name_of(other.cause), other.text.empty() ? "" : ": ",
+                           other.text);
+    return "";
   }
 
   // ---- why each falsifier is falsified ------------------------------------------------------------------------------
@@ -166,7 +169,7 @@ class Namer {
     if (judgement.outcome != Outcome::falsified) return {};
     if (const std::string why = unexplainable(watched, examined_.oracle()); !why.empty())
       return {Cause::unexplained, {}, why};
-    const Sample& sample = judgement.first_failing()->first_failing;
+    const Sample& sample = judgement.leading_failure()->first_failing;
     if (!sites_of(watched.lane, sample.prompt) || !sites_of(watched.lane, sample.prompt)->count(sample.site))
       return {Cause::unexplained, {}, "the place was not looked at again"};
     const auto& compared = examined_.compared();
@@ -210,10 +213,11 @@ class Namer {
   // `total`: the error the lane has at the sample.
   Traced trace_lane(int lane, const Sample& sample, double total) {
     const Place own{lane, sample.site};
-    if (const auto at = found_.find(own); at != found_.end()) return {at->second.cause, own, ""};
+    const auto at = found_.find(own);
     const bool finite = !(std::isnan(sample.value) || spoils(lane, sample));
-    if (auto up = upstream_step(lane, sample, finite))
-      return {finite ? Cause::inherited : Cause::nonfinite_inherited, up, ""};
+    const auto up = upstream_step(lane, sample, finite);
+    if (at != found_.end() && !(up && outweighs(*up, own, sample.prompt, finite))) return {at->second.cause, own, ""};
+    if (up) return {finite ? Cause::inherited : Cause::nonfinite_inherited, up, ""};
     if (!finite)
       if (auto origin = first_nonfinite(lane, sample))
         return {origin->site == sample.site ? Cause::nonfinite_origin : Cause::nonfinite_inherited, origin, ""};
@@ -228,19 +232,31 @@ class Namer {
     return at != sites->end() && at->second.free_nonfinite.count() > 0;
   }
 
-  // The step further up that is wrong first. Of values that are not finite, the first that makes such, if one does.
+  // Whether what a lane has at its own place comes from further up rather than from the step there, which is wrong,
+  // too.
+  bool outweighs(Place up, Place own, int prompt, bool finite) const {
+    const Sites& sites = *sites_of(own.lane, prompt);
+    if (is_fed(own.lane) || sites.count(own.site) == 0) return false;
+    const Finding &above = sites.at(up.site), &here = sites.at(own.site);
+    if (!finite && above.step_nonfinite.count() > 0) return here.step_nonfinite.count() == 0;
+    return here.excess() < above.excess() / 2;
+  }
+
+  // Of the steps further up that are wrong, the first of those that spoil most. Of values that are not finite, the
+  // first that makes such, if one does.
   std::optional<Place> upstream_step(int lane, const Sample& sample, bool finite) const {
     const Sites* sites = sites_of(lane, sample.prompt);
     if (!sites || is_fed(lane)) return upstream_choice(lane, sample);
-    std::optional<Place> first;
+    std::vector<std::pair<Place, double>> wrong;  // with their excess
     for (const auto& [site, finding] : *sites) {
       const bool before = finding.fails && site < sample.site && finding.position <= sample.position;
       const Place place{lane, follows_from_choice(*sites, site) ? Site{Stage::moe_router_indices, site.layer} : site};
       if (!before || !reaches(site, sample.site)) continue;
-      if (!first) first = place;
-      if (finite || finding.step_nonfinite.count() > 0) return place;
+      if (!finite && finding.step_nonfinite.count() > 0) return place;
+      wrong.push_back({place, finding.excess()});
     }
-    return first;
+    const auto first = foremost(wrong.begin(), wrong.end(), [](const auto& one) { return one.second; });
+    return first == wrong.end() ? std::nullopt : std::optional(first->first);
   }
 
   // On a lane that is fed, the weights alone follow from something: the choice made by the same step.
@@ -395,27 +411,27 @@ class Namer {
     return numbers;
   }
 
+  // Each layer has its stage's free error, and the worst of its steps.
   void draw_curves() {
-    std::map<std::tuple<int, Stage, int>, CurvePoint> points;  // by lane, stage, layer
+    std::map<std::pair<int, int>, const Finding*> worst;  // by lane and layer
+    std::map<std::tuple<int, Stage, int>, double> free;   // by lane, stage, layer
     for (const auto& [key, sites] : examined_.findings())
       for (const auto& [site, finding] : sites) {
-        if (site.layer < 0 || !examined_.draws(site.stage)) continue;
-        const auto [at, fresh] = points.try_emplace({subject(key.second).lane, site.stage, site.layer});
-        CurvePoint& p = at->second;
-        const auto worse = [first = fresh](double now, double before) { return first || !(now <= before); };
-        p.layer = site.layer;
-        if (worse(finding.free_error, p.free_error)) p.free_error = finding.free_error;
-        if (worse(finding.step_error, p.step_error)) {
-          p.step_error = finding.step_error;
-          p.expected = finding.expected;
-        }
+        if (site.layer < 0) continue;
+        const int lane = subject(key.second).lane;
+        const Finding*& w = worst[{lane, site.layer}];
+        if (!w || finding.times > w->times) w = &finding;
+        if (!examined_.draws(site.stage)) continue;
+        const auto [at, fresh] = free.try_emplace({lane, site.stage, site.layer}, finding.free_error);
+        if (!fresh && !(finding.free_error <= at->second)) at->second = finding.free_error;
       }
-    for (const auto& [key, point] : points) {
+    for (const auto& [key, free_error] : free) {
       const auto [lane, stage, layer] = key;
       std::vector<Curve>& curves = verdict_.diagnosis.curves;
       if (curves.empty() || curves.back().lane != lane || curves.back().stage != stage)
         curves.push_back({lane, stage, {}});
-      curves.back().points.push_back(point);
+      const Finding& step = *worst.at({lane, layer});
+      curves.back().points.push_back({layer, free_error, step.site.stage, step.step_error, step.expected});
     }
   }
 
@@ -441,9 +457,21 @@ void name_causes(Verdict& verdict, const Plan& plan, const Lanes& lanes, const E
   Namer(verdict, plan, lanes, examined).name();
 }
 
+std::vector<std::pair<int, Site>> leading_places(const Verdict& verdict) {
+  std::vector<std::pair<int, Site>> places;
+  const auto add = [&](const Judgement& j) {
+    if (j.outcome != Outcome::falsified || j.explanation.divergence < 0) return;
+    const Divergence& d = verdict.diagnosis.divergences[static_cast<std::size_t>(j.explanation.divergence)];
+    places.emplace_back(d.lane, d.site);
+  };
+  if (const Judgement* first = verdict.first_divergence()) add(*first);
+  for (const Judgement& j : verdict.judgements) add(j);
+  return places;
+}
+
 bool is_seen_again(const SideBySide& sides, const Verdict& verdict) {
   constexpr double as_good_as_equal = 0.01;  // passes may be cut otherwise, and sums be made in another order
-  const Measure& before = verdict.judgements[sides.falsifier].first_failing()->first_failing.measure;
+  const Measure& before = verdict.judgements[sides.falsifier].leading_failure()->first_failing.measure;
   if (sides.against >= 0 || before.count == 0 || !sides.is_measured) return true;
   const double x = before.rel_l2(), y = sides.lane_error;
   if (std::isnan(x) || std::isnan(y)) return std::isnan(x) && std::isnan(y);

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <utility>
+#include <vector>
+
 #include "core/plan/plan.hpp"
 #include "core/verdict/examiner.hpp"
 #include "core/verdict/verdict.hpp"
@@ -11,6 +14,10 @@ namespace moe_diag {
 // that is falsified is. `compared` of the examiner has what the judged lanes and those they are held against measure at
 // the first failing sample of such falsifiers.
 void name_causes(Verdict& verdict, const Plan& plan, const Lanes& lanes, const Examiner& examined);
+
+// The places, a lane and a site, of the divergences that the claims' errors come from: the one the report begins with,
+// then those of the others.
+std::vector<std::pair<int, Site>> leading_places(const Verdict& verdict);
 
 // False when the rerun measured another error at the falsifier's first failing sample than the run did.
 bool is_seen_again(const SideBySide& sides, const Verdict& verdict);

@@ -24,7 +24,7 @@ std::optional<Site> expected_site(const WatchedFalsifier& watched, const FaultSp
 ControlResult judge_control(const Judgement& with_fault, const FaultSpec& fault, std::optional<Site> expected,
                             std::int64_t changed) {
   ControlResult result{fault.text, false, ""};
-  const SiteResult* first = with_fault.first_failing();
+  const SiteResult* first = with_fault.leading_failure();
   if (changed == 0) {
     result.message =
         "the fault changed nothing: it was planted where nothing is computed, or makes no difference there";

@@ -10,6 +10,7 @@ std::string_view name_of(Cause cause) {
   switch (cause) {
     case Cause::unexplained: return "unexplained";
     case Cause::nonfinite_origin: return "nonfinite_origin";
+    case Cause::not_tried: return "not_tried";
     case Cause::routing_tie: return "routing_tie";
     case Cause::routing_drift: return "routing_drift";
     case Cause::routing_real: return "routing_real";

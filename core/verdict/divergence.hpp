@@ -34,6 +34,7 @@ enum class Cause : std::uint8_t {
   rounded_activations,
   scale,
   plain_operator,  // "operator": the step is wrong, and nothing above says how
+  not_tried,       // the step is wrong; how was not looked into
 
   // Other experts were chosen than the oracle's.
   routing_tie,
@@ -51,7 +52,7 @@ enum class Cause : std::uint8_t {
 std::string_view name_of(Cause cause);
 Cause cause_of(StepCause cause);
 // True for the causes that are one step's own error.
-constexpr bool is_of_step(Cause cause) { return cause >= Cause::nonfinite_origin && cause <= Cause::plain_operator; }
+constexpr bool is_of_step(Cause cause) { return cause >= Cause::nonfinite_origin && cause <= Cause::not_tried; }
 constexpr bool is_of_routing(Cause cause) { return cause >= Cause::routing_tie && cause <= Cause::routing_real; }
 
 // NaN and Inf where the oracle is finite, in the rows of a site that were looked at.
@@ -82,7 +83,6 @@ struct Divergence {
   std::optional<Flip> flip;          // of routing: the first expert chosen in another's place
   Footprint footprint;               // of step errors, over all passes of that prompt
   bool explained = false;            // explain_step() looked at it
-  int like = -1;                     // index of an earlier divergence of the same stage that stands for this one, too
 };
 
 // Why a falsified falsifier is.
@@ -96,8 +96,10 @@ struct Explanation {
 struct CurvePoint {
   int layer = -1;
   double free_error = 0;  // of the lane as the contract has it, against the oracle
-  double step_error = 0;  // of the step alone, on the oracle's inputs
-  double expected = 0;    // of the step, in its numerics
+  // The layer's step with the most expected errors, on the oracle's inputs.
+  Stage worst_step = Stage::embedding;
+  double step_error = 0;  // its error
+  double expected = 0;    // its expected error, in the lane's numerics
 };
 struct Curve {
   int lane = -1;  // index into the contract's lanes

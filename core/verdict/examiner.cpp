@@ -78,13 +78,20 @@ void Finding::note_free_error(double error) {
   is_measured = true;
 }
 
+double Finding::excess() const {
+  if (!fails) return 0;
+  if (!std::isfinite(step_error) || info(site.stage).payload == Payload::indices) return 1;
+  return std::clamp(step_error - (std::isnan(expected) ? 0 : expected), 0.0, 1.0);
+}
+
 Examiner::Examiner(const Parts& parts, std::vector<Subject> subjects, std::vector<SideBySide> compared,
                    std::vector<Stage> curves)
     : parts_(parts),
       subjects_(std::move(subjects)),
       compared_(std::move(compared)),
       curves_(std::move(curves)),
-      explained_(subjects_.size()) {}
+      explained_(subjects_.size()),
+      kept_(parts.most_kept) {}
 
 bool Examiner::draws(Stage stage) const { return std::find(curves_.begin(), curves_.end(), stage) != curves_.end(); }
 
@@ -137,7 +144,11 @@ void Examiner::look_at_step(std::size_t subject, Sighting& sighting, Finding& fi
   if (!c.a || (is_per_expert(c.stage) && (!c.routing_a || !c.routing_b))) return;
   if (info(c.stage).payload == Payload::indices) {
     for (RowFlip& row : flips_of(s.fed, sighting)) {
-      if (row.flip.kind == FlipKind::real) note_failure(row.position, row.flip.expert, finding);
+      if (row.flip.kind == FlipKind::real) {
+        note_failure(row.position, row.flip.expert, finding);
+        finding.times = std::numeric_limits<double>::infinity();
+        finding.step_error = finding.expected = nan;
+      }
       finding.step_flips.push_back(row);
     }
     for (int row = 0; row < static_cast<int>(c.a.shape[0]); ++row)
@@ -146,23 +157,81 @@ void Examiner::look_at_step(std::size_t subject, Sighting& sighting, Finding& fi
   } else {
     look_at_units(c, finding);
   }
-  const RunningLane& lane = parts_.lanes[static_cast<std::size_t>(s.fed)];
-  const bool later_pass = finding.explanation && finding.footprint.is_wrong_from(c.first_position) &&
-                          finding.explained_passes < most_passes;
-  if (!finding.fails || (finding.explanation && !later_pass) ||
-      (!finding.explanation && explained_[subject] >= most_explained) ||
-      !has_expected_error(lane, parts_.plan.program, parts_.model.config()))
+  const bool is_new = finding.explained_passes == 0;
+  const bool is_later = finding.footprint.is_wrong_from(c.first_position) && finding.explained_passes < most_passes;
+  if (finding.fails && (is_new || is_later)) explain_or_keep(subject, sighting, c, finding);
+}
+
+// A case that is too large to be kept is explained on the spot, while its tensors are there.
+void Examiner::explain_or_keep(std::size_t subject, Sighting& sighting, StepCase& c, Finding& finding) {
+  const Subject& s = subjects_[subject];
+  if (!has_expected_error(parts_.lanes[static_cast<std::size_t>(s.fed)], parts_.plan.program, parts_.model.config()))
     return;
   // What the router weighs follows from what it chose.
   if (c.stage == Stage::moe_router_weights &&
       findings_[{sighting.prompt, static_cast<int>(subject)}][{Stage::moe_router_indices, sighting.site.layer}].fails)
     return;
   add_inputs(s, sighting, c);
-  StepExplanation found = explain_step(c, parts_.model, parts_.plan.program);
+  if (!finding.explanation && kept_.fits(c)) {
+    ++finding.explained_passes;
+    return kept_.keep({subject, sighting.site}, sighting.prompt, c, finding.excess());
+  }
+  if (!finding.explanation) {
+    if (explained_[subject].size() == most_explained) return;
+    explained_[subject].push_back(sighting.site);
+  }
   ++finding.explained_passes;
-  if (later_pass) return add_later_pass(*finding.explanation, found, c.first_position);
-  finding.explanation = std::move(found);
-  ++explained_[subject];
+  explain(c, finding);
+}
+
+// The first pass gives the explanation; later ones are held against it.
+void Examiner::explain(const StepCase& c, Finding& finding) const {
+  StepExplanation found = explain_step(c, parts_.model, parts_.plan.program);
+  if (finding.explanation)
+    add_later_pass(*finding.explanation, found, c.first_position);
+  else
+    finding.explanation = std::move(found);
+}
+
+void Examiner::explain(const std::vector<std::pair<int, Site>>& first) {
+  for (std::size_t s = 0; s < subjects_.size(); ++s) {
+    for (const auto& [lane, site] : first)
+      if (lane == subjects_[s].lane) explain_kept({s, site});
+    while (const auto next = next_to_explain(s)) explain_kept(*next);
+  }
+  kept_.clear();
+}
+
+void Examiner::explain_kept(const KeptCases::Place& place) {
+  const auto& [subject, site] = place;
+  const auto at = kept_.all().find(place);
+  std::vector<Site>& explained = explained_[subject];
+  if (at == kept_.all().end() || explained.size() == most_explained ||
+      std::find(explained.begin(), explained.end(), site) != explained.end())
+    return;
+  Finding& finding = findings_.at({at->second.prompt, static_cast<int>(subject)}).at(site);
+  for (const KeptCase& pass : at->second.passes) explain(pass.step_case, finding);
+  explained.push_back(site);
+}
+
+std::optional<KeptCases::Place> Examiner::next_to_explain(std::size_t subject) const {
+  const std::vector<Site>& explained = explained_[subject];
+  const auto times = [&](Stage stage) {
+    return std::count_if(explained.begin(), explained.end(), [&](const Site& site) { return site.stage == stage; });
+  };
+  std::vector<std::pair<Site, double>> left;  // with their excess, in forward order
+  for (const auto& [place, kept] : kept_.all())
+    if (place.first == subject && std::find(explained.begin(), explained.end(), place.second) == explained.end())
+      left.push_back({place.second, kept.excess});
+  if (left.empty() || explained.size() == most_explained) return std::nullopt;
+  const auto rarest = std::min_element(left.begin(), left.end(), [&](const auto& x, const auto& y) {
+    return times(x.first.stage) < times(y.first.stage);
+  });
+  const auto least = times(rarest->first.stage);
+  left.erase(std::remove_if(left.begin(), left.end(), [&](const auto& one) { return times(one.first.stage) > least; }),
+             left.end());
+  const auto next = foremost(left.begin(), left.end(), [](const auto& one) { return one.second; });
+  return KeptCases::Place{subject, next->first};
 }
 
 void Examiner::look_at_units(const StepCase& seen, Finding& finding) const {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <map>
@@ -14,6 +15,7 @@
 #include "core/model/model.hpp"
 #include "core/plan/plan.hpp"
 #include "core/verdict/divergence.hpp"
+#include "core/verdict/kept_cases.hpp"
 
 namespace moe_diag {
 
@@ -44,7 +46,7 @@ struct Finding {
   std::vector<RowFlip> step_flips;  // of moe_router_indices
   FootprintMaker footprint;         // of all passes
   std::optional<StepExplanation> explanation;
-  int explained_passes = 0;
+  int explained_passes = 0;  // that were explained, or kept for it
 
   // Of the lane as the contract has it.
   bool is_measured = false;                                      // its error is
@@ -53,7 +55,19 @@ struct Finding {
   std::vector<RowFlip> flips;  // of moe_router_indices
 
   void note_free_error(double error);
+  // How much of its output the step spoils beyond its expected error, from 0 to 1: all of it where values are not
+  // finite, or where experts were chosen against their logits.
+  double excess() const;
 };
+
+// The first, in their order, of those that exceed about as much as any: by half of the most at least. `excess_of` gives
+// what one exceeds by.
+template <class Iterator, class Excess>
+Iterator foremost(Iterator begin, Iterator end, Excess excess_of) {
+  double most = 0;
+  for (Iterator at = begin; at != end; ++at) most = std::max<double>(most, excess_of(*at));
+  return std::find_if(begin, end, [&](const auto& one) { return excess_of(one) >= most / 2; });
+}
 
 // Findings by prompt and subject; then by site.
 using Findings = std::map<std::pair<int, int>, std::map<Site, Finding>>;
@@ -72,8 +86,8 @@ struct SideBySide {
 // True for numerics whose expected error is known: steps of others cannot be judged, but for NaN and Inf.
 bool has_expected_error(const RunningLane& lane, const Program& program, const ModelConfig& config);
 
-// Looks at every stage of the oracle, of the subjects and of their fed lanes. Keeps numbers; a step that fails is
-// explained on the spot, while its tensors are there.
+// Looks at every stage of the oracle, of the subjects and of their fed lanes. Keeps numbers, and the tensors of steps
+// that fail, as far as memory allows: which of them are worth explaining is known in the end.
 class Examiner final : public Hook {
  public:
   struct Parts {
@@ -81,6 +95,7 @@ class Examiner final : public Hook {
     const Model& model;
     const Lanes& lanes;
     int oracle;
+    std::uint64_t most_kept;  // bytes of steps that fail
   };
   // `compared`: samples at which errors are measured. `curves`: stages whose free error is.
   Examiner(const Parts& parts, std::vector<Subject> subjects, std::vector<SideBySide> compared,
@@ -88,6 +103,10 @@ class Examiner final : public Hook {
 
   bool wants(int prompt, int lane, Site site) const override;
   void show(Sighting& sighting) override;
+
+  // Explains a few steps of each subject, and gives back what was kept of the others: first those at these places of a
+  // lane, then those with the largest excess, of other stages before others of the same stage.
+  void explain(const std::vector<std::pair<int, Site>>& first);
 
   const std::vector<Subject>& subjects() const { return subjects_; }
   const Findings& findings() const { return findings_; }
@@ -99,6 +118,10 @@ class Examiner final : public Hook {
 
  private:
   void look_at_step(std::size_t subject, Sighting& sighting, Finding& finding);
+  void explain_or_keep(std::size_t subject, Sighting& sighting, StepCase& step_case, Finding& finding);
+  void explain(const StepCase& step_case, Finding& finding) const;
+  void explain_kept(const KeptCases::Place& place);
+  std::optional<KeptCases::Place> next_to_explain(std::size_t subject) const;
   void look_at_units(const StepCase& step_case, Finding& finding) const;
   std::vector<RowFlip> flips_of(int lane, Sighting& sighting) const;
   void look_at_lane(const Subject& subject, Sighting& sighting, Finding& finding) const;
@@ -113,8 +136,9 @@ class Examiner final : public Hook {
   std::vector<SideBySide> compared_;
   const std::vector<Stage> curves_;
   Findings findings_;
-  std::vector<std::size_t> explained_;  // as subjects_: how many steps
-  std::vector<double> cached_;          // input of the step at hand, when it comes from several passes
+  std::vector<std::vector<Site>> explained_;  // as subjects_: the steps
+  KeptCases kept_;
+  std::vector<double> cached_;  // input of the step at hand, when it comes from several passes
 };
 
 }  // namespace moe_diag

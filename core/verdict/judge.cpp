@@ -178,6 +178,8 @@ Judge::Judge(const Plan& plan, const Lanes& lanes, int only) : plan_(plan), lane
     const WatchedFalsifier& watched = plan.falsifiers[f];
     Judgement j;
     j.spec = watched.spec;
+    const int inputs = lanes[static_cast<std::size_t>(watched.lane)].inputs;
+    j.is_local = inputs >= 0 && (watched.against < 0 || watched.against == inputs);
     if (!has_floor(watched))
       j.reason = fmt::format("no error is known to be expected of the numerics '{}': name a lane as the floor",
                              lanes[static_cast<std::size_t>(watched.lane)].description.numerics);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <limits>
 
 #include "core/contract/metric.hpp"
 
@@ -38,6 +39,12 @@ double relative_excess(const Sample& s) {
   return by == 0 ? 0 : by / std::fabs(s.bound.value);
 }
 
+// How far a sample that fails lies beyond its bound, in proportion to it unless it is 0.
+double badness(const Sample& s) {
+  if (std::isnan(s.value)) return std::numeric_limits<double>::infinity();
+  return s.bound.value == 0 ? excess(s.bound, s.value) : relative_excess(s);
+}
+
 // The value in as few digits as leave it on the side that holds.
 double rounded(Bound::Kind kind, double value) {
   for (int digits = 6; digits < 17; ++digits) {
@@ -62,7 +69,7 @@ bool is_worse(const Sample& a, const Sample& b) {
 }
 
 std::optional<Bound> bound_that_holds(const Judgement& judgement) {
-  const SiteResult* first = judgement.first_failing();
+  const SiteResult* first = judgement.leading_failure();
   if (!first) return std::nullopt;
   const Bound& claimed = first->first_failing.bound;
   const Metric metric = judgement.spec->metric;
@@ -78,8 +85,14 @@ std::optional<Bound> bound_that_holds(const Judgement& judgement) {
   return objection(metric, holds).empty() ? std::optional<Bound>(holds) : std::nullopt;
 }
 
-const SiteResult* Judgement::first_failing() const {
-  const auto at = std::find_if(sites.begin(), sites.end(), [](const SiteResult& s) { return s.failing > 0; });
+const SiteResult* Judgement::leading_failure() const {
+  const auto fails = [](const SiteResult& site) { return site.failing > 0; };
+  double most = 0;
+  for (const SiteResult& site : sites)
+    if (is_local && fails(site)) most = std::max(most, badness(site.worst));
+  const auto at = std::find_if(sites.begin(), sites.end(), [&](const SiteResult& site) {
+    return fails(site) && (!is_local || badness(site.worst) >= most / 2);
+  });
   return at == sites.end() ? nullptr : &*at;
 }
 
@@ -104,8 +117,8 @@ const Judgement* Verdict::first_divergence() const {
     return a.prompt != b.prompt ? a.prompt < b.prompt : a.site < b.site;
   };
   for (const Judgement& j : judgements) {
-    const SiteResult* site = has_stage(j.spec->metric) ? j.first_failing() : nullptr;
-    if (site && (!first || before(*site, *first->first_failing()))) first = &j;
+    const SiteResult* site = has_stage(j.spec->metric) ? j.leading_failure() : nullptr;
+    if (site && (!first || before(*site, *first->leading_failure()))) first = &j;
   }
   return first;
 }

@@ -66,6 +66,7 @@ struct ControlResult {
 
 struct Judgement {
   const FalsifierSpec* spec = nullptr;
+  bool is_local = false;  // the lane is fed by the one it is compared with: each error is of one step
   Outcome outcome = Outcome::untested;
   std::string reason;  // why it is untested or vacuous
   std::int64_t samples = 0, failing = 0;
@@ -81,8 +82,10 @@ struct Judgement {
   Explanation explanation;           // of a falsified one, once the run was diagnosed
 
   std::int64_t count(FlipKind kind) const { return flips[static_cast<std::size_t>(kind)]; }
-  const SiteResult* first_failing() const;  // null: none
-  const SiteResult* worst() const;          // null: no sample
+  // The site that the report begins with: the first that fails. Where nothing is inherited, the first of those that lie
+  // about as far beyond their bounds as the worst: by half of it at least. Null: none fails.
+  const SiteResult* leading_failure() const;
+  const SiteResult* worst() const;  // null: no sample
 };
 
 // A threshold that all samples would have met that have the same one as the first that fails, in the metric's
@@ -147,7 +150,7 @@ struct Verdict {
 
   std::int64_t count(Outcome outcome) const;
   std::int64_t count_allowed() const;  // of those that are untested
-  // The failing judgement whose first failing site comes first; null when nothing is falsified.
+  // The failing judgement whose leading failure comes first; null when nothing is falsified.
   const Judgement* first_divergence() const;
 };
 

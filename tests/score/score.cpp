@@ -19,12 +19,14 @@
 #include "core/verdict/controls.hpp"
 #include "tests/score/cases.hpp"
 #include "tests/score/movement.hpp"
+#include "tests/score/unknown.hpp"
 
 namespace moe_diag::score {
 namespace {
 
 constexpr double counts_from = 10;  // expected errors that a fault must move its site by
 constexpr double least_right = 0.95;
+constexpr int most_between_unknown = 3;  // they are quickly tried: a sample has every third
 
 struct Settings {
   int seeds = 3;
@@ -32,6 +34,7 @@ struct Settings {
   int clean = 200;
   std::vector<std::string> numerics = {"f32"};
   bool list = false;
+  bool unknown = false;
 };
 
 // A lane, and what is claimed of it: what any correct lane of its numerics keeps.
@@ -247,12 +250,20 @@ int run(int argc, char** argv) {
   app.add_option("--clean", settings.clean, "models run without a fault")->capture_default_str();
   app.add_option("--numerics", settings.numerics, "of the lanes that faults are planted in")->capture_default_str();
   app.add_flag("--list", settings.list, "name each fault that is not counted, or whose cause is not named");
+  app.add_flag("--unknown", settings.unknown, "only faults that no cause is known for");
   CLI11_PARSE(app, argc, argv);
+  if (settings.unknown) {
+    settings.clean = 0;
+    settings.numerics.clear();
+  }
   Scorer scorer(settings);
   scorer.score_faults();
   scorer.score_clean_runs();
-  scorer.print();
-  return scorer.good() ? 0 : 1;
+  UnknownFaults unknown;
+  unknown.score(settings.seeds, std::min(settings.every, most_between_unknown), settings.list);
+  if (!settings.unknown) scorer.print();
+  unknown.print();
+  return (settings.unknown || scorer.good()) && unknown.good() ? 0 : 1;
 }
 
 }  // namespace moe_diag::score

@@ -5,8 +5,8 @@
 
 operands.bin holds arrays one after the other (little-endian), operands.json their names, types, shapes and offsets:
     x                    activations, of which each row shows another trouble; 512 values a row
-    q8_0.d, q8_0.q       x in blocks of 32, by the gguf package's Q8_0
-    q8_k.d, q8_k.q       x in blocks of 256, written here from the definition of the format: see q8_k()
+    q8_0.d, q8_0.q       x in blocks of 32, as ggml's quantize_row_q8_0 gives them on x86 with AVX2: see q8_0()
+    q8_k.d, q8_k.q       x in blocks of 256, as ggml's quantize_row_q8_K gives them on x86 with FMA: see q8_k()
     <type>.blocks        rows of a weight, in the blocks of a file
     <type>.y             x times those rows in float64: the quantised x times what the gguf package decodes the rows to
     any                  float32 of any kind, NaN and infinities too
@@ -39,20 +39,31 @@ def activations(random: np.random.RandomState) -> np.ndarray:
 
 
 def q8_k(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks of 256: the value of largest magnitude, sign and all, becomes -127; whole numbers nearest, ties to even."""
+    """Blocks of 256: the value of largest magnitude, sign and all, becomes -127; whole numbers nearest, ties to even.
+
+    ggml rounds by adding 3 * 2^22 to the product with the inverse. A compiler with FMA makes one instruction of both,
+    so the product is not rounded by itself. In float64 it is exact."""
     blocks = x.reshape(-1, 256)
     largest = blocks[np.arange(len(blocks)), np.abs(blocks).argmax(axis=1)]
     with np.errstate(divide="ignore"):
         inverse = np.where(largest == 0, np.float32(0), np.float32(-127) / largest)
         d = np.where(inverse == 0, np.float32(0), np.float32(1) / inverse)
     assert inverse.dtype == d.dtype == np.float32
-    q = np.minimum(np.rint(blocks * inverse[:, None]), 127)
+    q = np.minimum(np.rint(blocks.astype(np.float64) * inverse[:, None]), 127)
     return d.astype("<f4"), q.astype(np.int8)
 
 
 def q8_0(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    raw = gguf.quants.quantize(x, gguf.GGMLQuantizationType.Q8_0).reshape(-1, 34)
-    return raw[:, :2].copy().view("<f2").astype("<f4").ravel(), raw[:, 2:].copy().view(np.int8)
+    """Blocks of 32: the scale is an f16, the whole numbers are nearest to the rounded product with 127 / largest, ties
+    to even. The gguf package multiplies by 1 / (largest / 127) and rounds ties away from zero, as ggml does without
+    AVX2."""
+    blocks = x.reshape(-1, 32)
+    largest = np.abs(blocks).max(axis=1)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(largest == 0, np.float32(0), np.float32(127) / largest)
+    assert inverse.dtype == np.float32
+    d = (largest / np.float32(127)).astype("<f2").astype("<f4")
+    return d, np.rint(blocks * inverse[:, None]).astype(np.int8)
 
 
 def weight_blocks(random: np.random.RandomState, name: str, scales: list[int]) -> np.ndarray:

@@ -295,7 +295,7 @@ TEST_CASE("quantising keeps what the formats say") {
     CHECK(k.q[8] == 127);
     CHECK(k.q[9] == 64);  // to even
 
-    x[9] = 2 + 4.0F / 127;  // 64.5 steps: to even down, away from zero up
+    x[9] = 2 + 4.0F / 127;  // 64.5 steps
     CHECK(quantised_blocks(set, Reading::q8_k, x).q[9] == 64);
     const Blocks zero = quantised_blocks(set, Reading::q8_0, x);
     CHECK(zero.d[0] == nearest_f16(4.0F / 127));
@@ -304,12 +304,33 @@ TEST_CASE("quantising keeps what the formats say") {
     x[7] = -127;
     x[9] = 62.5F;
     x[10] = -62.5F;
-    const Blocks away = quantised_blocks(set, Reading::q8_0, x);
-    CHECK(away.d[0] == 1);
-    CHECK(away.q[9] == 63);
-    CHECK(away.q[10] == -63);
-    CHECK(away.d[1] == 0);
+    const Blocks even = quantised_blocks(set, Reading::q8_0, x);
+    CHECK(even.d[0] == 1);
+    CHECK(even.q[9] == 62);
+    CHECK(even.q[10] == -62);
+    CHECK(even.d[1] == 0);
   }
+}
+
+TEST_CASE("Q8_K rounds once, as ggml's fused multiply-add does, and Q8_0 its product before") {
+  struct Near {
+    float largest, x;
+    int once, twice;
+  };
+  // Products with -127 / largest that are 5e-6 or less beside a half, which rounding to f32 makes of them.
+  const std::vector<Near> cases = {{0x1.4bb7e6p+1F, 0x1.47cce8p+1F, -125, -126},
+                                   {0x1.79b2acp+1F, -0x1.5a789p+1F, 117, 116},
+                                   {0x1.14be7ap+0F, -0x1.fbba3p-1F, 117, 116}};
+  for (const InstructionSet& set : instruction_sets())
+    for (const Near& c : cases) {
+      INFO(set.name << ": " << c.x << " beside " << c.largest);
+      std::vector<float> x(256, 0.0F);
+      x[3] = c.largest;
+      x[200] = c.x;
+      CHECK(quantised_blocks(set, Reading::q8_k, x).q[200] == c.once);
+      x[1] = c.x;
+      CHECK(quantised_blocks(set, Reading::q8_0, x).q[1] == -c.twice);
+    }
 }
 
 TEST_CASE("quantising blocks of zeros, next to zero, and not finite") {

@@ -237,12 +237,17 @@ TEST_CASE("activations are rounded as products read them") {
     CHECK(host::rounded(Values(256), rounding) == Values(256));
     CHECK_THROWS_AS(host::rounded(Values(31), rounding), Error);
   }
-  // 0.5 of a step: away from zero, to even, to even.
+  // Half a step: to even.
   Values half(256);
   half[0] = 127, half[1] = 2.5;
-  CHECK(host::rounded(half, host::Rounding::q8_0)[1] == 3);
+  CHECK(host::rounded(half, host::Rounding::q8_0)[1] == 2);
   CHECK(host::rounded(half, host::Rounding::q8_1)[1] == 2);
   CHECK(host::rounded(half, host::Rounding::q8_k)[1] == 2);
+  // Next to a half: Q8_K rounds the product once, Q8_0 makes a half of it first.
+  half[0] = 0x1.79b2acp+1, half[1] = 0x1.5a789p+1;
+  const float scale = 0x1.79b2acp+1F / 127, step = 1 / (127 / 0x1.79b2acp+1F);
+  CHECK(host::rounded(half, host::Rounding::q8_k)[1] == Approx(117 * double{step}).epsilon(1e-6));
+  CHECK(host::rounded(half, host::Rounding::q8_0)[1] == Approx(116 * double{scale}).epsilon(1e-3));
 }
 
 TEST_CASE("sizes that do not fit are refused with both numbers") {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/report/diagnosis_text.hpp"
 #include "core/report/github.hpp"
 #include "core/report/junit.hpp"
 #include "core/report/report.hpp"
@@ -90,7 +91,7 @@ TEST_CASE("a run that holds has no divergence, and one that is not to be explain
   CHECK_THAT(explanation_of(without, "ERROR").text, Contains("--no-explain"));
 }
 
-TEST_CASE("as many steps are looked into as one pass may cost, the others are told to be like those") {
+TEST_CASE("the steps that are farthest off are looked into, others are called not tried") {
   std::vector<std::string> faults;
   for (int layer = 0; layer < 4; ++layer)
     for (const std::string stage : {"ffn_norm", "moe_ffn_out"})
@@ -98,9 +99,43 @@ TEST_CASE("as many steps are looked into as one pass may cost, the others are to
   const Verdict verdict = judge(contract_text(claims_about("step")), faults);
   const std::vector<Divergence>& all = verdict.diagnosis.divergences;
   REQUIRE(all.size() == faults.size());
-  for (const Divergence& d : all) CHECK(d.cause == Cause::scale);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    INFO(i << ": " << told(verdict, all[i]));
+    CHECK(all[i].cause == (i < 4 ? Cause::scale : Cause::not_tried));
+    CHECK((all[i].footprint.compared > 0) == (i < 4));
+  }
   CHECK(all[0].text == "multiplied by 3");
-  CHECK(all[6].text == "as at layer 0: multiplied by 3");
+  CHECK_THAT(all[6].text, Contains(": layer 0, ffn_norm is scale: multiplied by 3"));
+  const std::string console = console_report(verdict, true);
+  CHECK_THAT(console, Contains("not_tried: ") && !Contains("nothing tried explains it"));
+}
+
+TEST_CASE("of many steps that are off, the worst is explained and leads, whatever comes before it") {
+  // Beside small errors of all norms, one step of a late layer that is all wrong.
+  std::vector<std::string> small;
+  for (const std::string lane : {"step", "free"})
+    for (int layer = 0; layer < 4; ++layer)
+      for (const std::string stage : {"attn_norm", "ffn_norm", "moe_ffn_out", "attn_out"})
+        small.push_back(
+            fmt::format("{{inject: scale, factor: 1.0005, stage: {}, layer: {}, lane: {}}}", stage, layer, lane));
+  for (const std::string lane : {"step", "free"}) {
+    INFO(lane);
+    std::vector<std::string> faults = small;
+    faults.push_back("{inject: rope_theta, theta: 1e4, stage: k_post_rope, layer: 2, lane: " + lane + "}");
+    const Verdict verdict = judge(contract_text(claims_about(lane)), faults);
+    const std::string& id = lane == "step" ? "ERROR" : "LOGITS";
+    const Explanation& e = explanation_of(verdict, id);
+    CHECK(e.cause == (lane == "step" ? Cause::rope_theta : Cause::inherited));
+    REQUIRE(e.divergence >= 0);
+    const Divergence& d = verdict.diagnosis.divergences[static_cast<std::size_t>(e.divergence)];
+    CHECK(told(verdict, d) == "rope_theta at layer 2, k_post_rope of " + lane);
+    for (const Divergence& other : verdict.diagnosis.divergences)
+      CHECK((other.cause == Cause::scale || other.cause == Cause::not_tried || &other == &d));
+    if (lane == "free") continue;
+    CHECK(text_of(verdict.first_divergence()->leading_failure()->site) == "layer 2, k_post_rope");
+    const std::string console = console_report(verdict, false);
+    CHECK_THAT(console.substr(0, console.find("Other divergences")), Contains("layer 2, k_post_rope"));
+  }
 }
 
 TEST_CASE("what no step explains is named for what it is: numerics, drift, a choice, the reference") {
@@ -210,7 +245,7 @@ TEST_CASE("a rerun that shows other values is not taken for the run") {
   SideBySide sides;
   sides.falsifier = 0;
   sides.is_measured = true;
-  sides.lane_error = verdict.judgements[0].first_failing()->first_failing.measure.rel_l2();
+  sides.lane_error = verdict.judgements[0].leading_failure()->first_failing.measure.rel_l2();
   CHECK(is_seen_again(sides, verdict));
   sides.lane_error *= 2;
   CHECK_FALSE(is_seen_again(sides, verdict));
@@ -262,6 +297,12 @@ TEST_CASE("reports carry the cause") {
   REQUIRE_FALSE(curves.empty());
   CHECK(std::count_if(curves.begin(), curves.end(),
                       [](const Curve& c) { return c.stage == Stage::post_ffn_residual && c.points.size() == 4; }) == 1);
+  for (const Curve& curve : curves) {
+    CHECK(curve.points[1].worst_step == Stage::moe_expert_out);  // whatever the curve's own stage is
+    CHECK(curve.points[1].step_error > 1e-2);
+    CHECK(curve.points[0].step_error < 1e-6);
+    CHECK_THAT(curve_block(verdict, curve, 1), Contains("worst step") && Contains("moe_expert_out"));
+  }
 }
 
 }  // namespace moe_diag

@@ -130,7 +130,7 @@ TEST_CASE("every fault is seen first where it stands on a lane that is free") {
         CHECK(verdict.failure.empty());
         const Judgement* first = verdict.first_divergence();
         REQUIRE(first);
-        CHECK(text_of(first->first_failing()->site) == text_of(site));
+        CHECK(text_of(first->leading_failure()->site) == text_of(site));
       }
 }
 
@@ -183,7 +183,7 @@ TEST_CASE("on a free lane a fault is inherited by what follows, and first seen w
                                      {}, {"{inject: nan, stage: moe_expert_out, layer: 2, lane: free}"});
   const Judgement* first = verdict.first_divergence();
   REQUIRE(first);
-  CHECK(first->first_failing()->site == Site{Stage::moe_expert_out, 2});
+  CHECK(first->leading_failure()->site == Site{Stage::moe_expert_out, 2});
   CHECK(first->failing > 10);
   REQUIRE(verdict.tensors.size() == 1);
   CHECK(verdict.tensors[0] == "blk.2.ffn_down_exps.weight (Q6_K)");
@@ -194,7 +194,7 @@ TEST_CASE("of several faults at one site the computation comes first, and a late
                              {"{inject: nan, stage: moe_expert_gate, layer: 1, index: 4, lane: free}",
                               "{inject: wrong_expert, stage: moe_expert_gate, layer: 1, lane: free}"});
   REQUIRE(both.first_divergence());
-  CHECK(std::isnan(both.first_divergence()->first_failing()->worst.value));
+  CHECK(std::isnan(both.first_divergence()->leading_failure()->worst.value));
   CHECK(both.failure.empty());
 }
 

@@ -140,7 +140,7 @@ TEST_CASE("a real flip is reported with its experts, margin and logit error") {
                                      {}, {"{inject: wrong_expert, stage: moe_router_indices, layer: 2, lane: free}"});
   const Judgement& real = verdict.judgements[0];
   CHECK(real.outcome == Outcome::falsified);
-  CHECK(real.first_failing()->site == Site{Stage::moe_router_indices, 2});
+  CHECK(real.leading_failure()->site == Site{Stage::moe_router_indices, 2});
   CHECK(real.count(FlipKind::real) == 3);
   CHECK_THAT(console_report(verdict, false),
              Contains("margin") && Contains(": real") && Contains("held over all of it: at_most 1"));

@@ -42,7 +42,7 @@ void check_round_trip(Round& round, const std::string& fault, Site site, const s
   const Verdict alone = round.run_case();
   CHECK(alone.failure.empty());
   CHECK(judgement(alone, id).outcome == Outcome::falsified);
-  CHECK(judgement(alone, id).first_failing()->site == site);
+  CHECK(judgement(alone, id).leading_failure()->site == site);
   CHECK(judgement(alone, "EXPECTED").outcome == Outcome::held);
   const Verdict right = round.run_case({}, false);
   CHECK(right.failure.empty());
@@ -117,7 +117,7 @@ TEST_CASE("a lane that runs freely: the case is the step at fault, not where the
     REQUIRE(made.written);
     const Verdict alone = round.run_case();
     CHECK(judgement(alone, "STEP").outcome == Outcome::falsified);
-    CHECK(judgement(alone, "STEP").first_failing()->site == site);
+    CHECK(judgement(alone, "STEP").leading_failure()->site == site);
     CHECK(judgement(round.run_case({}, false), "STEP").outcome == Outcome::held);
   }
 }
@@ -224,7 +224,7 @@ TEST_CASE("models in files: widths, tied heads, mixed types and any number of ex
     INFO(file.name);
     const Verdict verdict = round.run({file.fault});
     REQUIRE(verdict.first_divergence());
-    check_round_trip(round, file.fault, verdict.first_divergence()->first_failing()->site, file.id);
+    check_round_trip(round, file.fault, verdict.first_divergence()->leading_failure()->site, file.id);
   }
 }
 

@@ -77,7 +77,7 @@ TEST_CASE("each form sees the lane that breaks it, and only that one") {
       CHECK(j.samples == 8);
       CHECK(j.failing == (is_broken ? 1 : 0));
       if (!is_broken) continue;
-      const Sample& first = j.first_failing()->first_failing;
+      const Sample& first = j.leading_failure()->first_failing;
       CHECK(first.site == Site{Stage::lm_head, -1});
       CHECK(first.position == 2);
       CHECK(first.measure.max_index == 5);
