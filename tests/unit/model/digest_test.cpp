@@ -80,7 +80,7 @@ struct Remembering {
 
   TemporaryFolder folder;
   Variable cache{"XDG_CACHE_HOME", folder / "cache"};
-  std::string path = folder / "models/m.gguf";
+  const std::string path = folder / "models/m.gguf";
 
  private:
   const bool made_ = fs::create_directories(folder / "models");
