@@ -46,7 +46,7 @@ TEST_CASE("a faulty id is compared with nothing, on either side, and is a flip")
   const std::vector<float> values(4 * 2, 0.0F);
   const Tensor t{values.data(), DType::f32, {1, 4, 2}};
   const std::vector<std::int32_t> good = {4, 7, 1, 9};
-  for (const std::vector<std::int32_t> faulty :
+  for (const std::vector<std::int32_t>& faulty :
        {std::vector<std::int32_t>{4, 7, 4, 9}, {4, 7, -1, 9}, {4, 7, 12, 9}, {4, 7, 2'000'000'000, 9}})
     for (const bool swapped : {false, true}) {
       const std::vector<std::int32_t>&ids_a = swapped ? good : faulty, &ids_b = swapped ? faulty : good;
