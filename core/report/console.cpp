@@ -32,6 +32,8 @@ class Console {
                                     : "FAILED",
          contract_.metadata.id, contract_.metadata.version, verdict_.outputs.size(), fed_sinks(), contract_.stated);
     if (!verdict_.failure.empty()) line("\nThe run ended early: {}", verdict_.failure);
+    if (const std::string oracle = oracle_text(verdict_); !oracle.empty())
+      line("\nThe oracle is not finite: {}", oracle);
     what_ran();
     return std::move(text_);
   }
@@ -61,13 +63,14 @@ class Console {
     return seen;
   }
 
-  // The divergence to begin with: the first step that is wrong. A choice of experts comes first only when it is why the
-  // first falsifier fails.
+  // The divergence to begin with: an oracle that is not finite, else the first step that is wrong. A choice of experts
+  // comes first only when it is why the first falsifier fails.
   int leading() const {
     const std::vector<Divergence>& all = verdict_.diagnosis.divergences;
     if (all.empty()) return -1;
     const Judgement* first = verdict_.first_divergence();
-    return is_of_step(all.front().cause) || (first && first->explanation.divergence == 0) ? 0 : -1;
+    const bool is_first = is_of_step(all.front().cause) || all.front().cause == Cause::oracle_not_finite;
+    return is_first || (first && first->explanation.divergence == 0) ? 0 : -1;
   }
 
   void first_divergence() {

@@ -10,12 +10,14 @@
 #include "core/api/stage.hpp"
 #include "core/compare/explain_step.hpp"
 #include "core/compare/routing.hpp"
+#include "core/model/weight_scan.hpp"
 
 namespace moe_diag {
 
 // What a divergence is called.
 enum class Cause : std::uint8_t {
-  unexplained,  // none could be named: the text says why
+  unexplained,        // none could be named: the text says why
+  oracle_not_finite,  // the oracle itself holds NaN or Inf there: nothing can be held against it
 
   // A step computed other values than its inputs and its numerics allow.
   nonfinite_origin,  // its inputs are finite, its output is not, and nothing below explains it
@@ -81,7 +83,9 @@ struct Divergence {
   Nonfinite nonfinite;               // count() is 0: all is finite
   std::optional<Flip> flip;          // of routing: the first expert chosen in another's place
   Footprint footprint;               // of step errors, of the pass where it was first seen
-  int like = -1;                     // index of an earlier divergence of the same stage that stands for this one, too
+  std::vector<UnsoundBlocks>
+      blocks;     // of oracle_not_finite: those of the step's tensors in the file that hold NaN or Inf
+  int like = -1;  // index of an earlier divergence of the same stage that stands for this one, too
 };
 
 // Why a falsified falsifier is.
