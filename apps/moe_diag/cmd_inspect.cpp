@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "apps/moe_diag/commands.hpp"
+#include "apps/moe_diag/exit_code.hpp"
+#include "apps/moe_diag/inspect_weights.hpp"
 #include "core/model/model.hpp"
 
 namespace moe_diag {
@@ -192,7 +194,22 @@ nlohmann::ordered_json config_json(const ModelConfig& c) {
           {"tied_output", c.tied_output}};
 }
 
-std::string json_of(const Model& model) {
+nlohmann::ordered_json weights_json(const std::vector<UnsoundBlocks>& unsound) {
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
+  for (const UnsoundBlocks& u : unsound) {
+    nlohmann::ordered_json one{
+        {"tensor", u.tensor}, {"type", name_of(u.type)}, {"expert", nullptr}, {"blocks", u.blocks}, {"nan", u.nan},
+        {"inf", u.inf},       {"beyond", u.beyond},      {"zero", u.zero},    {"first", nullptr}};
+    if (u.expert >= 0) one["expert"] = u.expert;
+    if (u.first >= 0)
+      one["first"] = {{"block", u.first}, {"row", u.row}, {"columns", {u.column, u.column + u.columns - 1}}};
+    list.push_back(std::move(one));
+  }
+  return {{"sound", unsound.empty()}, {"unsound", list}};
+}
+
+// `unsound` null: the weights were not looked at.
+std::string json_of(const Model& model, const std::vector<UnsoundBlocks>* unsound) {
   using Json = nlohmann::ordered_json;
   const Parameters p = parameters_of(model);
   Json types = Json::array(), groups = Json::array(), tensors = Json::array();
@@ -206,7 +223,7 @@ std::string json_of(const Model& model) {
                        {"shape", {w.cols, w.rows, w.experts}},
                        {"offset", model.offset_of(w)},
                        {"bytes", w.bytes()}});
-  const Json document{
+  Json document{
       {"schema", 1},
       {"source", model.source()},
       {"bytes", model.bytes()},
@@ -216,6 +233,7 @@ std::string json_of(const Model& model) {
       {"types", types},
       {"groups", groups},
       {"tensors", tensors}};
+  if (unsound) document["weights"] = weights_json(*unsound);
   return document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
@@ -226,26 +244,34 @@ void add_inspect(CLI::App& app, Context& context) {
   auto path = std::make_shared<std::string>();
   auto json = std::make_shared<bool>(false), digest = std::make_shared<bool>(false);
   command->add_option("MODEL", *path, "GGUF file of a Qwen3-MoE model")->required();
+  auto weights = std::make_shared<bool>(false);
   command->add_flag("--json", *json, "Print JSON, every tensor included");
   command->add_flag("--digest", *digest,
                     "Digest every byte, as runs do; else the digest is only sampled, of 4 KiB of each tensor");
+  command->add_flag("--weights", *weights,
+                    "Look at every block for NaN, Inf, values beyond F16, and tensors or experts of zeros");
   command->footer(
       "One line a tensor and type: where the types of a tensor differ by layer, LAYERS says which layer has which, in\n"
       "the form that contracts take. -v lists every tensor with its place in the file.\n"
-      "Opening checks the whole header; a file that is refused, exit 4, is not computed either.\n\n"
+      "Opening checks the whole header; a file that is refused, exit 4, is not computed either.\n"
+      "--weights reads the whole file, and is exit 1 when it finds something.\n\n"
       "Examples:\n"
       "  moe-diag synth tiny.gguf && moe-diag inspect tiny.gguf\n"
+      "  moe-diag inspect model.gguf --weights\n"
       "  moe-diag inspect model.gguf --json | jq '.groups[] | select(.tensor == \"ffn_down_exps\")'");
-  command->callback([path, json, digest, &context] {
+  command->callback([path, json, digest, weights, &context] {
     const Model model = Model::open(*path);
     if (*digest) static_cast<void>(model.digest());
+    const std::vector<UnsoundBlocks> unsound = *weights ? scan_model(model) : std::vector<UnsoundBlocks>{};
+    if (!unsound.empty()) context.exit_code = exit_falsified;
     if (*json) {
-      fmt::print("{}", json_of(model));
+      fmt::print("{}", json_of(model, *weights ? &unsound : nullptr));
       return;
     }
     print_config(model);
     print_groups(model);
     if (context.verbosity > 0) print_tensors(model);
+    if (*weights) fmt::print("{}", weights_text(model, unsound));
   });
 }
 

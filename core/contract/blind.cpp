@@ -38,7 +38,8 @@ std::string same_at_own_site(Metric metric, const FaultSpec& fault) {
     const std::string_view what = fault.kind == Kind::scale ? "scaling" : "a norm without its division";
     return fmt::format("{} is the same after {}", name_of(metric), what);
   }
-  if (metric == Metric::nonfinite && info(fault.kind).stays_finite)
+  const bool of_nonfinite = metric == Metric::nonfinite || metric == Metric::nonfinite_beyond;
+  if (of_nonfinite && info(fault.kind).stays_finite)
     return fmt::format("{} leaves finite values finite", name_of(fault.kind));
   if (metric == Metric::router_sum_error && fault.kind == Kind::uniform_weights) return "equal weights sum to 1, too";
   return "";

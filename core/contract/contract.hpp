@@ -143,6 +143,7 @@ enum class Metric {
   max_abs_diff,
   mismatch_fraction,
   nonfinite,
+  nonfinite_beyond,
   argmax_agree,
   router_sum_error,
   routing_flips,
@@ -258,8 +259,6 @@ std::string_view name_of(Metric metric);
 std::string_view name_of(FaultSpec::Kind kind);
 std::string_view name_of(Bound::Kind kind);
 std::string_view name_of(Twin to);
-// True when the metric cannot do without another lane. `nonfinite` uses one if there is one; `router_sum_error` never.
-bool needs_against(Metric metric);
 // True when the metric is of passes that the lane computes alone, after the lockstep run.
 bool is_solo(Metric metric);
 // True when the metric belongs to stages; false for what is measured of a whole pass.

@@ -78,7 +78,11 @@ void read_against(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, c
   const auto value = map.find("against");
   if (value) {
     spec.against = read_lane_name(*value, contract);
-    if (metric && info(*metric).sides == Sides::one)
+    if (metric == Metric::nonfinite)
+      value->refuse(
+          "nonfinite counts what the lane itself has: remove 'against', or use nonfinite_beyond, which counts "
+          "what it has beyond the other lane");
+    else if (metric && info(*metric).sides == Sides::one)
       value->refuse(fmt::format("{} looks at one lane: remove 'against'", info(*metric).name));
     else if (!spec.against.empty() && spec.against == spec.lane)
       value->refuse(fmt::format("lane '{}' is compared with itself", shown(spec.lane)));
@@ -87,7 +91,7 @@ void read_against(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, c
   if (!metric || info(*metric).sides == Sides::one || spec.lane.empty()) return;
   const bool is_oracle = spec.lane == contract.oracle;
   if (!is_oracle) spec.against = contract.oracle;
-  if (!needs_against(*metric) || !spec.against.empty()) return;
+  if (!spec.against.empty()) return;
   map.value().refuse(
       is_oracle
           ? fmt::format("{} compares with another lane, and '{}' is the oracle itself: add 'against: <lane>'",
@@ -141,7 +145,7 @@ std::vector<std::string> read_tags(const Value& value) {
   return tags;
 }
 
-// Experts are told apart where both lanes' values of one are compared.
+// Experts are told apart where their values are compared one by one, or counted.
 void read_experts(const Value& value, FalsifierSpec& spec, std::optional<Metric> metric) {
   spec.experts = read_layers(value);
   const auto has_experts = [](Stage s) { return is_per_expert(s) && s != Stage::moe_router_weights; };
@@ -150,10 +154,8 @@ void read_experts(const Value& value, FalsifierSpec& spec, std::optional<Metric>
   if (other != stages.end())
     return value.refuse(
         fmt::format("{} does not hold experts one by one: {} do", name_of(*other), stages_listed(has_experts)));
-  if (metric && (*metric == Metric::identical || spec.against.empty()))
-    value.refuse(
-        "experts are compared one by one with another lane's: " +
-        std::string(*metric == Metric::identical ? "'identical' compares whole rows" : "add 'against: <lane>'"));
+  if (metric == Metric::identical)
+    value.refuse("experts are compared one by one with another lane's: 'identical' compares whole rows");
 }
 
 void read_selections(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, const Contract& contract) {

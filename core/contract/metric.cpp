@@ -38,8 +38,6 @@ bool has_stage(Metric metric) {
          metric != Metric::device_memory_fraction;
 }
 
-bool needs_against(Metric metric) { return info(metric).sides == Sides::two; }
-
 bool fits(Metric metric, Stage stage) {
   switch (metric) {
     case Metric::argmax_agree:
@@ -55,7 +53,8 @@ bool fits(Metric metric, Stage stage) {
     case Metric::mismatch_fraction:
     case Metric::ulp:
     case Metric::noise_ratio:
-    case Metric::nonfinite: return info(stage).payload == Payload::values;
+    case Metric::nonfinite:
+    case Metric::nonfinite_beyond: return info(stage).payload == Payload::values;
     case Metric::identical: return true;
     case Metric::seconds:
     case Metric::tokens_per_second:

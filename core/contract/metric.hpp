@@ -13,7 +13,7 @@
 namespace moe_diag {
 
 // Which lanes a metric looks at.
-enum class Sides { one, one_or_two, two };
+enum class Sides { one, two };
 
 // What a falsifier may say about a metric. Every value of the metric lies in [lowest, highest].
 struct MetricInfo {
@@ -33,7 +33,8 @@ inline constexpr std::array metric_table{
     MetricInfo{Metric::rel_l2, "rel_l2", Sides::two, false, false, 0, unbounded},
     MetricInfo{Metric::max_abs_diff, "max_abs_diff", Sides::two, false, false, 0, unbounded},
     MetricInfo{Metric::mismatch_fraction, "mismatch_fraction", Sides::two, false, false, 0, 1},
-    MetricInfo{Metric::nonfinite, "nonfinite", Sides::one_or_two, false, true, 0, unbounded},
+    MetricInfo{Metric::nonfinite, "nonfinite", Sides::one, false, true, 0, unbounded},
+    MetricInfo{Metric::nonfinite_beyond, "nonfinite_beyond", Sides::two, false, true, 0, unbounded},
     MetricInfo{Metric::argmax_agree, "argmax_agree", Sides::two, true, true, 0, 1},
     MetricInfo{Metric::router_sum_error, "router_sum_error", Sides::one, false, false, 0, unbounded},
     MetricInfo{Metric::routing_flips, "routing_flips", Sides::two, false, true, 0, unbounded},

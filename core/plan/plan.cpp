@@ -27,6 +27,7 @@ class Planner {
     if (const std::string mistakes = step_mistakes(contract_, model_, program_); !mistakes.empty())
       throw Error(ErrorKind::usage, mistakes);
     Plan plan;
+    plan.contract = &contract_;
     for (const FalsifierSpec& spec : contract_.falsifiers) {
       plan.falsifiers.push_back({&spec,
                                  lane(spec.lane),

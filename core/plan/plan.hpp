@@ -64,6 +64,7 @@ struct WatchedCapture {
 
 // A contract resolved against a model. Points into both.
 struct Plan {
+  const Contract* contract = nullptr;
   std::vector<WatchedFalsifier> falsifiers;
   std::vector<WatchedCapture> captures;
   std::vector<WatchedCapture> evidence;  // captures `when: falsified`: looked at only once something is

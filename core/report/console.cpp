@@ -32,6 +32,8 @@ class Console {
                                     : "FAILED",
          contract_.metadata.id, contract_.metadata.version, verdict_.outputs.size(), fed_sinks(), contract_.stated);
     if (!verdict_.failure.empty()) line("\nThe run ended early: {}", verdict_.failure);
+    if (const std::string oracle = oracle_text(verdict_); !oracle.empty())
+      line("\nThe oracle is not finite: {}", oracle);
     what_ran();
     return std::move(text_);
   }
@@ -61,12 +63,13 @@ class Console {
     return seen;
   }
 
-  // The divergence to begin with: the first wrong step that explains a claim, else the first of all. A choice of
-  // experts comes first only when it is why the first falsifier fails.
+  // The divergence to begin with: an oracle that is not finite, else the first wrong step that explains a claim, else
+  // the first of all. A choice of experts comes first only when it is why the first falsifier fails.
   int leading() const {
     const std::vector<Divergence>& all = verdict_.diagnosis.divergences;
     if (all.empty()) return -1;
     const Judgement* first = verdict_.first_divergence();
+    if (all.front().cause == Cause::oracle_not_finite) return 0;
     for (std::size_t i = 0; i < all.size(); ++i) {
       const bool leads = is_of_step(all[i].cause) || (first && first->explanation.divergence == static_cast<int>(i));
       if (leads && seen_by(static_cast<int>(i))) return static_cast<int>(i);

@@ -58,7 +58,7 @@ std::string cause_text(const Divergence& d) {
   if (!d.text.empty()) text += ": " + d.text;
   if (d.cause == Cause::plain_operator && d.text.empty())
     text += ": beyond its numerics, and nothing tried explains it";
-  if (d.nonfinite.count() > 0)
+  if (d.nonfinite.count() > 0 && d.cause != Cause::oracle_not_finite)
     text += fmt::format("{} inputs finite, output not: {}", d.text.empty() ? ":" : ";", counts_text(d.nonfinite));
   return text;
 }
@@ -70,7 +70,8 @@ std::string cause_text(const Verdict& verdict, const Judgement& judgement) {
   if (e.cause == Cause::reference) return fmt::format("{}: {}", name_of(e.cause), e.text);
   if (e.divergence < 0) return fmt::format("{}: {}", name_of(e.cause), e.text);
   const Divergence& d = verdict.diagnosis.divergences[static_cast<std::size_t>(e.divergence)];
-  if (e.cause == d.cause && !is_of_routing(d.cause)) return cause_text(d) + more;
+  const bool is_elsewhere = is_of_routing(d.cause) || d.cause == Cause::oracle_not_finite;
+  if (e.cause == d.cause && !is_elsewhere) return cause_text(d) + more;
   const std::string place = fmt::format("{}, position {}", text_of(d.site), d.position);
   if (e.cause == d.cause) return fmt::format("{} at {}: {}{}", name_of(d.cause), place, d.text, more);
   return fmt::format("{} from {}: {}{}{}{}", name_of(e.cause), place, name_of(d.cause), d.text.empty() ? "" : ": ",
@@ -151,6 +152,12 @@ std::string nonfinite_block(const Verdict& verdict) {
     }
   }
   return text;
+}
+
+std::string oracle_text(const Verdict& verdict) {
+  const std::vector<Divergence>& all = verdict.diagnosis.divergences;
+  const bool is_finite = all.empty() || all.front().cause != Cause::oracle_not_finite;
+  return is_finite ? "" : divergence_line(verdict, all.front());
 }
 
 std::string coverage_text(const Verdict& verdict) {

@@ -32,6 +32,8 @@ std::string divergence_line(const Verdict& verdict, const Divergence& divergence
 std::string curve_block(const Verdict& verdict, const Curve& curve, int marked);
 // Where each lane's values stop being finite, and how that spreads: a few lines.
 std::string nonfinite_block(const Verdict& verdict);
+// In one line: where the oracle itself is not finite, and why; empty: it is finite, as far as anybody looked.
+std::string oracle_text(const Verdict& verdict);
 // "12 of 12 at layers 0, 1, 3; 11 at layer 2": the experts that were given any row.
 std::string coverage_text(const Verdict& verdict);
 

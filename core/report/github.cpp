@@ -10,6 +10,7 @@
 #include <sstream>
 #include <vector>
 
+#include "core/report/diagnosis_text.hpp"
 #include "core/report/text.hpp"
 
 namespace moe_diag {
@@ -117,6 +118,7 @@ std::string github_annotations(std::span<const Verdict> verdicts, std::string_vi
       list.push_back({level, file, line, 0, contract.metadata.id + ": " + what, message});
     };
     if (!v.failure.empty()) add("error", 0, "the run ended early", v.failure);
+    if (const std::string text = oracle_text(v); !text.empty()) add("error", 0, "the oracle is not finite", text);
     for (const Judgement& j : v.judgements) {
       if (j.outcome == Outcome::held || j.allowed) continue;
       // A run that ended early is told once, not for each that it did not come to.
@@ -146,6 +148,7 @@ std::string github_summary(std::span<const Verdict> verdicts) {
   for (const Verdict& v : verdicts) {
     text += fmt::format("### {}\n\n", cell(headline(v)));
     if (!v.failure.empty()) text += fmt::format("The run ended early: {}\n\n", cell(v.failure));
+    if (const std::string oracle = oracle_text(v); !oracle.empty()) text += cell(oracle) + "\n\n";
     if (v.judgements.empty()) continue;
     text += "| outcome | falsifier | claim | worst | claimed | where |\n|---|---|---|---|---|---|\n";
     for (const Judgement& j : v.judgements) {

@@ -94,6 +94,16 @@ Json footprint_json(const Footprint& print) {
   return j;
 }
 
+Json blocks_json(const UnsoundBlocks& b) {
+  return {{"tensor", b.tensor},
+          {"type", name_of(b.type)},
+          {"expert", index_or_null(b.expert)},
+          {"blocks", b.blocks},
+          {"nan", b.nan},
+          {"inf", b.inf},
+          {"first", {{"block", b.first}, {"row", b.row}, {"columns", {b.column, b.column + b.columns - 1}}}}};
+}
+
 Json divergence_json(const Verdict& verdict, std::size_t index) {
   const Divergence& d = verdict.diagnosis.divergences[index];
   Json j = site_json(d.site);
@@ -112,6 +122,8 @@ Json divergence_json(const Verdict& verdict, std::size_t index) {
   j["nonfinite"] = d.nonfinite.count() > 0 ? nonfinite_json(d.nonfinite) : Json(nullptr);
   j["flip"] = d.flip ? flip_json(*d.flip) : Json(nullptr);
   j["footprint"] = d.footprint.compared > 0 ? footprint_json(d.footprint) : Json(nullptr);
+  j["blocks"] = Json::array();
+  for (const UnsoundBlocks& blocks : d.blocks) j["blocks"].push_back(blocks_json(blocks));
   j["falsifiers"] = Json::array();
   for (const Judgement& judgement : verdict.judgements)
     if (judgement.explanation.divergence == static_cast<int>(index)) j["falsifiers"].push_back(judgement.spec->id);
@@ -195,6 +207,17 @@ Json prompt_json(const PromptSpec& spec, const PromptReport& report) {
   return j;
 }
 
+Json not_judged_json(const Verdict& verdict, const NotJudged& not_judged) {
+  if (not_judged.samples == 0) return nullptr;
+  const Sample& first = not_judged.first;
+  Json j{{"samples", not_judged.samples}, {"lane", lane_json(verdict, not_judged.lane)}};
+  j["prompt"] = prompt_id(verdict, first.prompt);
+  j["position"] = first.position;
+  j.update(site_json(first.site));
+  j["expert"] = index_or_null(first.expert);
+  return j;
+}
+
 Json judgement_json(const Verdict& verdict, const Judgement& judgement) {
   const FalsifierSpec& spec = *judgement.spec;
   Json j;
@@ -216,6 +239,7 @@ Json judgement_json(const Verdict& verdict, const Judgement& judgement) {
   j["failing"] = judgement.failing;
   j["skipped_experts"] = judgement.skipped_experts;
   j["samples_without_floor"] = judgement.without_floor;
+  j["not_judged"] = not_judged_json(verdict, judgement.not_judged);
   j["flips"] = nullptr;
   if (spec.metric == Metric::routing_real_flips)
     for (FlipKind kind : {FlipKind::tie, FlipKind::drift, FlipKind::real})

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/report/diagnosis_text.hpp"
 #include "core/report/host.hpp"
 #include "core/report/text.hpp"
 
@@ -107,6 +108,7 @@ class Suite {
     property("host_system", host_.system);
     property("host_cpu", host_.cpu);
     property("host_cores", std::to_string(host_.cores));
+    if (const std::string text = oracle_text(verdict_); !text.empty()) property("oracle_not_finite", text);
     for (const LaneReport& l : verdict_.lanes)
       property("lane_" + l.name,
                l.absent.empty() ? fmt::format("{} {} on {}, {}", l.backend, l.numerics, l.device, l.instruction_set)

@@ -86,7 +86,9 @@ Explanations::Explanations(const Parts& parts, Verdict& verdict)
   for (std::size_t f = 0; f < verdict.judgements.size(); ++f)
     if (verdict.judgements[f].outcome == Outcome::falsified) select(f);
   for (auto& [prompt, again] : again_) widen(again);
-  if (again_.empty()) why_not_ = "none of what is falsified is about a step";
+  if (again_.empty())
+    why_not_ = beside_nonfinite_ ? "the oracle is not finite where the claims are falsified"
+                                 : "none of what is falsified is about a step";
 }
 
 bool Explanations::is_recorded(int lane) const {
@@ -96,10 +98,14 @@ bool Explanations::is_recorded(int lane) const {
 void Explanations::select(std::size_t f) {
   const WatchedFalsifier& watched = parts_.plan.falsifiers[f];
   if (!unexplainable(watched, oracle_).empty() || is_recorded(watched.lane) || is_recorded(watched.against)) return;
+  const Sample& s = verdict_.judgements[f].leading_failure()->first_failing;
+  if (!parts_.watch->is_finite(s.prompt, s.site, s.position)) {
+    beside_nonfinite_ = true;  // that is the cause, and no lane can be held against it
+    return;
+  }
   add_lane(watched.lane);
   const bool beside_oracle = watched.against < 0 || watched.against == oracle_;
   if (!beside_oracle) add_lane(watched.against);
-  const Sample& s = verdict_.judgements[f].leading_failure()->first_failing;
   compared_.push_back({f, s.prompt, s.position, s.expert, s.site, watched.lane, beside_oracle ? -1 : watched.against});
   for (const SiteResult& result : verdict_.judgements[f].sites) {
     if (result.failing == 0) continue;
@@ -229,6 +235,7 @@ std::unique_ptr<Examiner> Explanations::run(const std::vector<Subject>& subjects
       Examiner::Parts{parts_.plan, parts_.model, parts_.lanes, oracle_, most_kept}, subjects, compared_, curves());
   Bus bus;
   bus.add(*examiner);
+  bus.add(*parts_.watch);
   const std::vector<bool> lanes = active(subjects);
   for (auto& [prompt, again] : again_) {
     const StandIn replayed(parts_.lanes[static_cast<std::size_t>(oracle_)], oracle_stages(prompt),

@@ -20,6 +20,7 @@
 #include "core/run/oracle_record.hpp"
 #include "core/run/sequences.hpp"
 #include "core/verdict/examiner.hpp"
+#include "core/verdict/oracle_watch.hpp"
 #include "core/verdict/verdict.hpp"
 
 namespace moe_diag {
@@ -38,6 +39,7 @@ class Explanations {
     const Sequences& sequences;
     KeptCaches& kept;
     const OracleRecord* record;  // null: nothing is
+    OracleWatch* watch;          // told of what the oracle computes again; null: there is no oracle
     std::vector<PlantedFault> planted;
   };
   Explanations(const Parts& parts, Verdict& verdict);
@@ -95,7 +97,8 @@ class Explanations {
   std::optional<StepFeed> feed_;  // of a step alone
   const int oracle_;
   std::string why_not_;
-  std::vector<int> judged_;  // lanes to be explained
+  bool beside_nonfinite_ = false;  // something fails where the oracle is not finite
+  std::vector<int> judged_;        // lanes to be explained
   std::vector<SideBySide> compared_;
   std::map<int, Again> again_;  // by prompt
 };

@@ -121,6 +121,11 @@ class Reproduction {
   // Where the verdict says so.
   std::string why_every_step_is_right() const {
     const std::string cause = follows_ ? falsifier_.divergence->cause : falsifier_.cause;
+    if (cause == "oracle_not_finite")
+      return fmt::format(
+          "the oracle itself is not finite where {} fails, so no step of lane '{}' can be held against "
+          "it: mend the model or its file first (moe-diag inspect MODEL --weights)\n",
+          falsifier_.id, claim_.lane);
     if (is_fed_ || (cause != "drift" && cause != "routing_tie" && cause != "routing_drift")) return "";
     return fmt::format("every step of lane '{}' is right alone: {}{}{}\n", claim_.lane, cause,
                        falsifier_.why.empty() ? "" : ": ", falsifier_.why);
@@ -241,7 +246,7 @@ class Reproduction {
     } else if (falsifier_.divergence->cause == "nonfinite_origin" ||
                !has_expected_error(runner.lane(lane_), runner.program(), runner.model().config())) {
       step.claim = "what is computed from finite values is finite";
-      step.metric = Metric::nonfinite;
+      step.metric = Metric::nonfinite_beyond;
       step.bound = {Bound::Kind::equals, 0};
     }
     claims.push_back(step);

@@ -136,6 +136,13 @@ void Runner::forward() {
   record_ = oracle_record();
   if (record_) hooks.push_back(record_.get());
   kept_ = std::make_unique<KeptCaches>(plan_.program, *lanes_);
+  Bus others;
+  for (Hook* hook : hooks) others.add(*hook);
+  if (oracle >= 0) {
+    oracle_watch_ = std::make_unique<OracleWatch>(*lanes_, oracle);
+    oracle_watch_->look_beside(others, static_cast<int>(contract_.prompts.size()));
+    hooks.push_back(oracle_watch_.get());
+  }
   const bool keeps = keeps_caches();
   const std::vector<bool> falsifiers = explainable();
   const std::vector<std::int64_t> changed = walk(hooks, planted(), lockstep_, "", [&](int prompt, int positions) {
@@ -143,6 +150,7 @@ void Runner::forward() {
     if (record_) record_->end(prompt, is_needed);
     if (keeps && is_needed && !(record_ && record_->of(prompt))) kept_->keep(prompt, positions, lockstep_);
   });
+  if (oracle_watch_) oracle_watch_->look_at_all();
   note_ends();
   for (std::size_t f = 0; f < changed.size(); ++f) {
     const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(lanes_->index_of(planted_[f].second.lane))];
@@ -343,7 +351,8 @@ void Runner::explain() {
   if (!options_.explain) return leave_unexplained(verdict_, plan_, oracle, "causes were not asked for: --no-explain");
   const double before = seconds();
   const auto parts = [&] {
-    return Explanations::Parts{contract_, plan_, *model_, *lanes_, *sequences_, *kept_, record.get(), planted()};
+    return Explanations::Parts{contract_,           plan_,    *model_, *lanes_, *sequences_, *kept_, record.get(),
+                               oracle_watch_.get(), planted()};
   };
   if (Explanations(parts(), verdict_).host_bytes() > available_memory()) record.reset();
   Explanations explanations(parts(), verdict_);
@@ -433,6 +442,7 @@ Verdict Runner::verdict() {
         "fault '{}' changed nothing: it was planted where nothing is computed, or makes no difference there", fault);
     verdict_.failure_is_usage = true;
   }
+  if (oracle_watch_) tell_of_oracle(verdict_, plan_, *oracle_watch_);
   name_tensors();
   report_prompts();
   if (model_) verdict_.model.digest = model_->digest_so_far();

@@ -21,6 +21,7 @@
 #include "core/run/sequences.hpp"
 #include "core/run/solo.hpp"
 #include "core/verdict/judge.hpp"
+#include "core/verdict/oracle_watch.hpp"
 
 namespace moe_diag {
 
@@ -128,6 +129,7 @@ class Runner {
   std::unique_ptr<Sequences> sequences_;
   std::map<std::string, DigestFile> digest_files_;     // by path
   std::vector<std::unique_ptr<RowRecord>> witnesses_;  // per falsifier; null: it needs none
+  std::unique_ptr<OracleWatch> oracle_watch_;          // once the lockstep run has begun; null: there is no oracle
   std::unique_ptr<OracleRecord> record_;               // once the lockstep run has begun; null: there is none
   std::unique_ptr<KeptCaches> kept_;                   // the same, of what is not in the record
   std::vector<bool> lockstep_;                         // lanes that take part in the lockstep run

@@ -11,6 +11,7 @@
 
 #include "core/forward/program.hpp"
 #include "core/verdict/controls.hpp"
+#include "core/verdict/model_blocks.hpp"
 
 namespace moe_diag {
 namespace {
@@ -283,10 +284,20 @@ class Namer {
       d.position = finding.free_nonfinite.position;
       d.expert = finding.free_nonfinite.expert;
       d.nonfinite = finding.free_nonfinite;
-      d.text = "on the oracle's inputs the step stays finite";
+      d.text =
+          "on the oracle's inputs the step stays finite" + blocks_of_expert(*find_step(plan_.program, site), d.expert);
       return Place{lane, site};
     }
     return std::nullopt;
+  }
+
+  // NaN and Inf in the weights of an expert that the oracle, which is finite, did not choose; empty: there are none.
+  static std::string blocks_of_expert(const Step& step, int expert) {
+    std::vector<UnsoundBlocks> blocks = nonfinite_blocks({step.weights.begin(), step.weights.end()});
+    blocks.erase(
+        std::remove_if(blocks.begin(), blocks.end(), [&](const UnsoundBlocks& b) { return b.expert != expert; }),
+        blocks.end());
+    return text_of_blocks(blocks);
   }
 
   // Other experts chosen further up: by the same position if there is one, else by one before it.

@@ -31,7 +31,9 @@ ControlResult judge_control(const Judgement& with_fault, const FaultSpec& fault,
   } else if (!expected) {
     result.message = "the falsifier watches no site that this fault reaches";
   } else if (!first) {
-    result.message = fmt::format("survived: it still holds, expected it falsified at {}", text_of(*expected));
+    const bool holds = with_fault.outcome == Outcome::held;
+    result.message = fmt::format("survived: {}, expected it falsified at {}",
+                                 holds ? "it still holds" : with_fault.reason, text_of(*expected));
   } else if (first->site != *expected) {
     result.message = fmt::format("falsified first at {}, expected {}", text_of(first->site), text_of(*expected));
   } else {

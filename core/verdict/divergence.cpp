@@ -9,6 +9,7 @@ namespace moe_diag {
 std::string_view name_of(Cause cause) {
   switch (cause) {
     case Cause::unexplained: return "unexplained";
+    case Cause::oracle_not_finite: return "oracle_not_finite";
     case Cause::nonfinite_origin: return "nonfinite_origin";
     case Cause::not_tried: return "not_tried";
     case Cause::routing_tie: return "routing_tie";

@@ -10,12 +10,14 @@
 #include "core/api/stage.hpp"
 #include "core/compare/explain_step.hpp"
 #include "core/compare/routing.hpp"
+#include "core/model/weight_scan.hpp"
 
 namespace moe_diag {
 
 // What a divergence is called.
 enum class Cause : std::uint8_t {
-  unexplained,  // none could be named: the text says why
+  unexplained,        // none could be named: the text says why
+  oracle_not_finite,  // the oracle itself holds NaN or Inf there: nothing can be held against it
 
   // A step computed other values than its inputs and its numerics allow.
   nonfinite_origin,  // its inputs are finite, its output is not, and nothing below explains it
@@ -69,20 +71,21 @@ struct Nonfinite {
 // experts that differs. Steps are judged on the oracle's inputs, so none is the consequence of another one.
 struct Divergence {
   Cause cause = Cause::unexplained;
-  int lane = -1;                     // index into the contract's lanes
-  int prompt = 0, position = 0;      // the first prompt and position it is seen at
-  Site site;                         // the step's output
-  int expert = -1;                   // of the first value that is wrong; -1: of no expert
-  std::vector<std::string> tensors;  // whose columns are wrong, with their types: "blk.6.ffn_down_exps.weight (Q6_K)"
-  std::string kernel;                // what the lane's backend says of its kernels; may be empty
-  std::string text;                  // the cause in words; empty: nothing is known beyond its name
-  double factor = 1;                 // of scale
-  double error = 0;                  // rel_l2 of the step on the oracle's inputs, at its worst; NaN: not finite
-  double expected = 0;               // rel_l2 that its numerics let it make there
-  Nonfinite nonfinite;               // count() is 0: all is finite
-  std::optional<Flip> flip;          // of routing: the first expert chosen in another's place
-  Footprint footprint;               // of step errors, over all passes of that prompt
-  bool explained = false;            // explain_step() looked at it
+  int lane = -1;                      // index into the contract's lanes
+  int prompt = 0, position = 0;       // the first prompt and position it is seen at
+  Site site;                          // the step's output
+  int expert = -1;                    // of the first value that is wrong; -1: of no expert
+  std::vector<std::string> tensors;   // whose columns are wrong, with their types: "blk.6.ffn_down_exps.weight (Q6_K)"
+  std::string kernel;                 // what the lane's backend says of its kernels; may be empty
+  std::string text;                   // the cause in words; empty: nothing is known beyond its name
+  double factor = 1;                  // of scale
+  double error = 0;                   // rel_l2 of the step on the oracle's inputs, at its worst; NaN: not finite
+  double expected = 0;                // rel_l2 that its numerics let it make there
+  Nonfinite nonfinite;                // count() is 0: all is finite
+  std::optional<Flip> flip;           // of routing: the first expert chosen in another's place
+  Footprint footprint;                // of step errors, over all passes of that prompt
+  bool explained = false;             // explain_step() looked at it
+  std::vector<UnsoundBlocks> blocks;  // of oracle_not_finite: of the step's tensors in the file, those with NaN or Inf
 };
 
 // Why a falsified falsifier is.

@@ -48,15 +48,23 @@ void count_nonfinite(const StepCase& c, const StepUnit& unit, Nonfinite& counts)
   }
 }
 
-// Of all of a tensor.
-void count_nonfinite(const Tensor& tensor, const Tensor& routing, int first_position, Nonfinite& counts) {
-  const std::int64_t row = tensor.shape.row();
-  counts.values += tensor.shape.count();
-  if (moe_diag::count_nonfinite(tensor, 0, tensor.shape.count()) == 0) return;
-  const std::int64_t width = routing ? row / routing.shape.row() : row;
-  for (std::int64_t i = 0; i < tensor.shape.count(); ++i)
-    count(value_at(tensor, i), first_position + static_cast<int>(i / row),
-          routing ? routing.as<std::int32_t>()[i / width] : -1, i % width, counts);
+bool is_row_finite(const Tensor& tensor, int row) {
+  const std::int64_t size = tensor.shape.row();
+  return moe_diag::count_nonfinite(tensor, row * size, size) == 0;
+}
+
+// Of the rows of a tensor where the oracle's are finite.
+void count_nonfinite(const Tensor& tensor, const Tensor& truth, const Tensor& routing, int first_position,
+                     Nonfinite& counts) {
+  const std::int64_t size = tensor.shape.row(), width = routing ? size / routing.shape.row() : size;
+  for (int row = 0; row < tensor.shape.dims[0]; ++row) {
+    if (!is_row_finite(truth, row)) continue;
+    counts.values += size;
+    if (is_row_finite(tensor, row)) continue;
+    for (std::int64_t i = row * size; i < (row + 1) * size; ++i)
+      count(value_at(tensor, i), first_position + row, routing ? routing.as<std::int32_t>()[i / width] : -1, i % width,
+            counts);
+  }
 }
 
 void note_failure(int position, int expert, Finding& finding) {
@@ -112,11 +120,9 @@ bool Examiner::saw_failing_step(int prompt, int lane, Site up_to, int position) 
 void Examiner::show(Sighting& sighting) {
   const Tensor truth = sighting.tensor(parts_.oracle);
   if (!truth) return;
-  const bool finite = moe_diag::count_nonfinite(truth, 0, truth.shape.count()) == 0;
   for (std::size_t s = 0; s < subjects_.size(); ++s) {
     Finding& finding = findings_[{sighting.prompt, static_cast<int>(s)}][sighting.site];
     finding.site = sighting.site;
-    finding.oracle_is_finite = finding.oracle_is_finite && finite;
     look_at_step(s, sighting, finding);
     look_at_lane(subjects_[s], sighting, finding);
   }
@@ -259,9 +265,11 @@ std::vector<RowFlip> Examiner::flips_of(int lane, Sighting& sighting) const {
   std::vector<RowFlip> flips;
   if (!routing.ids_a || !routing.ids_b) return flips;
   const bool has_logits = routing.logits_a && routing.logits_b;  // only a faulty id is told without
-  for (int row = 0; row < sighting.rows().count; ++row)
+  for (int row = 0; row < sighting.rows().count; ++row) {
+    if (has_logits && !is_row_finite(routing.logits_b, row)) continue;  // the oracle's choice says nothing
     for (const Flip& flip : flips_of_row(routing, row))
       if (has_logits || flip.is_misnamed()) flips.push_back({sighting.position(row), flip});
+  }
   return flips;
 }
 
@@ -281,7 +289,7 @@ void Examiner::look_at_lane(const Subject& s, Sighting& sighting, Finding& findi
   const Tensor values = sighting.tensor(s.lane);
   if (!values) return;
   const Tensor routing = is_per_expert(stage) ? sighting.now(s.lane, Stage::moe_router_indices) : Tensor{};
-  if (finding.oracle_is_finite) count_nonfinite(values, routing, sighting.position(0), finding.free_nonfinite);
+  count_nonfinite(values, sighting.tensor(parts_.oracle), routing, sighting.position(0), finding.free_nonfinite);
   if (!draws(stage)) return;
   for (int row = 0; row < sighting.rows().count; ++row) {
     const auto error = error_of(s.lane, sighting, row, -1);

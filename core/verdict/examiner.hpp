@@ -35,7 +35,6 @@ struct RowFlip {
 // What was seen at one site of one subject in one prompt, over all rows of all passes.
 struct Finding {
   Site site;
-  bool oracle_is_finite = true;
 
   // Of the step on the oracle's inputs. The worst row is that with the most expected errors.
   double step_error = 0, expected = 0;  // rel_l2 of the worst row, and what its numerics let it make there

@@ -10,11 +10,13 @@
 #include <limits>
 #include <map>
 #include <optional>
+#include <tuple>
 #include <utility>
 
 #include "core/compare/distribution.hpp"
 #include "core/compare/expected.hpp"
 #include "core/compare/samples.hpp"
+#include "core/verdict/controls.hpp"
 
 namespace moe_diag {
 namespace {
@@ -27,7 +29,7 @@ double value_of(const FalsifierSpec& spec, const Pair& pair, const SampleSegment
     case Metric::cosine_similarity: return m.cosine();
     case Metric::rel_l2: return m.rel_l2();
     case Metric::max_abs_diff: return m.max_diff();
-    case Metric::nonfinite: return static_cast<double>(m.nonfinite_new);
+    case Metric::nonfinite_beyond: return static_cast<double>(m.nonfinite_a);
     case Metric::mismatch_fraction: {
       std::int64_t wrong = 0;
       for (const Segment& g : sample.segments) wrong += mismatches(pair.a, g.a, pair.b, g.b, g.n, spec.rtol, spec.atol);
@@ -63,11 +65,17 @@ std::optional<double> value_of_row(const FalsifierSpec& spec, const Pair& pair, 
   }
 }
 
-// Of the metrics that look at one lane.
-double value_alone(Metric metric, const Tensor& a, int row) {
-  const std::int64_t size = a.shape.row(), at = row * size;
-  if (metric == Metric::router_sum_error) return std::fabs(sum(a, at, size) - 1);
-  return static_cast<double>(count_nonfinite(a, at, size));
+bool is_of_routing(Metric metric) { return metric == Metric::routing_flips || metric == Metric::routing_real_flips; }
+
+bool is_row_finite(const Tensor& t, int row) {
+  const std::int64_t size = t.shape.row();
+  return count_nonfinite(t, row * size, size) == 0;
+}
+
+double count_nonfinite(const Tensor& a, const std::vector<Segment>& segments) {
+  std::int64_t count = 0;
+  for (const Segment& s : segments) count += count_nonfinite(a, s.a, s.n);
+  return static_cast<double>(count);
 }
 
 // Adds the time it lives.
@@ -124,8 +132,23 @@ class Judge::Comparisons {
     return at->second;
   }
 
+  // Whether the lane's choice of experts follows from finite numbers: its weights are NaN where its logits are.
+  bool chose_by_numbers(int lane, int row) {
+    const auto [at, fresh] = weights_.try_emplace(lane);
+    if (fresh) at->second = sighting_.now(lane, Stage::moe_router_weights);
+    return !at->second || is_row_finite(at->second, row);
+  }
+
   // Tensors are null where a lane does not have the stage.
   const Pair& pair(int lane, int against) { return entry(lane, against).pair; }
+
+  // The samples of one lane: one for each expert that it chose, or one for all of a row.
+  std::vector<SampleSegments> alone(int lane, int row) {
+    const Pair& itself = pair(lane, lane);
+    const std::int64_t size = itself.a.shape.row();
+    if (is_per_expert(itself.site.stage) && !itself.routing_a) return {{row, -1, {{row * size, row * size, size}}}};
+    return samples_of_row(itself, row).samples;
+  }
 
   const Row& row(int lane, int against, int row) {
     Entry& e = entry(lane, against);
@@ -171,6 +194,7 @@ class Judge::Comparisons {
   const Step* step_ = nullptr;
   std::map<std::pair<int, int>, Entry> entries_;
   std::map<std::pair<int, int>, Routing> routings_;
+  std::map<int, Tensor> weights_;  // of the router, by lane
 };
 
 Judge::Judge(const Plan& plan, const Lanes& lanes, int only) : plan_(plan), lanes_(lanes) {
@@ -268,7 +292,10 @@ std::string Judge::lacking(const WatchedFalsifier& watched, Sighting& sighting, 
   };
   const Stage stage = sighting.site.stage;
   if (!sighting.tensor(watched.lane)) return lacks("the judged", stage);
-  if (watched.against < 0) return "";
+  if (watched.against < 0) {
+    const bool tells_experts = watched.experts.empty() || comparisons.pair(watched.lane, watched.lane).routing_a;
+    return tells_experts ? "" : lacks("the judged", Stage::moe_router_indices);
+  }
   if (!sighting.tensor(watched.against)) return lacks("the other", stage);
   if (watched.floor >= 0 && !sighting.tensor(watched.floor)) return lacks("the floor's", stage);
   if (is_per_expert(stage))
@@ -290,11 +317,11 @@ void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, i
   sample.position = sighting.position(row);
   sample.site = sighting.site;
   sample.bound = watched.bound_at(sighting.site);
-  if (watched.against < 0) {
-    sample.value = value_alone(watched.spec->metric, sighting.tensor(watched.lane), row);
-    return add_sample(judgements_[f], sample);
-  }
-  if (watched.spec->metric == Metric::routing_real_flips) {
+  const Metric metric = watched.spec->metric;
+  if (watched.against < 0) return judge_alone(f, sighting, comparisons, row, sample);
+  if (is_of_routing(metric) && !comparisons.chose_by_numbers(watched.against, row))
+    return leave_out(f, sample, watched.against);
+  if (metric == Metric::routing_real_flips) {
     sample.flips = flips_of_row(comparisons.routing(watched.lane, watched.against), row);
     for (const Flip& flip : sample.flips) {
       sample.value += flip.kind == FlipKind::real;
@@ -302,7 +329,9 @@ void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, i
     }
     return add_sample(judgements_[f], sample);
   }
-  if (const auto value = value_of_row(*watched.spec, comparisons.pair(watched.lane, watched.against), row)) {
+  const Pair& pair = comparisons.pair(watched.lane, watched.against);
+  if (const auto value = value_of_row(*watched.spec, pair, row)) {
+    if (!is_row_finite(pair.b, row)) return leave_out(f, sample, watched.against);
     sample.value = *value;
     if (watched.spec->metric == Metric::routing_flips && *value > 0) {
       const Pair& pair = comparisons.pair(watched.lane, watched.against);
@@ -311,6 +340,35 @@ void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, i
     return add_sample(judgements_[f], sample);
   }
   judge_values(f, comparisons, row, sample);
+}
+
+// Of the metrics that look at one lane.
+void Judge::judge_alone(std::size_t f, Sighting& sighting, Comparisons& comparisons, int row, Sample sample) {
+  const WatchedFalsifier& watched = plan_.falsifiers[f];
+  const Tensor values = sighting.tensor(watched.lane);
+  if (watched.spec->metric == Metric::router_sum_error) {
+    const std::int64_t size = values.shape.row();
+    sample.value = std::fabs(sum(values, row * size, size) - 1);
+    return add_sample(judgements_[f], sample);
+  }
+  for (const SampleSegments& s : comparisons.alone(watched.lane, row)) {
+    if (!watched.watches(s.expert)) continue;
+    ran_[f].insert({sample.site.layer, s.expert});
+    sample.expert = s.expert;
+    sample.value = count_nonfinite(values, s.segments);
+    add_sample(judgements_[f], sample);
+  }
+}
+
+// A sample that would be compared with a value that is not finite: whatever the lane has there says nothing.
+void Judge::leave_out(std::size_t f, const Sample& sample, int lane) {
+  NotJudged& left_out = judgements_[f].not_judged;
+  const auto place = [](const Sample& s) { return std::tuple(s.prompt, s.site, s.position); };
+  if (left_out.samples == 0 || place(sample) < place(left_out.first)) {
+    left_out.first = sample;
+    left_out.lane = lane;
+  }
+  ++left_out.samples;
 }
 
 // A sample for each expert of a row, or one for all of it.
@@ -325,10 +383,18 @@ void Judge::judge_values(std::size_t f, Comparisons& comparisons, int row, Sampl
     ran_[f].insert({sample.site.layer, m.segments.expert});
     sample.expert = m.segments.expert;
     sample.measure = m.measure;
+    if (m.measure.nonfinite_b > 0) {
+      leave_out(f, sample, watched.against);
+      continue;
+    }
     if (spec.metric == Metric::noise_ratio) {
       const auto floor = floor_of(watched, comparisons, sample, row);
       if (!floor) {
         ++judgement.without_floor;
+        continue;
+      }
+      if (std::isnan(*floor)) {
+        leave_out(f, sample, watched.floor);
         continue;
       }
       sample.value = noise_ratio(m.measure.rel_l2(), *floor);
@@ -337,16 +403,19 @@ void Judge::judge_values(std::size_t f, Comparisons& comparisons, int row, Sampl
     }
     add_sample(judgements_[f], sample);
   }
-  judgement.skipped_experts += std::count_if(measured.alone.begin(), measured.alone.end(),
-                                             [&](const auto& alone) { return watched.watches(alone.expert); });
-  if (spec.metric != Metric::nonfinite) return;
   // What only this lane computed cannot be compared, but it can be seen to be finite.
+  const bool by_numbers = measured.alone.empty() || comparisons.chose_by_numbers(watched.against, row);
   sample.measure = {};
   for (const SampleSegments& s : measured.alone) {
     if (!watched.watches(s.expert)) continue;
+    ++judgement.skipped_experts;
     sample.expert = s.expert;
-    sample.value = static_cast<double>(count_nonfinite(pair.a, s.segments[0].a, s.segments[0].n));
-    add_sample(judgements_[f], sample);
+    if (!by_numbers) {
+      leave_out(f, sample, watched.against);
+    } else if (spec.metric == Metric::nonfinite_beyond) {
+      sample.value = count_nonfinite(pair.a, s.segments);
+      add_sample(judgements_[f], sample);
+    }
   }
 }
 
@@ -361,10 +430,20 @@ std::optional<double> Judge::floor_of(const WatchedFalsifier& watched, Compariso
   return std::nullopt;
 }
 
+namespace {
+
+// Of samples with as many values that are not finite, the one that is farther off is worth showing.
+bool is_farther_off(Metric metric, const Sample& a, const Sample& b) {
+  return metric == Metric::nonfinite_beyond && a.value == b.value && a.measure.rel_l2() > b.measure.rel_l2();
+}
+
+}  // namespace
+
 void add_sample(Judgement& j, const Sample& sample) {
   SiteResult& site = result_at(j, sample.prompt, sample.site);
   const bool fails = !sample.bound.holds(sample.value);
-  if (site.samples == 0 || is_worse(sample, site.worst)) site.worst = sample;
+  if (site.samples == 0 || is_worse(sample, site.worst) || is_farther_off(j.spec->metric, sample, site.worst))
+    site.worst = sample;
   if (fails && site.failing == 0) site.first_failing = sample;
   ++site.samples;
   ++j.samples;
@@ -374,8 +453,28 @@ void add_sample(Judgement& j, const Sample& sample) {
 
 std::vector<Judgement> Judge::judgements() const {
   std::vector<Judgement> list = judgements_;
-  for (std::size_t f = 0; f < list.size(); ++f) settle(list[f], missing_[f].empty() ? never_run(f) : missing_[f]);
+  for (std::size_t f = 0; f < list.size(); ++f) {
+    std::string missing = missing_[f].empty() ? never_run(f) : missing_[f];
+    if (const std::string left_out = left_out_text(list[f]); !left_out.empty()) {
+      if (list[f].failing > 0) list[f].remarks.push_back(left_out);
+      missing = left_out + (missing.empty() ? "" : "; ") + missing;
+    }
+    settle(list[f], missing);
+  }
   return list;
+}
+
+// Of the samples that were not judged; empty: all were.
+std::string Judge::left_out_text(const Judgement& j) const {
+  if (j.not_judged.samples == 0) return "";
+  const Sample& first = j.not_judged.first;
+  const std::string& name = lanes_[static_cast<std::size_t>(j.not_judged.lane)].name;
+  return fmt::format(
+      "{} of {} samples were not judged: {} '{}', which they are compared with, is not finite there, "
+      "first at prompt {}, position {}, {}{}",
+      j.not_judged.samples, j.samples + j.not_judged.samples, name == plan_.contract->oracle ? "the oracle" : "lane",
+      name, plan_.contract->prompts[static_cast<std::size_t>(first.prompt)].id, first.position, text_of(first.site),
+      first.expert < 0 ? "" : fmt::format(", expert {}", first.expert));
 }
 
 // Of the experts a falsifier names, those that no row went through in both lanes.

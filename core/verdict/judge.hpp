@@ -41,6 +41,9 @@ class Judge final : public Hook {
   std::string lacking(const WatchedFalsifier& watched, Sighting& sighting, Comparisons& comparisons) const;
   void judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, int row);
   void judge_values(std::size_t f, Comparisons& comparisons, int row, Sample sample);
+  void judge_alone(std::size_t f, Sighting& sighting, Comparisons& comparisons, int row, Sample sample);
+  void leave_out(std::size_t f, const Sample& sample, int lane);
+  std::string left_out_text(const Judgement& judgement) const;
   std::string never_run(std::size_t f) const;
   std::optional<double> floor_of(const WatchedFalsifier& watched, Comparisons& comparisons, const Sample& sample,
                                  int row) const;

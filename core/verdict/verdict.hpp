@@ -19,7 +19,7 @@ namespace moe_diag {
 enum class Outcome {
   held,       // every sample satisfies the bound
   falsified,  // at least one does not
-  untested,   // there was no sample to judge
+  untested,   // there was no sample to judge, or not all that the claim speaks of could be
   vacuous,    // held, but a control that must falsify it does not
 };
 std::string_view name_of(Outcome outcome);
@@ -64,15 +64,23 @@ struct ControlResult {
   std::string message;   // what was seen
 };
 
+// Samples that would have been compared with values that are not finite, which say nothing about the lane judged.
+struct NotJudged {
+  std::int64_t samples = 0;
+  Sample first;   // in forward order; only its place counts
+  int lane = -1;  // that is not finite there
+};
+
 struct Judgement {
   const FalsifierSpec* spec = nullptr;
   bool is_local = false;  // the lane is fed by the one it is compared with: each error is of one step
   Outcome outcome = Outcome::untested;
   std::string reason;  // why it is untested or vacuous
   std::int64_t samples = 0, failing = 0;
-  std::int64_t skipped_experts = 0;     // slots of the lane that have no counterpart in the other one
-  std::vector<SiteResult> sites;        // as they were seen: prompt after prompt, in forward order
-  std::int64_t without_floor = 0;       // samples not judged: the floor's lane did not choose the expert
+  std::int64_t skipped_experts = 0;  // slots of the lane that have no counterpart in the other one
+  std::vector<SiteResult> sites;     // as they were seen: prompt after prompt, in forward order
+  std::int64_t without_floor = 0;    // samples not judged: the floor's lane did not choose the expert
+  NotJudged not_judged;
   std::array<std::int64_t, 3> flips{};  // of routing_real_flips, by FlipKind
   std::vector<ControlResult> controls;
   double seconds = 0;                // spent on it alone: judging its samples, running its controls

@@ -59,7 +59,7 @@ inline void check_all_explained(const Verdict& verdict) {
     INFO(j.spec->id);
     const Explanation& e = j.explanation;
     const bool names_one = is_of_step(e.cause) || is_of_routing(e.cause) || e.cause == Cause::inherited ||
-                           e.cause == Cause::nonfinite_inherited;
+                           e.cause == Cause::nonfinite_inherited || e.cause == Cause::oracle_not_finite;
     CHECK((e.divergence >= 0) == names_one);
     CHECK(e.divergence < static_cast<int>(verdict.diagnosis.divergences.size()));
     if (e.cause == Cause::unexplained) CHECK_FALSE(e.text.empty());

@@ -177,7 +177,7 @@ TEST_CASE("the stages each metric and fault fits") {
     return n;
   };
   for (const Metric m : {Metric::cosine_similarity, Metric::rel_l2, Metric::max_abs_diff, Metric::mismatch_fraction,
-                         Metric::nonfinite, Metric::ulp, Metric::noise_ratio})
+                         Metric::nonfinite, Metric::nonfinite_beyond, Metric::ulp, Metric::noise_ratio})
     CHECK(count(m) == stage_count - 1);
   for (const Metric m : {Metric::argmax_agree, Metric::topk_overlap, Metric::kl}) CHECK(count(m) == 3);
   CHECK(count(Metric::router_sum_error) == 2);
@@ -190,10 +190,12 @@ TEST_CASE("the stages each metric and fault fits") {
   for (std::size_t i = 0; i < metric_table.size(); ++i) CHECK(static_cast<std::size_t>(metric_table[i].metric) == i);
 }
 
-TEST_CASE("a metric that can do without another lane takes the oracle if there is one") {
-  CHECK(falsifier("lane: f32, stage: all, metric: nonfinite, equals: 0").against == "truth");
+TEST_CASE("what a lane has is its own, what it has beyond another needs that one") {
+  CHECK(falsifier("lane: f32, stage: all, metric: nonfinite, equals: 0").against.empty());
   CHECK(falsifier("lane: truth, stage: all, metric: nonfinite, equals: 0").against.empty());
-  CHECK(falsifier("lane: truth, against: f32, stage: all, metric: nonfinite, equals: 0").against == "f32");
+  CHECK(falsifier("lane: f32, stage: all, metric: nonfinite_beyond, equals: 0").against == "truth");
+  CHECK(falsifier("lane: truth, against: f32, stage: all, metric: nonfinite_beyond, equals: 0").against == "f32");
+  CHECK(falsifier("lane: f32, stage: moe_expert_out, experts: 3, metric: nonfinite, equals: 0").experts.has_value());
 }
 
 TEST_CASE("controls that may be seen are taken") {

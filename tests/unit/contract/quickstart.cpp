@@ -57,7 +57,7 @@ TEST_CASE("the quickstart's first falsifier looks at every stage of values") {
 
 TEST_CASE("a metric that looks at one lane is compared with none") {
   const Contract c = read_contract(path);
-  CHECK(c.falsifiers.at(2).metric == Metric::nonfinite);
+  CHECK(c.falsifiers.at(2).metric == Metric::nonfinite_beyond);
   CHECK(c.falsifiers.at(2).against == "truth");
   CHECK(c.falsifiers.at(3).metric == Metric::router_sum_error);
   CHECK(c.falsifiers.at(3).against.empty());

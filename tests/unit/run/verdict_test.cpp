@@ -170,7 +170,7 @@ TEST_CASE("on a routed lane the router's weights are compared under the experts 
 
 TEST_CASE("a NaN in an expert that only this lane chose is seen") {
   const Verdict verdict = judge_text(contract_text(R"(
-  - {id: FINITE, claim: a, lane: free, stage: moe_expert_out, layers: 1, metric: nonfinite, equals: 0}
+  - {id: FINITE, claim: a, lane: free, stage: moe_expert_out, layers: 1, metric: nonfinite_beyond, equals: 0}
 )"),
                                      {},
                                      {"{inject: wrong_expert, stage: moe_router_indices, layer: 1, lane: free}",
