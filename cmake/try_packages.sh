@@ -36,7 +36,7 @@ archives=("$packages"/moe-diag-[0-9]*.tar.gz) wheels=("$packages"/moe_diag-[0-9]
 
 # shellcheck disable=SC2016  # expanded by the shell in the copy
 try archive "${archives[0]}" true 'mkdir /opt/moe-diag
-   tar -xzf "$file" -C /opt/moe-diag --strip-components 1
+  tar -xzf "$file" -C /opt/moe-diag --strip-components 1
   prefix=/opt/moe-diag'
 if [[ $(system "$root") == "$(system '')" ]]; then
   # shellcheck disable=SC2016
@@ -46,5 +46,5 @@ else
   echo "== $(system "$root"): the Debian package was made on $(system ''), so it is not tried"
 fi
 # shellcheck disable=SC2016
-try wheel "${wheels[0]}" "$apt update; $apt install -y --no-install-recommends python3-venv >/dev/null" \
-  'python3 -m venv /opt/venv; /opt/venv/bin/pip install --quiet --no-index "$file"; prefix=/opt/venv'
+try wheel "${wheels[0]}" "$apt update; $apt install -y --no-install-recommends python3-venv >/dev/null
+  python3 -m venv /opt/venv" '/opt/venv/bin/pip install --quiet --no-index "$file"; prefix=/opt/venv'

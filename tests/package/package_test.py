@@ -10,7 +10,7 @@ import unittest
 
 import yaml
 
-BUILD = pathlib.Path(sys.argv.pop(1))
+BUILD = pathlib.Path(sys.argv.pop(1)).resolve()
 PACKAGES = BUILD / "packages"
 
 
