@@ -29,6 +29,11 @@ void make_folder(const std::string& folder) {
                                                     folder, error.message()));
 }
 
+// Over the progress line, when there is one.
+void warn_on_stderr(const std::string& text) {
+  fmt::print(stderr, "{}moe-diag: warning: {}\n", ::isatty(STDERR_FILENO) ? "\r\033[K" : "", text);
+}
+
 }  // namespace
 
 Runner::Runner(const Contract& contract, PluginHost& host, const RunOptions& options)
@@ -106,7 +111,7 @@ void Runner::open_sinks(Capture& capture) {
   info.lanes = lane_infos_;
   planted_infos_.assign(verdict_.planted.begin(), verdict_.planted.end());
   info.planted = planted_infos_;
-  capture.open(info, options_.interrupted);
+  capture.open(info, options_.interrupted, {options_.slow_call, options_.warn ? options_.warn : warn_on_stderr});
 }
 
 std::vector<PlantedFault> Runner::planted() const {

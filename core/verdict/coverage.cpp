@@ -24,9 +24,10 @@ bool Coverage::wants(int /*prompt*/, int lane, Site site) const {
 void Coverage::show(Sighting& sighting) {
   const Tensor chosen = sighting.tensor(lane_);
   std::vector<std::int64_t>& rows = rows_[static_cast<std::size_t>(sighting.site.layer)];
-  for (std::int64_t i = 0; chosen && i < chosen.shape.count(); ++i)
-    if (const auto expert = static_cast<std::size_t>(chosen.as<std::int32_t>()[i]); expert < rows.size())
-      ++rows[expert];
+  if (!chosen) return;
+  const std::span ids(chosen.as<std::int32_t>(), static_cast<std::size_t>(chosen.shape.count()));
+  for (const std::int32_t id : ids)
+    if (const auto expert = static_cast<std::size_t>(id); expert < rows.size()) ++rows[expert];
 }
 
 std::vector<LayerCoverage> Coverage::layers() const {
