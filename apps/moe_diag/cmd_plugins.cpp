@@ -9,7 +9,7 @@
 
 #include "apps/moe_diag/commands.hpp"
 #include "apps/moe_diag/exit_code.hpp"
-#include "core/plugin/conformance.hpp"
+#include "core/conformance/conformance.hpp"
 #include "core/plugin/host.hpp"
 #include "core/plugin/manifest.hpp"
 
@@ -115,23 +115,30 @@ std::string json_of(const std::vector<PluginRecord>& records) {
 }
 
 // A line a check; the exit code is that of a claim.
-int conformance_of(const std::string& path, const std::vector<std::string>& options) {
-  std::vector<std::pair<std::string, std::string>> list;
+int conformance_of(const std::string& path, const std::vector<std::string>& options, int call_limit) {
+  ConformanceOptions wanted;
+  wanted.call_limit = std::chrono::seconds(call_limit);
   for (const std::string& option : options) {
     const std::size_t equals = option.find('=');
     if (equals == 0 || equals == std::string::npos)
       throw Error(ErrorKind::usage, fmt::format("--option '{}': wanted KEY=VALUE", option));
-    list.emplace_back(option.substr(0, equals), option.substr(equals + 1));
+    wanted.sink.emplace_back(option.substr(0, equals), option.substr(equals + 1));
   }
-  int kept = 0, broken = 0;
-  check_conformance(path, list, [&](const ConformanceCheck& check) {
-    const bool ok = check.failure.empty();
-    (ok ? kept : broken) += 1;
-    fmt::print("{:<6}  {}{}\n", ok ? "ok" : "BROKEN", check.promise, check.note.empty() ? "" : ": " + check.note);
+  int kept = 0, broken = 0, not_tried = 0;
+  check_conformance(path, wanted, [&](const ConformanceCheck& check) {
+    const bool ok = check.failure.empty(), tried = check.not_tried.empty();
+    (!tried ? not_tried : ok ? kept : broken) += 1;
+    fmt::print("{:<6}  {}{}\n",
+               !tried ? "-"
+               : ok   ? "ok"
+                      : "BROKEN",
+               check.promise, check.note.empty() ? "" : ": " + check.note);
     if (!ok) fmt::print("        {}\n", check.failure);
+    if (!tried) fmt::print("        not tried: {}\n", check.not_tried);
     std::fflush(stdout);
   });
-  fmt::print("{}: {} kept, {} broken\n", path, kept, broken);
+  fmt::print("{}: {} kept, {} broken{}\n", path, kept, broken,
+             not_tried > 0 ? fmt::format(", {} not tried", not_tried) : "");
   return broken > 0 ? exit_falsified : exit_held;
 }
 
@@ -151,14 +158,20 @@ void add_plugins(CLI::App& app, Context& context) {
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false)
       ->needs(path);
+  auto call_limit = std::make_shared<int>(10);
+  command->add_option("--call-limit", *call_limit, "Seconds that each call of that sink may take")
+      ->type_name("SECONDS")
+      ->check(CLI::Range(1, 86400))
+      ->capture_default_str()
+      ->needs(path);
   command->footer(
       "Searched: each --plugin-dir, else the folders of MOE_DIAG_PLUGIN_PATH (separated by colons), else\n"
       "lib/moe-diag/plugins beside the program's folder, else where it was installed.\n"
       "Files are called moe_diag_<kind>_<name>.so. -v shows every path, and each option with its type, unit and\n"
       "default. Exit 4 when one is refused, 1 when --conformance finds a promise broken.");
-  command->callback([&context, json, path, conformance, options] {
+  command->callback([&context, json, path, conformance, options, call_limit] {
     if (path->count() > 0) {
-      context.exit_code = conformance_of(*conformance, *options);
+      context.exit_code = conformance_of(*conformance, *options, *call_limit);
       return;
     }
     PluginHost host(context.plugin_dirs);

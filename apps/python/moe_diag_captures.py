@@ -3,30 +3,33 @@
 
     import moe_diag_captures
 
-    capture = moe_diag_captures.open_capture("out/dump")         # or "out/capture.h5"
+    capture = moe_diag_captures.open_capture("out")              # or "out/dump", "out/capture.h5"
     capture["short", "f32", 2, "moe_ffn_out"]                    # array [positions, ...]: prompt, lane, layer, stage
     capture["short", "f32", None, "lm_head"]                     # stages of the whole model have no layer
     capture.tensor("short", "f32", 2, "moe_ffn_out").positions   # the position of each row
 
     capture.prompts, capture.lanes, capture.layers, capture.stages   # what there is
     capture.select(lane="f32", stage="moe_ffn_out")                  # the tensors of all prompts and layers
+    capture.select(stage="moe_router_*")                             # a glob, as in contracts
     capture.manifest["model"]["config"]["experts"]                   # what was run, on what, by which lanes
 
     capture.check()                                              # sizes and shapes, and digests with the module xxhash
-    for failure in capture.join("out/verdict.json"):             # where falsifiers fail, with the arrays of both lanes
-        print(failure.falsifier, failure.tensor, failure.values, failure.reference)
+    for failure in capture.join("out/verdict.json"):             # where falsifiers fail, with the rows of both lanes
+        print(failure.falsifier, failure.stage, failure.row, failure.reference_row, failure.missing)
 
 Negative layers count from the last; stages have the aliases of `moe-diag stages`. An array is read when it is asked for:
 of a folder it is a read-only view of the file. A capture that is not complete is refused with a CaptureError.
 """
 
 import difflib
+import fnmatch
 import json
 import pathlib
 from dataclasses import dataclass, field
 
 import numpy
 
+__version__ = "0.1.0"  # of the moe-diag that it belongs to
 __all__ = ["Capture", "CaptureError", "Failure", "Tensor", "open_capture"]
 
 # In forward order.
@@ -43,6 +46,7 @@ ALIASES = {
 }
 DTYPES = {"f32": numpy.dtype("<f4"), "f64": numpy.dtype("<f8"), "i32": numpy.dtype("<i4")}
 FORMAT, NEWEST_VERSION = "moe-diag capture", 1
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PIECE = 1 << 24  # bytes that are digested at a time
 
 
@@ -71,18 +75,40 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Failure:
-    """A site where a falsifier fails."""
+    """A site where a falsifier fails. Arrays that the capture lacks are None, and `missing` says which and why."""
 
     falsifier: str  # its id
     site: dict  # as in the verdict: the worst sample there, and how many fail
-    tensor: Tensor | None  # of the lane judged; None: it was not captured
-    values: numpy.ndarray | None
-    reference: numpy.ndarray | None  # of the lane it is compared with, when there is one and it was captured
+    tensor: Tensor | None  # of the lane judged
+    values: numpy.ndarray | None = field(repr=False)  # of the tensor, all captured positions
+    reference: numpy.ndarray | None = field(repr=False)  # of the lane it is compared with
+    row: numpy.ndarray | None = field(repr=False)  # of `values`, at the failing position
+    reference_row: numpy.ndarray | None = field(repr=False)  # of `reference`, at the failing position
+    missing: str  # what was not captured; empty: `row` and `reference_row` are there
+
+    @property
+    def prompt(self):
+        return self.site["prompt"]
+
+    @property
+    def layer(self):
+        return self.site["layer"]
+
+    @property
+    def stage(self):
+        return self.site["stage"]
+
+    @property
+    def position(self):
+        return self.site["position"]
 
 
 def open_capture(path):
-    """Opens a folder of the sink npy or a file of the sink hdf5. Raises CaptureError when it is not a complete capture."""
+    """Opens a folder of the sink npy, a file of the sink hdf5, or the one of them in a run's output folder. Raises
+    CaptureError when it is not a complete capture."""
     path = pathlib.Path(path)
+    if path.is_dir():
+        path = _capture_in(path)
     if path.is_dir():
         return Capture(_Folder(path))
     if path.is_file() and not path.name.endswith(".partial"):
@@ -97,6 +123,7 @@ class Capture:
 
     def __init__(self, storage):
         self._storage = storage
+        self.path = storage.path
         self.manifest = storage.manifest
         self.tensors = storage.tensors
         self._by_key = {tensor.key: tensor for tensor in self.tensors}
@@ -104,6 +131,14 @@ class Capture:
         self.lanes = [lane["name"] for lane in self.manifest["lanes"]]
         self.layers = sorted({tensor.layer for tensor in self.tensors if tensor.layer is not None})
         self.stages = list(dict.fromkeys(tensor.stage for tensor in self.tensors))
+
+    def __repr__(self):
+        counts = ", ".join(
+            f"{len(names)} {what}{'' if len(names) == 1 else 's'}"
+            for what, names in (("prompt", self.prompts), ("lane", self.lanes), ("layer", self.layers),
+                                ("stage", self.stages), ("tensor", self.tensors))
+        )  # fmt: skip
+        return f"<Capture {self.path}: {counts}>"
 
     def __getitem__(self, key):
         return self._storage.read(self.tensor(*key))
@@ -125,9 +160,19 @@ class Capture:
         return self._by_key[key]
 
     def select(self, prompt=None, lane=None, layer=None, stage=None):
-        """The tensors that have all that is given, in forward order."""
-        key = self._key(prompt, lane, layer, stage)
-        return [t for t in self.tensors if all(want in (None, have) for want, have in zip(key, t.key))]
+        """The tensors that have all that is given, in forward order; `stage` may be a glob, as in contracts. Raises
+        KeyError for a prompt, lane, layer or stage that no tensor has, naming those there are."""
+        prompt, lane, layer, stage = self._key(prompt, lane, layer, stage)
+        known = {"prompt": (prompt, self.prompts), "lane": (lane, self.lanes), "layer": (layer, self.layers)}
+        for what, (value, names) in known.items():
+            if value is not None and value not in names:
+                raise KeyError(_unknown(what, value, names))
+        stages = self.stages if stage is None else [s for s in self.stages if fnmatch.fnmatchcase(s, stage)]
+        if not stages:
+            raise KeyError(_unknown("stage", stage, self.stages))
+        wanted = (prompt, lane, layer)
+        fits = lambda t: t.stage in stages and all(want in (None, have) for want, have in zip(wanted, t.key))  # noqa: E731
+        return [t for t in self.tensors if fits(t)]
 
     def check(self):
         """Compares every array with what the manifest says of it: type, size and shape, and the digest when the module
@@ -152,20 +197,38 @@ class Capture:
         return xxhash is not None
 
     def join(self, verdict):
-        """Where the falsifiers of a verdict fail, falsifier after falsifier. `verdict` is the path of verdict.json, or what
-        json.load makes of it. Raises CaptureError when it is of another run."""
+        """Where the falsifiers of a verdict fail, falsifier after falsifier, captured or not. `verdict` is the path of
+        verdict.json, or what json.load makes of it. Raises CaptureError when it is of another run."""
         verdict = self._verdict(verdict)
         failures = []
         for falsifier in verdict["falsifiers"]:
             for site in falsifier["sites"]:
                 if not site["failing"] or site["stage"] is None:
                     continue
-                at = (site["layer"], site["stage"])
-                tensor = self._by_key.get((site["prompt"], falsifier["lane"], *at))
-                other = self._by_key.get((site["prompt"], falsifier["against"], *at))
-                read = lambda t: None if t is None else self._storage.read(t)  # noqa: E731
-                failures.append(Failure(falsifier["id"], site, tensor, read(tensor), read(other)))
+                failures.append(self._failure(falsifier, site))
         return failures
+
+    def _failure(self, falsifier, site):
+        """A failing site with what was captured of it."""
+        tensor, values, row, missing = self._captured(falsifier["lane"], site)
+        _, reference, reference_row, also_missing = self._captured(falsifier["against"], site)
+        missing = "; ".join(filter(None, (missing, also_missing)))
+        return Failure(falsifier["id"], site, tensor, values, reference, row, reference_row, missing)
+
+    def _captured(self, lane, site):
+        """A lane's tensor at the site, its values, their row at the failing position, and why one of these is None."""
+        if lane is None:
+            return None, None, None, "the falsifier compares with no other lane"
+        layer = "" if site["layer"] is None else f"layer {site['layer']}, "
+        where = f"{layer}{site['stage']} of lane '{lane}'"
+        tensor = self._by_key.get((site["prompt"], lane, site["layer"], site["stage"]))
+        if tensor is None:
+            return None, None, None, f"{where} was not captured for prompt '{site['prompt']}'"
+        values = self._storage.read(tensor)
+        if site["position"] not in tensor.positions:
+            have = ", ".join(map(str, tensor.positions))
+            return tensor, values, None, f"{where} was captured at {have}, not at position {site['position']}"
+        return tensor, values, values[tensor.positions.index(site["position"])], ""
 
     def _key(self, prompt, lane, layer, stage):
         if layer is not None and layer < 0:
@@ -175,10 +238,8 @@ class Capture:
     def _missing(self, prompt, lane, layer, stage):
         for what, value, known in (("prompt", prompt, self.prompts), ("lane", lane, self.lanes), ("stage", stage, self.stages)):
             if value not in known:
-                near = difflib.get_close_matches(str(value), known, 1)
-                hint = f", did you mean '{near[0]}'?" if near else "."
-                return f"no {what} '{value}' in the capture{hint} There is: {', '.join(known)}"
-        layers = [t.layer for t in self.select(prompt, lane, None, stage)]
+                return _unknown(what, value, known)
+        layers = [t.layer for t in self.tensors if (t.prompt, t.lane, t.stage) == (prompt, lane, stage)]
         if layers == [None]:
             return f"{stage} belongs to the whole model: its layer is None, found {layer}"
         if not layers:
@@ -204,7 +265,7 @@ class _Folder:
     """What the sink npy wrote."""
 
     def __init__(self, path):
-        self._path = path
+        self.path = path
         file = path / "manifest.json"
         if not file.is_file():
             if (path / "incomplete").is_file():
@@ -222,19 +283,19 @@ class _Folder:
         ]
 
     def read(self, tensor):
-        return numpy.load(self._path / tensor.place, mmap_mode="r" if 0 not in tensor.shape else None, allow_pickle=False)
+        return numpy.load(self.path / tensor.place, mmap_mode="r" if 0 not in tensor.shape else None, allow_pickle=False)
 
     def mistake(self, tensor):
         try:
             array = self.read(tensor)
         except (OSError, ValueError) as error:
             return f"cannot be read: {error}"
-        size = (self._path / tensor.place).stat().st_size - 128
+        size = (self.path / tensor.place).stat().st_size - 128
         wanted = array.nbytes
         return _mistake(tensor, array) or (f"has {size} bytes of values, expected {wanted}" if size != wanted else "")
 
     def pieces(self, tensor):
-        with open(self._path / tensor.place, "rb") as file:
+        with open(self.path / tensor.place, "rb") as file:
             while piece := file.read(PIECE):
                 yield piece
 
@@ -245,6 +306,7 @@ class _File:
     def __init__(self, path):
         import h5py
 
+        self.path = path
         self._dataset = h5py.Dataset
         try:
             self._file = h5py.File(path, "r")
@@ -295,6 +357,47 @@ class _File:
         rows = max(1, PIECE // (array.nbytes // len(array)))
         for first in range(0, len(array), rows):
             yield numpy.ascontiguousarray(array[first : first + rows])
+
+
+def _capture_in(folder):
+    """The folder itself when it is a capture, or was to become one; else the only capture below it."""
+    if (folder / "manifest.json").exists() or (folder / "incomplete").exists():
+        return folder
+    found = _captures_below(folder, 2)
+    if not found:
+        raise CaptureError(f"{folder}: not a capture: it has no manifest.json, and no capture is in it")
+    if len(found) > 1:
+        raise CaptureError(f"{folder}: has several captures, name one: {', '.join(map(str, found))}")
+    return found[0]
+
+
+def _captures_below(folder, depth):
+    """Captures in a run's output folder, or in the folders that several contracts get there. One that was not completed
+    counts: opening it says so."""
+    found = []
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            if (entry / "manifest.json").exists() or (entry / "incomplete").exists():
+                found.append(entry)
+            elif depth > 1:
+                found += _captures_below(entry, depth - 1)
+        elif entry.is_file():
+            with open(entry, "rb") as file:
+                if file.read(len(HDF5_MAGIC)) == HDF5_MAGIC:
+                    found.append(entry)
+    return found
+
+
+def _unknown(what, value, known):
+    """No such name: which is near, and which there are."""
+    names = [str(name) for name in known]
+    near = difflib.get_close_matches(str(value), names, 1)
+    hint = f", did you mean '{near[0]}'?" if near else "."
+    return f"no {what} '{value}' in the capture{hint} There is: {', '.join(names) or 'none'}"
+
+
+def _of_layer(site):
+    return "" if site["layer"] is None else f", layer {site['layer']},"
 
 
 def _plain(value):

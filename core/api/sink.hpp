@@ -41,7 +41,7 @@ class Sink {
   // Once, before the first event, after the model and all lanes are open. Refuse here what cannot be written.
   virtual void open(const RunInfo& run) = 0;
 
-  // Once per event, in forward order within a pass, prompt after prompt. Copy what is to be kept.
+  // Once per event, in forward order within a pass: at each site all lanes, then the next site. Copy what you keep.
   virtual void consume(const Event& event) = 0;
 
   // Once, after the last event; not called when the run failed. When it returns, the output is complete.

@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "core/api/error.hpp"
+#include "core/gguf/signal_text.hpp"
 
 namespace moe_diag {
 
@@ -42,35 +43,6 @@ std::array<Slot, 64> slots;
 std::mutex slots_mutex;
 struct sigaction previous_action;
 
-// Text in a fixed buffer: a signal handler may neither allocate nor use stdio.
-class SignalText {
- public:
-  void add(std::string_view text) {
-    const std::size_t n = std::min(text.size(), buffer_.size() - used_);
-    std::memcpy(buffer_.data() + used_, text.data(), n);
-    used_ += n;
-  }
-  void add(std::size_t number) {
-    std::array<char, 20> digits;
-    std::size_t at = digits.size();
-    do digits[--at] = static_cast<char>('0' + number % 10);
-    while ((number /= 10) != 0);
-    add(std::string_view(digits.data() + at, digits.size() - at));
-  }
-  void write_to_stderr() const {
-    std::size_t done = 0;
-    while (done < used_) {
-      const ssize_t n = ::write(STDERR_FILENO, buffer_.data() + done, used_ - done);
-      if (n <= 0) return;
-      done += static_cast<std::size_t>(n);
-    }
-  }
-
- private:
-  std::array<char, 2048> buffer_;
-  std::size_t used_ = 0;
-};
-
 [[noreturn]] void end_with_message(const std::string& path, std::size_t offset, std::string_view range) {
   SignalText text;
   text.add("moe-diag: error: ");
@@ -86,16 +58,22 @@ class SignalText {
   ::_exit(environment_failed);
 }
 
+// The mapped file that the address lies in, or null.
+const Slot* slot_of(const std::byte* address) {
+  for (const Slot& slot : slots)
+    if (const std::byte* first = slot.first.load(); first && address >= first && address < slot.last.load())
+      return &slot;
+  return nullptr;
+}
+
 void on_bus_error(int signal, siginfo_t* info, void* context) {
   const auto* address = static_cast<const std::byte*>(info->si_addr);
-  for (const Slot& slot : slots) {
-    const std::byte* first = slot.first.load();
-    if (first == nullptr || address < first || address >= slot.last.load()) continue;
-    const auto offset = static_cast<std::size_t>(address - first);
-    if (const std::vector<NamedRange>* ranges = slot.ranges.load())
+  if (const Slot* slot = slot_of(address)) {
+    const auto offset = static_cast<std::size_t>(address - slot->first.load());
+    if (const std::vector<NamedRange>* ranges = slot->ranges.load())
       for (const NamedRange& range : *ranges)
-        if (offset >= range.first && offset < range.last) end_with_message(*slot.path.load(), offset, range.name);
-    end_with_message(*slot.path.load(), offset, "the header");
+        if (offset >= range.first && offset < range.last) end_with_message(*slot->path.load(), offset, range.name);
+    end_with_message(*slot->path.load(), offset, "the header");
   }
   if ((previous_action.sa_flags & SA_SIGINFO) != 0) return previous_action.sa_sigaction(signal, info, context);
   if (previous_action.sa_handler != SIG_DFL && previous_action.sa_handler != SIG_IGN)
@@ -147,6 +125,8 @@ Error cannot_open(const std::string& path, int error) {
 }
 
 }  // namespace
+
+bool lies_in_mapped_file(const void* address) { return slot_of(static_cast<const std::byte*>(address)) != nullptr; }
 
 MappedFile::MappedFile(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 MappedFile::MappedFile(MappedFile&&) noexcept = default;

@@ -17,6 +17,16 @@ std::string device_of(const Options& options) {
   return entry ? entry->value : "";
 }
 
+// What the steps write, first to last.
+CallPlace place_of(std::span<const Step> steps) {
+  CallPlace place;
+  if (steps.empty()) return place;
+  if (const Step& first = steps.front(); first.out.size() > 0) place.first = Site{first.out[0], first.layer};
+  if (const Step& last = steps.back(); last.out.size() > 0)
+    place.last = Site{last.out[last.out.size() - 1], last.layer};
+  return place;
+}
+
 }  // namespace
 
 RunningLane::RunningLane(const LaneSpec& spec)
@@ -30,20 +40,20 @@ std::unique_ptr<Lane> RunningLane::replace(std::unique_ptr<Lane> lane) {
 void RunningLane::begin(const Pass& pass) {
   sequence_ = pass.tokens.data() - pass.first;
   cached_ = pass.first + pass.rows();
-  guard(label_, "begin", [&] { lane_->begin(pass); });
+  guard({label_, "begin"}, [&] { lane_->begin(pass); });
 }
 void RunningLane::run(std::span<const Step> steps) {
-  guard(label_, "run", [&] { lane_->run(steps); });
+  guard({label_, "run", place_of(steps)}, [&] { lane_->run(steps); });
 }
 Tensor RunningLane::read(Stage stage, Rows rows) {
-  return guard(label_, "read", [&] { return lane_->read(stage, rows); });
+  return guard({label_, "read"}, [&] { return lane_->read(stage, rows); });
 }
 void RunningLane::write(Stage stage, Rows rows, const Tensor& values) {
-  guard(label_, "write", [&] { lane_->write(stage, rows, values); });
+  guard({label_, "write"}, [&] { lane_->write(stage, rows, values); });
 }
 
 Tensor RunningLane::read_cache(CachePart part, int layer, Stretch positions, const ModelConfig& config) {
-  const Tensor tensor = guard(label_, "read_cache", [&] { return lane_->read_cache(part, layer, positions); });
+  const Tensor tensor = guard({label_, "read_cache"}, [&] { return lane_->read_cache(part, layer, positions); });
   const Shape expected{positions.count, config.kv_width()};
   if (tensor && (!(tensor.shape == expected) || tensor.dtype == DType::i32))
     throw Error(ErrorKind::environment,
@@ -53,11 +63,11 @@ Tensor RunningLane::read_cache(CachePart part, int layer, Stretch positions, con
   return tensor;
 }
 void RunningLane::write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) {
-  guard(label_, "write_cache", [&] { lane_->write_cache(part, layer, positions, values); });
+  guard({label_, "write_cache"}, [&] { lane_->write_cache(part, layer, positions, values); });
 }
 
 DeviceMemory RunningLane::device_memory() const {
-  return guard(label_, "device_memory", [&] { return lane_->device_memory(); });
+  return guard({label_, "device_memory"}, [&] { return lane_->device_memory(); });
 }
 
 Lanes::Lanes(const Contract& contract, const Model& model, PluginHost& host, const Request& request)
@@ -99,7 +109,7 @@ void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
     if (!backend) backend = host.make_backend(spec.backend, spec.options);
     backend_of_[i] = backend.get();
     lane.description =
-        guard(lane.label(), "describe", [&] { return backend->describe(model_.view(), spec.options, request); });
+        guard({lane.label(), "describe"}, [&] { return backend->describe(model_.view(), spec.options, request); });
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::absent) throw;
     lane.absent = e.what();
@@ -118,7 +128,7 @@ void Lanes::open(const std::vector<bool>& needed) {
     RunningLane& lane = lanes_[i];
     if (!needed[i] || !lane.absent.empty() || lane.runs()) continue;
     try {
-      std::unique_ptr<Lane> from_backend = guard(lane.label(), "open", [&] { return opened(i); });
+      std::unique_ptr<Lane> from_backend = guard({lane.label(), "open"}, [&] { return opened(i); });
       if (!from_backend) throw Error(ErrorKind::environment, lane.label() + ": open: returned no lane");
       lane.attach(std::move(from_backend));
     } catch (const Error& e) {
@@ -136,7 +146,7 @@ int Lanes::add_fed_copy(int lane, int feeder) {
   RunningLane copy(spec);
   copy.description = lanes_[i].description;
   copy.inputs = feeder;
-  copy.attach(guard(copy.label(), "open", [&] { return backend_of_[i]->open(model_.view(), spec.options); }));
+  copy.attach(guard({copy.label(), "open"}, [&] { return backend_of_[i]->open(model_.view(), spec.options); }));
   if (!copy.runs()) throw Error(ErrorKind::environment, copy.label() + ": open: returned no lane");
   lanes_.push_back(std::move(copy));
   return static_cast<int>(lanes_.size()) - 1;

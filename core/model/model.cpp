@@ -223,9 +223,9 @@ Model Model::open(const std::string& path) {
   return Model(std::move(impl));
 }
 
-Model Model::synthetic(const SyntheticSpec& spec) {
+Model Model::synthetic(const SyntheticSpec& spec, int threads) {
   auto impl = std::make_unique<Impl>();
-  impl->image = make_synthetic(spec);
+  impl->image = make_synthetic(spec, threads);
   impl->source = to_string(spec);
   impl->bytes = impl->image.bytes();
   impl->read();

@@ -37,7 +37,8 @@ struct LayerWeights {
 class Model {
  public:
   static Model open(const std::string& path);
-  static Model synthetic(const SyntheticSpec& spec);  // the same bytes a file of `spec` would hold, in memory
+  // The same bytes a file of `spec` would hold, in memory. `threads` 0: one a core.
+  static Model synthetic(const SyntheticSpec& spec, int threads = 0);
 
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;

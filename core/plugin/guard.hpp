@@ -8,21 +8,24 @@
 #include <utility>
 
 #include "core/api/error.hpp"
+#include "core/plugin/call.hpp"
 
 namespace moe_diag {
 
-// Calls into a plugin and turns whatever it throws into an Error that names it. Errors of the usage kind keep their
-// text: they point into the contract.
+// Calls into a plugin and turns whatever it throws into an Error that names it, its call and the data of the call.
+// Errors of the usage kind keep their text: they point into the contract; the data of the call follows.
 template <class Call>
-auto guard(std::string_view plugin, std::string_view call, Call&& body) {
+auto guard(const PluginCall& call, Call&& body) {
+  const CallScope scope(call);
   const auto failed = [&](std::string_view what) {
-    return Error(ErrorKind::environment, std::string(plugin) + ": " + std::string(call) + ": " + std::string(what));
+    return Error(ErrorKind::environment, text_of(call) + ": " + std::string(what));
   };
   try {
     return std::forward<Call>(body)();
   } catch (const Error& e) {
-    if (e.kind() != ErrorKind::environment) throw Error(e.kind(), e.what());
-    throw failed(e.what());
+    if (e.kind() == ErrorKind::environment) throw failed(e.what());
+    const std::string place = text_of(call.place);
+    throw Error(e.kind(), place.empty() ? e.what() : e.what() + (" (" + place + ")"));
   } catch (const std::bad_alloc&) {
     throw failed("out of memory; shorten the prompts, leave lanes out or capture less");
   } catch (const std::exception& e) {

@@ -11,10 +11,12 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <optional>
 #include <set>
 
 #include "core/contract/nearest.hpp"
+#include "core/plugin/crash.hpp"
 #include "core/plugin/guard.hpp"
 #include "core/plugin/manifest.hpp"
 
@@ -78,7 +80,13 @@ Loaded load(const Found& found) {
 
   std::error_code error;
   const auto mode = boost::dll::load_mode::rtld_now | boost::dll::load_mode::rtld_local;
-  shared_library library(found.path, mode, error);
+  const std::string label = found.path.string();
+  shared_library library;
+  {
+    const PluginCall constructors{label, "load"};
+    const CallScope scope(constructors);
+    library.load(found.path, mode, error);
+  }
   if (error) {
     const char* reason = ::dlerror();
     return refuse(
@@ -88,6 +96,7 @@ Loaded load(const Found& found) {
   keep(library);
 
   const auto* manifest = alias<const PluginManifest>(library, "moe_diag_manifest");
+  if (manifest) watch_for_crashes(label, manifest);
   if (!manifest)
     return refuse(
         "it exports no moe_diag_manifest, wanted a plugin: end its main file with MOE_DIAG_SINK or MOE_DIAG_BACKEND");
@@ -115,7 +124,12 @@ struct PluginHost::Impl {
   std::vector<Found> found;       // by kind and name, the one taken before those it shadows
   std::vector<Found> notes;       // of plugins that were not built, and that no other folder has
   std::vector<std::optional<Loaded>> loaded;
+  std::map<std::string, MakeSink, std::less<>> own_sinks;  // of the program itself
+  std::map<std::string, MakeBackend, std::less<>> own_backends;
 
+  bool is_own(PluginKind kind, std::string_view name) const {
+    return kind == PluginKind::sink ? own_sinks.count(name) > 0 : own_backends.count(name) > 0;
+  }
   void scan();
   void scan_folder(const fs::path& folder);
   const Loaded& load_once(std::size_t index);
@@ -249,7 +263,7 @@ std::unique_ptr<Interface> PluginHost::Impl::make(PluginKind kind, std::string_v
   using Factory = Interface*(const Options&);
   const auto create = reinterpret_cast<Factory*>(const_cast<void*>(plugin.create));
   const std::string who = fmt::format("{}: {} '{}'", found[index].path.string(), name_of(kind), name);
-  std::unique_ptr<Interface> made(guard(who, "create", [&] { return create(options); }));
+  std::unique_ptr<Interface> made(guard({who, "create"}, [&] { return create(options); }));
   if (!made) throw Error(ErrorKind::environment, fmt::format("{}: create: returned null, wanted an object", who));
   return made;
 }
@@ -258,6 +272,9 @@ PluginHost::PluginHost(const std::vector<std::string>& directories) : impl_(std:
   impl_->asked = directories;
 }
 PluginHost::~PluginHost() = default;
+
+void PluginHost::add_sink(const std::string& name, MakeSink make) { impl_->own_sinks[name] = std::move(make); }
+void PluginHost::add_backend(const std::string& name, MakeBackend make) { impl_->own_backends[name] = std::move(make); }
 
 std::vector<PluginRecord> PluginHost::list() {
   impl_->scan();
@@ -273,16 +290,19 @@ PluginRecord PluginHost::find(PluginKind kind, std::string_view name) {
 }
 
 std::unique_ptr<Sink> PluginHost::make_sink(std::string_view name, const Options& options) {
+  if (const auto own = impl_->own_sinks.find(name); own != impl_->own_sinks.end()) return own->second(options);
   auto sink = impl_->make<Sink>(PluginKind::sink, name, options);
   check_options(PluginKind::sink, name, options);
   return sink;
 }
 
 std::unique_ptr<Backend> PluginHost::make_backend(std::string_view name, const Options& options) {
+  if (const auto own = impl_->own_backends.find(name); own != impl_->own_backends.end()) return own->second(options);
   return impl_->make<Backend>(PluginKind::backend, name, options);
 }
 
 void PluginHost::check_options(PluginKind kind, std::string_view name, const Options& options) {
+  if (impl_->is_own(kind, name)) return;
   const std::size_t index = impl_->index_of(kind, name);
   std::vector<std::string> listed;
   for (const OptionInfo& option : impl_->load_once(index).options) listed.emplace_back(option.name);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -32,6 +33,13 @@ class PluginHost {
   // are looked into at the first question, so building a host cannot fail; naming one that is not there is an error.
   explicit PluginHost(const std::vector<std::string>& directories);
   ~PluginHost();
+
+  // A plugin of the program itself, taken before any file of the name. Its options are not checked, and list() leaves
+  // it out.
+  using MakeSink = std::function<std::unique_ptr<Sink>(const Options&)>;
+  using MakeBackend = std::function<std::unique_ptr<Backend>(const Options&)>;
+  void add_sink(const std::string& name, MakeSink make);
+  void add_backend(const std::string& name, MakeBackend make);
 
   // All plugins found, loaded or refused, by kind and name, and then the notes of those that were not built. Loads
   // each one. A note is a file moe_diag_<kind>_<name>.absent that holds the reason.

@@ -11,6 +11,8 @@
 
 namespace moe_diag {
 
+std::string label_of(const SinkSpec& sink) { return fmt::format("sink '{}' (plugin {})", sink.name, sink.sink); }
+
 Capture::Capture(const Contract& contract, std::vector<WatchedCapture> captures, PluginHost& host)
     : contract_(contract), captures_(std::move(captures)), sinks_(contract.sinks.size()) {
   for (const WatchedCapture& capture : captures_)
@@ -18,7 +20,7 @@ Capture::Capture(const Contract& contract, std::vector<WatchedCapture> captures,
       const SinkSpec& spec = contract.sinks[static_cast<std::size_t>(i)];
       Fed& fed = sinks_[static_cast<std::size_t>(i)];
       if (fed.sink) continue;
-      fed.label = fmt::format("sink '{}' (plugin {})", spec.name, spec.sink);
+      fed.label = label_of(spec);
       fed.sink = host.make_sink(spec.sink, spec.options);
     }
 }
@@ -27,11 +29,19 @@ bool Capture::has_sinks() const {
   return std::any_of(sinks_.begin(), sinks_.end(), [](const Fed& fed) { return fed.sink != nullptr; });
 }
 
-void Capture::open(const RunInfo& run, EventQueue::Interrupted interrupted) {
+void Capture::open(const RunInfo& run, EventQueue::Interrupted interrupted, Patience patience) {
+  slow_calls_ = std::make_unique<SlowCalls>(patience.slow_call, std::move(patience.warn));
   const auto deliver = [this](const Event& event, std::span<const int> receivers) { consume(event, receivers); };
   queue_ = std::make_unique<EventQueue>(contract_.queue_bytes(), deliver, std::move(interrupted));
   for (Fed& fed : sinks_)
-    if (fed.sink) queue_->call([&] { guard(fed.label, "open", [&] { fed.sink->open(run); }); });
+    if (fed.sink) queue_->call([&] { call({fed.label, "open"}, [&] { fed.sink->open(run); }); });
+}
+
+// On the queue's thread.
+template <class Body>
+void Capture::call(const PluginCall& call, Body&& body) {
+  const SlowCalls::Watch watch(*slow_calls_, call);
+  guard(call, std::forward<Body>(body));
 }
 
 bool Capture::wants(int prompt, int lane, Site site) const {
@@ -93,9 +103,12 @@ void Capture::feed(int lane, Sighting& sighting) {
 }
 
 void Capture::consume(const Event& event, std::span<const int> receivers) {
+  const CallPlace place{contract_.prompts[static_cast<std::size_t>(event.prompt)].id,
+                        contract_.lanes[static_cast<std::size_t>(event.lane)].name, event.site, event.site,
+                        event.positions};
   for (int i : receivers) {
     const Fed& fed = sinks_[static_cast<std::size_t>(i)];
-    guard(fed.label, "consume", [&] { fed.sink->consume(event); });
+    call({fed.label, "consume", place}, [&] { fed.sink->consume(event); });
   }
 }
 
@@ -105,7 +118,7 @@ void Capture::close() {
     Fed& fed = sinks_[i];
     if (!fed.sink) continue;
     try {
-      queue_->call([&] { guard(fed.label, "close", [&] { fed.sink->close(); }); });
+      queue_->call([&] { call({fed.label, "close"}, [&] { fed.sink->close(); }); });
       completed_.push_back(contract_.sinks[i].name);
     } catch (const Error& e) {
       if (!first) first = e;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -47,6 +48,9 @@ struct RunOptions {
   std::function<void(const Progress&)> progress;  // may be empty
   std::function<bool()> interrupted;              // asked at every layer; true ends the run. May be empty
   ModelCache* models = nullptr;                   // may be null
+  std::chrono::milliseconds slow_call{10'000};    // a sink's call that takes longer is told of while it goes on
+  // Told of such a call, on a thread of its own; empty: it goes to standard error.
+  std::function<void(const std::string&)> warn;
 };
 
 // The whole flow: contract, model, lanes, all prompts in lockstep, verdict. Throws Error only when nothing was judged;

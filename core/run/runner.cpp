@@ -2,6 +2,7 @@
 #include "core/run/runner.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -16,6 +17,14 @@
 #include "core/verdict/coverage.hpp"
 
 namespace moe_diag {
+namespace {
+
+// Over the progress line, when there is one.
+void warn_on_stderr(const std::string& text) {
+  fmt::print(stderr, "{}moe-diag: warning: {}\n", ::isatty(STDERR_FILENO) ? "\r\033[K" : "", text);
+}
+
+}  // namespace
 
 Runner::Runner(const Contract& contract, PluginHost& host, const RunOptions& options)
     : contract_(contract), host_(host), options_(options) {
@@ -91,7 +100,7 @@ void Runner::open_sinks(Capture& capture) {
   info.lanes = lane_infos_;
   planted_infos_.assign(verdict_.planted.begin(), verdict_.planted.end());
   info.planted = planted_infos_;
-  capture.open(info, options_.interrupted);
+  capture.open(info, options_.interrupted, {options_.slow_call, options_.warn ? options_.warn : warn_on_stderr});
 }
 
 std::vector<PlantedFault> Runner::planted() const {

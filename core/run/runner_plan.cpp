@@ -186,8 +186,8 @@ std::vector<PlannedOutput> Runner::outputs_of(const Capture& capture,
     if (!sink) continue;
     const SinkSpec& spec = contract_.sinks[i];
     const Load load = load_of(static_cast<int>(i), captures, contract_, *lanes_);
-    const SinkOutput output =
-        guard(fmt::format("sink '{}' (plugin {})", spec.name, spec.sink), "output", [&] { return sink->output(load); });
+    const std::string label = label_of(spec);
+    const SinkOutput output = guard({label, "output"}, [&] { return sink->output(load); });
     outputs.push_back(
         {spec.name, (std::filesystem::path(options_.out) / output.path).string(), output.bytes, output.known});
   }

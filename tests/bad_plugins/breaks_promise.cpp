@@ -20,9 +20,10 @@ namespace {
 
 constexpr PathOption file_option{"file", Required{"sums.npy"}, "sum of each event, float64"};
 constexpr ChoiceOption breaks_option{"breaks",
-                                     "nothing build options_read options_unknown outside bytes place repeat view "
-                                     "past_view copy empty existing overwrite "
-                                     "unclosed unwritable locale die refuse_all refuse_indices throw thread",
+                                     "nothing build build_far options_read options_unknown outside far far_child "
+                                     "far_removed bytes place repeat view past_view copy empty existing overwrite "
+                                     "unclosed unwritable locale die hang hang_late refuse_all refuse_indices throw "
+                                     "thread last_event",
                                      "nothing", "the promise that it does not keep"};
 constexpr FlagOption unread_option{"unread", "false", "is read by some"};
 
@@ -35,6 +36,7 @@ class BreakingSink final : public Sink {
     if (breaks("options_unknown"))
       for (const Options::Entry& entry : options.entries()) entry.read = true;
     if (breaks("build")) touch("built");
+    if (breaks("build_far")) touch(far());
   }
 
   SinkOutput output(const Load& load) const override {
@@ -61,6 +63,8 @@ class BreakingSink final : public Sink {
     if (breaks("thread") && std::this_thread::get_id() != built_by_)
       throw std::logic_error("called from another thread than the one that built it");
     if (breaks("die")) std::abort();
+    if (breaks("hang") || (breaks("hang_late") && event.site.layer == 2)) wait_for_ever();
+    if (breaks("last_event")) join(event);
     auto* bytes = static_cast<char*>(const_cast<void*>(event.tensor.data));
     if (breaks("view") && event.tensor.bytes() > 0) bytes[0] = static_cast<char>(bytes[0] + 1);
     if (breaks("past_view")) bytes[event.tensor.bytes()] = 'X';
@@ -72,6 +76,9 @@ class BreakingSink final : public Sink {
 
   void close() override {
     if (breaks("outside")) touch("outside");
+    if (breaks("far")) touch(far());
+    if (breaks("far_child")) far_status_ = std::system(("echo x > '" + far() + "'").c_str());
+    if (breaks("far_removed")) ::unlink(far().c_str());
     if (breaks("repeat"))
       sums_.push_back(static_cast<double>(std::chrono::steady_clock::now().time_since_epoch().count()));
     if (kept_) sums_.push_back(kept_.value(0));
@@ -84,11 +91,33 @@ class BreakingSink final : public Sink {
  private:
   bool breaks(std::string_view promise) const { return breaks_ == promise; }
   static void touch(const std::string& path) { std::ofstream(path) << "x"; }
+  // A file that the test has set, outside of all that the sink is given.
+  static std::string far() {
+    const char* path = std::getenv("MOE_DIAG_TEST_FAR");
+    return path ? path : "/dev/null";
+  }
+  [[noreturn]] static void wait_for_ever() {
+    while (true) std::this_thread::sleep_for(std::chrono::hours(1));
+  }
+
+  // Takes the weights to be those of the experts that came last, as if the lanes ran one after the other.
+  void join(const Event& event) {
+    if (event.site.stage == Stage::moe_router_indices) {
+      chosen_by_ = event.lane;
+      chosen_in_ = event.site.layer;
+    }
+    if (event.site.stage != Stage::moe_router_weights || chosen_by_ < 0) return;
+    if (chosen_by_ != event.lane || chosen_in_ != event.site.layer)
+      throw std::logic_error("weights of lane " + std::to_string(event.lane) + " came after the experts of lane " +
+                             std::to_string(chosen_by_));
+  }
 
   std::string file_, breaks_, path_;
   std::vector<double> sums_;
   Tensor kept_;
   bool fresh_ = true;
+  int chosen_by_ = -1, chosen_in_ = -1;
+  int far_status_ = 0;
   std::thread::id built_by_ = std::this_thread::get_id();
 };
 

@@ -17,8 +17,8 @@
 #include "core/api/output_file.hpp"
 #include "core/contract/contract.hpp"
 #include "core/plugin/host.hpp"
-#include "core/plugin/made_run.hpp"
 #include "core/run/event_queue.hpp"
+#include "tests/support/made_run.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 namespace moe_diag {

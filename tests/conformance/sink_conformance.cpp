@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
+#include <set>
 #include <string>
 
-#include "core/plugin/conformance.hpp"
+#include "core/conformance/conformance.hpp"
+#include "core/conformance/recorded_run.hpp"
 #include "core/plugin/host.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/locale.hpp"
@@ -17,9 +20,10 @@ using Catch::Matchers::Contains;
 
 using OptionList = std::vector<std::pair<std::string, std::string>>;
 
-std::vector<ConformanceCheck> checks_of(const std::string& path, const OptionList& options = {}) {
+std::vector<ConformanceCheck> checks_of(const std::string& path, const OptionList& options = {},
+                                        std::chrono::milliseconds call_limit = std::chrono::minutes(1)) {
   std::vector<ConformanceCheck> checks;
-  check_conformance(path, options, [&](const ConformanceCheck& check) { checks.push_back(check); });
+  check_conformance(path, {options, call_limit}, [&](const ConformanceCheck& check) { checks.push_back(check); });
   return checks;
 }
 
@@ -50,21 +54,27 @@ struct Breach {
 // The address sanitizer ends the process at the very write.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr Breach past_view_breach{"past_view", "it is built, opened and given an event",
-                                  "consume: the process ended there"};
+                                  "embedding, position 1): the process ended there"};
 #else
 constexpr Breach past_view_breach{"past_view", "tensors, and what lies beside them",
-                                  "consume: wrote at byte 1056 of the 1056 bytes of"};
+                                  "consume: wrote at byte 2048 of the 2048 bytes of embedding"};
 #endif
 
 TEST_CASE("a sink that breaks a promise is told which, and what was seen") {
-  const TemporaryFolder locales;
+  const TemporaryFolder locales, elsewhere;
+  ::setenv("MOE_DIAG_TEST_FAR", (elsewhere / "far").c_str(), 1);
   if (!make_comma_locale(locales).empty()) ::setenv("LOCPATH", locales.str().c_str(), 1);
   for (const Breach& breach : {
            Breach{"build", "building it touches nothing on disk", "made built"},
            Breach{"options_read", "it reads the options it lists", "lists the option 'unread' and does not read it"},
            Breach{"options_unknown", "an unknown option is refused", "wanted an Error of kind usage, found none"},
-           Breach{"thread", "every type and shape of event is taken", "consume: called from another thread"},
-           Breach{"outside", "nothing is written outside --out", "wrote outside"},
+           Breach{"thread", "every type and shape of event is taken",
+                  "embedding, position 1): called from another thread"},
+           Breach{"build_far", "building it touches nothing on disk", "wrote "},
+           Breach{"outside", "nothing is written outside --out", "/outside"},
+           Breach{"far", "nothing is written outside --out", "/far"},
+           Breach{"far_child", "nothing is written outside --out", "/far"},
+           Breach{"far_removed", "nothing is written outside --out", "removed "},
            Breach{"bytes", "no more is written than it says", "output: said at most 100 bytes, wrote "},
            Breach{"place", "no more is written than it says", "output: said elsewhere, wrote sums.npy"},
            Breach{"repeat", "the same events give the same bytes", "sums.npy differs between two runs"},
@@ -78,18 +88,22 @@ TEST_CASE("a sink that breaks a promise is told which, and what was seen") {
            Breach{"unclosed", "what was never closed is replaced with --overwrite", "sums.npy.part differs"},
            Breach{"unwritable", "where nothing can be written, open fails", "wanted an Error of kind environment"},
            Breach{"locale", "the locale changes no byte", "sums.npy differs under"},
-           Breach{"die", "it is built, opened and given an event", "consume: the process died: Aborted"},
+           Breach{"die", "it is built, opened and given an event",
+                  "consume (prompt 'short', lane 'truth', embedding, position 1): the process died: Aborted"},
            Breach{"refuse_all", "it is built, opened and given an event", "consume: it refuses every stage"},
            Breach{"throw", "it is built, opened and given an event",
-                  "consume: threw something that is not an exception"},
+                  "embedding, position 1): threw something that is not an exception"},
+           Breach{"last_event", "every type and shape of event is taken",
+                  "consume (prompt 'short', lane 'truth', layer 0, moe_router_weights, position 1): weights of lane 0 "
+                  "came after the experts of lane 2"},
        }) {
     INFO(breach.breaks);
     const auto checks = checks_of(bad_path("breaks_promise"), {{"breaks", breach.breaks}});
     const auto check = std::find_if(checks.begin(), checks.end(),
                                     [&](const ConformanceCheck& c) { return c.promise.starts_with(breach.promise); });
     REQUIRE(check != checks.end());
-    if (!check->note.empty()) WARN(breach.promise << ": " << check->note);
-    if (check->note.empty()) CHECK_THAT(check->failure, Contains(breach.failure));
+    if (!check->not_tried.empty()) WARN(breach.promise << ": " << check->not_tried);
+    if (check->not_tried.empty()) CHECK_THAT(check->failure, Contains(breach.failure));
   }
 }
 
@@ -101,6 +115,52 @@ TEST_CASE("one that breaks none keeps all, and stages that a sink refuses are le
     CHECK(checks.at(0).note ==
           (breaks == std::string("nothing") ? "" : "left out, since it refuses them: moe_router_indices"));
   }
+}
+
+TEST_CASE("a call that does not return is broken off, and said with what it was given") {
+  const auto first = checks_of(bad_path("breaks_promise"), {{"breaks", "hang"}}, std::chrono::milliseconds(300));
+  REQUIRE(first.size() == 17);
+  CHECK(first[0].failure ==
+        "consume (prompt 'short', lane 'truth', embedding, position 1): had not returned after 0.3 s");
+  for (std::size_t i = 1; i < first.size(); ++i) CHECK(first[i].not_tried == "a call did not return");
+
+  const auto later = checks_of(bad_path("breaks_promise"), {{"breaks", "hang_late"}}, std::chrono::seconds(2));
+  REQUIRE(later.size() == 17);
+  CHECK(later[5].failure ==
+        "consume (prompt 'short', lane 'truth', layer 2, attn_norm, position 1): had not returned after 2 s");
+  for (std::size_t i = 6; i < later.size(); ++i) CHECK(later[i].not_tried == "a call did not return");
+}
+
+TEST_CASE("what sinks are tried with is what a run of several lanes gives them") {
+  const std::vector<RecordedEvent>& events = recorded_run().events;
+  std::set<Stage> stages;
+  std::set<int> layers, lanes, prompts;
+  std::set<DType> types;
+  std::set<std::pair<int, std::size_t>> passes;  // a site that comes more than once in a prompt
+  int interleaved = 0, with_gaps = 0;
+  for (std::size_t i = 0; i < events.size(); ++i) {
+    const RecordedEvent& e = events[i];
+    stages.insert(e.site.stage);
+    layers.insert(e.site.layer);
+    lanes.insert(e.lane);
+    prompts.insert(e.prompt);
+    types.insert(e.dtype);
+    if (e.site.stage == Stage::moe_ffn_out && e.site.layer == 1 && e.lane == 1) passes.insert({e.prompt, i});
+    if (i > 0 && events[i - 1].site == e.site && events[i - 1].lane != e.lane) ++interleaved;
+    if (e.positions.back() - e.positions.front() >= std::ssize(e.positions)) ++with_gaps;
+  }
+  CHECK(stages.size() == stage_count);
+  CHECK(layers == std::set<int>{-1, 0, 1, 2});
+  CHECK(lanes == std::set<int>{0, 1, 2});  // the fourth is absent
+  CHECK(prompts == std::set<int>{0, 1});
+  CHECK(types == std::set<DType>{DType::f32, DType::f64, DType::i32});
+  CHECK(passes.size() > prompts.size());
+  CHECK(interleaved == static_cast<int>(events.size()) / 3 * 2);  // three lanes, one after the other, at every site
+  CHECK(with_gaps > 0);
+  // Forward order within each pass: a site never comes before one that it needs.
+  for (std::size_t i = 1; i < events.size(); ++i)
+    if (events[i].prompt == events[i - 1].prompt && events[i].site < events[i - 1].site)
+      CHECK(events[i - 1].site.stage == Stage::lm_head);
 }
 
 TEST_CASE("the command says a line a check, and ends as a claim does") {

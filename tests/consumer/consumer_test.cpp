@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "tests/support/catch.hpp"
+#include "tests/support/locale.hpp"
 #include "tests/support/process.hpp"
 
 // What somebody does who has the installed tree and nothing else of the project.
@@ -72,6 +74,8 @@ TEST_CASE("an installation is all that a sink needs, wherever it lies") {
   CHECK(run_command("grep -rlF " + quoted(first.prefix) + " " + quoted(first.prefix)).out == "");
   first.begin_and_build("loudness", folder / "loudness");
 
+  const TemporaryFolder locales;
+  if (!make_comma_locale(locales).empty()) ::setenv("LOCPATH", locales.str().c_str(), 1);
   check_page(
       succeeded(first.tool() + "plugins --conformance " + quoted(folder / "loudness/build/moe_diag_sink_loudness.so"))
           .out);

@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -106,6 +107,52 @@ class Captures(unittest.TestCase):
                 with self.assertRaisesRegex(KeyError, words.replace("?", r"\?")):
                     capture[key]
 
+    def test_select(self):
+        for form in FORMS:
+            capture = open_capture(self.out / form)
+            routing = capture.select("short", "step", 1, "moe_router_*")
+            self.assertEqual([t.stage for t in routing], [s for s in capture.stages if s.startswith("moe_router_")])
+            self.assertEqual(capture.select(layer=-1), capture.select(layer=3))
+            self.assertEqual(capture.select(layer=0, stage="lm_head"), [])  # both are there, no tensor has both
+            for wanted, words in (
+                ({"stage": "moe_ffn"}, "no stage 'moe_ffn' in the capture, did you mean 'moe_ffn_out'? There is: embedding, "),
+                ({"stage": "attn_[0-9]"}, "no stage 'attn_[0-9]' in the capture"),
+                ({"prompt": "shrt"}, "did you mean 'short'?"),
+                ({"lane": "free"}, "There is: truth, step"),
+                ({"layer": 9}, "no layer '9' in the capture. There is: 0, 1, 2, 3"),
+            ):
+                with self.assertRaisesRegex(KeyError, re.escape(words)):
+                    capture.select(**wanted)
+
+    def test_text(self):
+        capture = open_capture(self.out / "dump")
+        self.assertEqual(repr(capture), f"<Capture {self.out / 'dump'}: 2 prompts, 2 lanes, 4 layers, 26 stages, 380 tensors>")
+        self.assertIn("capture.h5: 2 prompts", repr(open_capture(self.out / "capture.h5")))
+        version = subprocess.run([EXE, "--version"], capture_output=True, check=True, text=True).stdout.split()[1]
+        self.assertEqual(moe_diag_captures.__version__, version)
+
+    def test_folder_of_a_run(self):
+        with self.assertRaisesRegex(CaptureError, "has several captures, name one: .*capture.h5, .*chunks.h5, .*dump"):
+            open_capture(self.out)
+        path = self.copy("dump")
+        (path.parent / "stats.json").write_text("{}")
+        self.assertEqual(open_capture(path.parent).path, path)
+        self.assertEqual(open_capture(self.root / path.parent.parent.name / path.parent.name).path, path)
+        both = pathlib.Path(tempfile.mkdtemp(dir=self.root))
+        path.parent.rename(both / "contract-id")  # of several contracts, each has a folder
+        self.assertEqual(open_capture(both).path, both / "contract-id/dump")
+        (both / "contract-id/dump/manifest.json").rename(both / "contract-id/dump/incomplete")
+        with self.assertRaisesRegex(CaptureError, "dump: not complete"):
+            open_capture(both)
+        file = self.copy("capture.h5")
+        self.assertEqual(open_capture(file.parent).path, file)
+        file.rename(file.with_name("capture.h5.partial"))
+        with self.assertRaisesRegex(CaptureError, "capture.h5.partial: not complete"):
+            open_capture(file.parent)
+        file.with_name("capture.h5.partial").unlink()
+        with self.assertRaisesRegex(CaptureError, "no manifest.json, and no capture is in it"):
+            open_capture(file.parent)
+
     def test_names_are_those_of_the_tool(self):
         stages = json.loads(subprocess.run([EXE, "stages", "--json"], capture_output=True, check=True).stdout)["stages"]
         self.assertEqual(moe_diag_captures.STAGES, [s["name"] for s in stages])
@@ -123,6 +170,10 @@ class Captures(unittest.TestCase):
                                      for s in ("moe_expert_out",)})  # fmt: skip
             for failure in failures:
                 self.assertTrue(numpy.allclose(failure.values, 2 * failure.reference, rtol=1e-4, atol=1e-4))
+                self.assertEqual((failure.missing, failure.site["position"]), ("", failure.position))
+                at = failure.tensor.positions.index(failure.position)
+                self.assertTrue((failure.row == failure.values[at]).all())
+                self.assertTrue((failure.reference_row == failure.reference[at]).all())
                 self.assertGreater(failure.site["failing"], 0)
             other = json.loads(json.dumps(verdict))
             other["contract"]["id"] = "other"
@@ -142,7 +193,34 @@ class Captures(unittest.TestCase):
         for failure in open_capture(path).join(self.out / "verdict.json"):
             self.assertIsNone(failure.tensor)
             self.assertIsNone(failure.values)
+            self.assertIsNone(failure.row)
             self.assertIsNotNone(failure.reference)
+            self.assertIsNotNone(failure.reference_row)
+            self.assertEqual(
+                failure.missing,
+                f"layer 2, moe_expert_out of lane 'step' was not captured for prompt '{failure.prompt}'",
+            )
+
+    def test_join_with_another_position(self):
+        verdict = json.loads((self.out / "verdict.json").read_text())
+        finite = next(f for f in verdict["falsifiers"] if f["id"] == "FINITE")
+        finite["against"] = None
+        for falsifier in verdict["falsifiers"]:
+            for site in falsifier["sites"]:
+                site["position"] = 1
+                site["failing"] = 1
+        for form in FORMS:
+            failures = open_capture(self.out / form).join(verdict)
+            for failure in failures:
+                self.assertIsNotNone(failure.values)
+                self.assertIsNone(failure.row)
+                self.assertIsNone(failure.reference_row)
+                have = "0, 2, 5" if failure.prompt == "short" else "0, 2, 6"
+                self.assertIn(f"{failure.stage} of lane 'step' was captured at {have}, not at position 1", failure.missing)
+                alone = failure.falsifier == "FINITE"
+                self.assertEqual("compares with no other lane" in failure.missing, alone)
+                self.assertEqual("of lane 'truth' was captured at" in failure.missing, not alone)
+            self.assertEqual({f.falsifier for f in failures}, {"STEPS", "FINITE"})
 
     def test_incomplete(self):
         path = self.copy("dump")

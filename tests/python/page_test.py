@@ -52,6 +52,25 @@ class Page(unittest.TestCase):
         drawn = (self.folder / "error_over_layers.svg").read_text()
         self.assertEqual(drawn, (ROOT / "docs/error_over_layers.svg").read_text())
 
+    def test_what_fails_was_not_captured(self):
+        """The page's loop over failures, on what quickstart itself captures: the last position of some stages."""
+        fault = "{inject: scale, stage: moe_ffn_out, layer: 1, lane: step, positions: 0}"
+        run = self.run_in_folder(["moe-diag", "run", "contracts/quickstart.yaml", "--out", "out", "--inject", fault])
+        self.assertEqual(run.returncode, 1, run.stderr)
+        loop = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "capture.join(" in code]
+        start = "import numpy\nfrom moe_diag_captures import open_capture\ncapture = open_capture('out')\n"
+        python = self.run_in_folder([sys.executable, "-c", start + "\n".join(loop)])
+        self.assertEqual(python.stderr, "")
+        self.assertIn("STEP-ERROR longer 1 moe_ffn_out 0\n", python.stdout)
+        self.assertIn("layer 1, moe_ffn_out of lane 'step' was captured at 7, not at position 0", python.stdout)
+        # The same fault in a stage that is not captured at all.
+        other = ["--overwrite", "--inject", fault.replace("moe_ffn_out", "ffn_norm")]
+        run = self.run_in_folder(["moe-diag", "run", "contracts/quickstart.yaml", "--out", "out", *other])
+        self.assertEqual(run.returncode, 1, run.stderr)
+        python = self.run_in_folder([sys.executable, "-c", start + "\n".join(loop)])
+        self.assertEqual(python.stderr, "")
+        self.assertIn("layer 1, ffn_norm of lane 'step' was not captured for prompt 'short'", python.stdout)
+
 
 if __name__ == "__main__":
     unittest.main()

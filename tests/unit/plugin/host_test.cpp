@@ -8,8 +8,8 @@
 #include "core/api/abi.hpp"
 #include "core/plugin/guard.hpp"
 #include "core/plugin/host.hpp"
-#include "core/plugin/made_run.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/made_run.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 namespace moe_diag {
@@ -122,9 +122,9 @@ TEST_CASE("a sink that throws while it is used is caught by guard") {
       PluginHost host({bad_folder(test_case)});
       const auto sink = host.make_sink("bad", Options());
       const MadeEvent event = made_event(0, 0, {Stage::lm_head, -1}, {0}, DType::f32, {3}, 1);
-      guard("sink 'bad'", "open", [&] { sink->open(run.info); });
-      guard("sink 'bad'", "consume", [&] { sink->consume(event.view()); });
-      guard("sink 'bad'", "close", [&] { sink->close(); });
+      guard({"sink 'bad'", "open"}, [&] { sink->open(run.info); });
+      guard({"sink 'bad'", "consume"}, [&] { sink->consume(event.view()); });
+      guard({"sink 'bad'", "close"}, [&] { sink->close(); });
     });
   };
   CHECK(use("throwing_open").message == "sink 'bad': open: the disk is full");
@@ -135,8 +135,9 @@ TEST_CASE("a sink that throws while it is used is caught by guard") {
 }
 
 TEST_CASE("guard keeps the kind and the text of a usage error") {
-  const Failure failure =
-      failure_of([] { guard("sink 'x'", "create", [] { throw Error(ErrorKind::usage, "c.yaml:3:1: wrong"); }); });
+  const Failure failure = failure_of([] {
+    guard({"sink 'x'", "create"}, [] { throw Error(ErrorKind::usage, "c.yaml:3:1: wrong"); });
+  });
   CHECK(failure.kind == ErrorKind::usage);
   CHECK(failure.message == "c.yaml:3:1: wrong");
 }

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "core/plugin/host.hpp"
-#include "core/plugin/made_run.hpp"
+#include "tests/support/made_run.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 namespace moe_diag {

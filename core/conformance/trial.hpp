@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <chrono>
 #include <filesystem>
 #include <memory>
 #include <set>
@@ -8,8 +9,9 @@
 #include <utility>
 #include <vector>
 
+#include "core/conformance/recorded_run.hpp"
+#include "core/plugin/call.hpp"
 #include "core/plugin/host.hpp"
-#include "core/plugin/made_run.hpp"
 
 namespace moe_diag {
 
@@ -20,9 +22,22 @@ struct Subject {
   PluginHost host;
   PluginRecord record;
   std::vector<std::pair<std::string, std::string>> options;
-  std::set<Stage> refused;  // stages it does not take
+  std::set<Stage> refused;                       // stages it does not take
+  std::chrono::milliseconds call_limit{10'000};  // a call that takes longer is broken off
 
   bool writes() const;  // has an option that names a file or folder
+};
+
+// What a sink is told in open(): the recorded run, with this folder for its output.
+struct TrialRun {
+  explicit TrialRun(const std::filesystem::path& folder) : out(folder.string()), info(recorded_run().info()) {
+    info.out = out;
+  }
+  TrialRun(const TrialRun&) = delete;
+  TrialRun& operator=(const TrialRun&) = delete;
+
+  std::string out;
+  RunInfo info;
 };
 
 // One check, in its own process: its working folder, and folders in it that the sink is to write below.
@@ -38,7 +53,7 @@ class Trial {
   bool writes() const { return subject_.writes(); }
 
   std::filesystem::path out(const std::string& name = "out") const;  // made when it is not there
-  std::vector<MadeEvent> events() const;                             // those that the sink takes
+  std::vector<RecordedEvent> events() const;                         // those that the sink takes
   Options options(const OptionList& changed = {}) const;
 
   // Calls of the sink go through these.
@@ -49,28 +64,32 @@ class Trial {
   void consume(Sink& sink, const Event& event);
   void close(Sink& sink);
 
-  void deliver(const RunInfo& run, const std::vector<MadeEvent>& events);  // a whole run
+  void deliver(const RunInfo& run, const std::vector<RecordedEvent>& events);  // a whole run
   void deliver(const std::filesystem::path& out);
 
-  char last_call() const { return last_call_; }
+  // "consume (prompt 'short', lane 'truth', embedding, position 1)"
+  const std::string& last_call() const { return last_call_; }
 
  private:
-  void at(char call);
+  void at(const char* call, const CallPlace& place = {});
 
   Subject& subject_;
   std::filesystem::path folder_;
   int trail_;
-  char last_call_ = ' ';
+  std::string last_call_ = "before its first call";
 };
 
 // What a check saw.
 struct Seen {
-  std::string failure;  // empty: as promised
-  std::string note;
+  std::string failure = {};  // empty: as promised
+  std::string note = {};
+  std::string not_tried = {};  // why it could not be looked at; empty: it was
+  bool hangs = false;          // a call did not return
 };
 
 // A plugin may end the process, change the locale or wait for ever: a check runs in a process of its own, in an empty
-// folder that goes with it. What it throws is a failure, and so is an end without a result.
+// folder that goes with it. What it throws is a failure, and so is an end without a result. A process in which a call
+// takes longer than the subject's limit is killed.
 Seen in_own_process(Subject& subject, Seen (*look)(Trial&));
 
 }  // namespace moe_diag

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/plugin/conformance.hpp"
+#include "core/conformance/conformance.hpp"
 
 #include <fmt/format.h>
 
@@ -12,9 +12,10 @@
 #include <set>
 #include <tuple>
 
+#include "core/conformance/trial.hpp"
+#include "core/conformance/write_watch.hpp"
 #include "core/contract/nearest.hpp"
 #include "core/plugin/manifest.hpp"
-#include "core/plugin/trial.hpp"
 
 namespace moe_diag {
 namespace {
@@ -22,7 +23,21 @@ namespace {
 namespace fs = std::filesystem;
 using OptionList = Trial::OptionList;
 
-Seen failed(std::string what) { return {std::move(what), ""}; }
+Seen failed(std::string what) { return {std::move(what)}; }
+
+// Runs what is tried with all writing outside `allowed` refused and noted.
+template <class Body>
+Seen watched(const fs::path& allowed, Body&& body) {
+  const WriteWatch watch(allowed);
+  try {
+    body();
+  } catch (...) {
+    if (WriteWatch::refused().empty()) throw;  // else the sink met the refusal
+  }
+  if (!WriteWatch::refused().empty()) return failed(WriteWatch::refused());
+  if (watch.unavailable().empty()) return {};
+  return {"", "", "only its working folder was looked at: " + watch.unavailable()};
+}
 
 // Path and bytes of everything below a folder.
 using Content = std::vector<std::pair<std::string, std::string>>;
@@ -64,9 +79,10 @@ std::string not_refused(ErrorKind wanted, Call&& call) {
 }
 
 Seen builds_quietly(Trial& t) {
-  t.make();
+  const fs::path nowhere = t.folder() / "nowhere";  // not there, so nothing can be in it
+  const Seen seen = watched(nowhere, [&] { t.make(); });
   if (const Content content = content_of(t.folder()); !content.empty()) return failed("made " + content.front().first);
-  return {};
+  return seen;
 }
 
 Seen lists_its_options(Trial& t) {
@@ -98,11 +114,11 @@ Seen refuses_wrong_values(Trial& t) {
 
 // As in a run: built by one thread, used by another.
 Seen takes_every_event(Trial& t) {
-  const MadeRun run(t.out().string());
+  const TrialRun run(t.out());
   const auto sink = t.make();
   std::future<void> used = std::async(std::launch::async, [&] {
     t.open(*sink, run.info);
-    for (const MadeEvent& event : t.events()) t.consume(*sink, event.view());
+    for (const RecordedEvent& event : t.events()) t.consume(*sink, event.view());
     t.close(*sink);
   });
   used.get();
@@ -111,16 +127,17 @@ Seen takes_every_event(Trial& t) {
 }
 
 Seen writes_below_out(Trial& t) {
-  t.deliver(t.out("below/out"));
+  const fs::path out = t.out("below/out");
+  const Seen seen = watched(out, [&] { t.deliver(out); });
   for (const auto& [path, bytes] : content_of(t.folder()))
     if (path != "below" && path != "below/out" && !path.starts_with("below/out/")) return failed("wrote " + path);
-  return {};
+  return seen;
 }
 
-Load load_of(const std::vector<MadeEvent>& events) {
+Load load_of(const std::vector<RecordedEvent>& events) {
   Load load;
   std::set<std::tuple<int, int, Site>> arrays;
-  for (const MadeEvent& event : events) {
+  for (const RecordedEvent& event : events) {
     arrays.insert({event.prompt, event.lane, event.site});
     load.rows += std::ssize(event.positions);
     load.bytes += event.bytes.size();
@@ -156,11 +173,11 @@ Seen repeats(Trial& t) {
 
 // The tensor between two stretches that nobody may touch.
 Seen leaves_tensors_alone(Trial& t) {
-  const MadeRun run(t.out().string());
+  const TrialRun run(t.out());
   const auto sink = t.make();
   t.open(*sink, run.info);
   const std::string margin(256, 'Z');
-  for (const MadeEvent& event : t.events()) {
+  for (const RecordedEvent& event : t.events()) {
     const std::string bytes(reinterpret_cast<const char*>(event.bytes.data()), event.bytes.size());
     const std::string before = margin + bytes + margin;
     std::string around = before;
@@ -179,11 +196,11 @@ Seen leaves_tensors_alone(Trial& t) {
 
 Seen copies_what_it_keeps(Trial& t) {
   t.deliver(t.out("kept"));
-  const MadeRun run(t.out("gone").string());
+  const TrialRun run(t.out("gone"));
   const auto sink = t.make();
   t.open(*sink, run.info);
-  std::vector<MadeEvent> events = t.events();
-  for (MadeEvent& event : events) {
+  std::vector<RecordedEvent> events = t.events();
+  for (RecordedEvent& event : events) {
     t.consume(*sink, event.view());
     std::fill(event.bytes.begin(), event.bytes.end(), std::byte{0xA5});
     std::fill(event.positions.begin(), event.positions.end(), 77);
@@ -194,7 +211,7 @@ Seen copies_what_it_keeps(Trial& t) {
 }
 
 Seen completes_without_events(Trial& t) {
-  const MadeRun run(t.out().string());
+  const TrialRun run(t.out());
   t.deliver(run.info, {});
   if (t.writes() && content_of(t.out()).empty()) return failed("wrote nothing below --out");
   return {};
@@ -204,7 +221,7 @@ Seen refuses_existing_output(Trial& t) {
   if (!t.writes()) return {"", "it writes no file"};
   t.deliver(t.out());
   const Content before = content_of(t.out());
-  const MadeRun run(t.out().string());
+  const TrialRun run(t.out());
   const std::string seen = not_refused(ErrorKind::usage, [&] { t.open(*t.make(), run.info); });
   if (!seen.empty()) return failed("open: " + seen);
   const std::string file = difference(before, content_of(t.out()));
@@ -212,35 +229,35 @@ Seen refuses_existing_output(Trial& t) {
 }
 
 // Whatever an earlier run left, complete or not, the result is the same.
-Seen replaces(Trial& t, const std::function<void(const MadeRun&)>& before) {
-  MadeRun run(t.out().string());
+Seen replaces(Trial& t, const std::function<void(const TrialRun&)>& before) {
+  TrialRun run(t.out());
   before(run);
   run.info.overwrite = true;
-  std::vector<MadeEvent> events = t.events();
+  std::vector<RecordedEvent> events = t.events();
   events.resize((events.size() + 1) / 2);
   t.deliver(run.info, events);
-  const MadeRun fresh(t.out("fresh").string());
+  const TrialRun fresh(t.out("fresh"));
   t.deliver(fresh.info, events);
   const std::string file = difference(content_of(t.out()), content_of(t.out("fresh")));
   return failed(file.empty() ? "" : file + " differs from that of a run into an empty folder");
 }
 
 Seen replaces_with_overwrite(Trial& t) {
-  return replaces(t, [&](const MadeRun& run) { t.deliver(run.info, t.events()); });
+  return replaces(t, [&](const TrialRun& run) { t.deliver(run.info, t.events()); });
 }
 
 Seen replaces_what_was_not_closed(Trial& t) {
-  return replaces(t, [&](const MadeRun& run) {
+  return replaces(t, [&](const TrialRun& run) {
     const auto sink = t.make();
     t.open(*sink, run.info);
-    for (const MadeEvent& event : t.events()) t.consume(*sink, event.view());
+    for (const RecordedEvent& event : t.events()) t.consume(*sink, event.view());
   });
 }
 
 Seen says_where_it_cannot_write(Trial& t) {
   if (!t.writes()) return {"", "it writes no file"};
   std::ofstream(t.folder() / "file") << "x";
-  const MadeRun run((t.folder() / "file").string());
+  const TrialRun run(t.folder() / "file");
   const std::string seen = not_refused(ErrorKind::environment, [&] { t.open(*t.make(), run.info); });
   if (!seen.empty()) return failed("open, below a file: " + seen);
   const Content content = content_of(t.folder());
@@ -252,7 +269,7 @@ Seen ignores_the_locale(Trial& t) {
   const char* comma = nullptr;
   for (const char* name : {"de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8"})
     if (!comma) comma = std::setlocale(LC_ALL, name);
-  if (!comma) return {"", "no locale with a decimal comma is installed here"};
+  if (!comma) return {"", "", "no locale with a decimal comma is installed here, such as de_DE.UTF-8"};
   t.deliver(t.out("comma"));
   const std::string file = difference(content_of(t.out("plain")), content_of(t.out("comma")));
   return failed(file.empty() ? "" : fmt::format("{} differs under {}", file, comma));
@@ -285,9 +302,9 @@ constexpr Promise promises[] = {
 Seen probe(Trial& t) {
   std::set<Stage> seen;
   Seen refused;
-  for (const MadeEvent& event : t.events()) {
+  for (const RecordedEvent& event : t.events()) {
     if (!seen.insert(event.site.stage).second) continue;
-    const MadeRun run(t.out(std::string(name_of(event.site.stage))).string());
+    const TrialRun run(t.out(std::string(name_of(event.site.stage))));
     const auto sink = t.make();
     t.open(*sink, run.info);
     try {
@@ -300,18 +317,16 @@ Seen probe(Trial& t) {
 }
 
 // Leaves out the stages that are refused; the check says which.
-ConformanceCheck find_refused(Subject& subject) {
-  const Seen probed = in_own_process(subject, &probe);
-  ConformanceCheck check{"it is built, opened and given an event", probed.failure, ""};
-  for (const char letter : probed.note) {
+Seen find_refused(Subject& subject) {
+  Seen probed = in_own_process(subject, &probe);
+  const std::string letters = std::exchange(probed.note, "");
+  for (const char letter : letters) {
     const auto stage = static_cast<Stage>(letter - 'A');
     subject.refused.insert(stage);
-    check.note += fmt::format("{}{}", check.note.empty() ? "left out, since it refuses them: " : ", ", name_of(stage));
+    probed.note +=
+        fmt::format("{}{}", probed.note.empty() ? "left out, since it refuses them: " : ", ", name_of(stage));
   }
-  std::set<Stage> made;
-  for (const MadeEvent& event : made_events()) made.insert(event.site.stage);
-  if (made == subject.refused) check = {check.promise, "consume: it refuses every stage", ""};
-  return check;
+  return subject.refused.size() == stage_count ? failed("consume: it refuses every stage") : probed;
 }
 
 // Examples of the required keys, and what is given.
@@ -337,7 +352,7 @@ OptionList tried_options(const std::vector<OptionInfo>& listed, const OptionList
 
 }  // namespace
 
-void check_conformance(const std::string& path, const OptionList& options,
+void check_conformance(const std::string& path, const ConformanceOptions& options,
                        const std::function<void(const ConformanceCheck&)>& report) {
   const auto name = announced(fs::path(path).filename().string(), ".so");
   if (!name || name->kind != PluginKind::sink)
@@ -349,13 +364,16 @@ void check_conformance(const std::string& path, const OptionList& options,
   subject.record = subject.host.find(PluginKind::sink, name->name);
   if (!subject.record.refusal.empty()) throw Error(ErrorKind::environment, subject.record.refusal);
 
-  subject.options = tried_options(subject.record.options, options);
-  const ConformanceCheck first = find_refused(subject);
-  report(first);
-  if (!first.failure.empty()) return;
+  subject.call_limit = options.call_limit;
+  subject.options = tried_options(subject.record.options, options.sink);
+  recorded_run();  // before the first process that needs it
+  Seen seen = find_refused(subject);
+  report({"it is built, opened and given an event", seen.failure, seen.note, seen.not_tried});
+  std::string why_not = seen.failure.empty() ? "" : "it does not take an event";
   for (const Promise& promise : promises) {
-    const Seen seen = in_own_process(subject, promise.look);
-    report({promise.text, seen.failure, seen.note});
+    if (seen.hangs) why_not = "a call did not return";
+    seen = why_not.empty() ? in_own_process(subject, promise.look) : Seen{"", "", why_not};
+    report({promise.text, seen.failure, seen.note, seen.not_tried});
   }
 }
 

@@ -1,62 +1,39 @@
 // SPDX-License-Identifier: MIT
-#include "core/plugin/made_run.hpp"
+#pragma once
 
+// A run that never happened: prompts, lanes and events with known values, to try sinks with.
+
+#include <cstddef>
+#include <initializer_list>
 #include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/api/event.hpp"
+#include "core/api/options.hpp"
 
 namespace moe_diag {
-namespace {
 
-void fill(MadeEvent& e, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<double> normal(0.25, 3.0);
-  const auto count = static_cast<std::size_t>(e.shape.count());
-  for (std::size_t i = 0; i < count; ++i) {
-    const double v = normal(random);
-    if (e.dtype == DType::f64) e.values<double>()[i] = v;
-    if (e.dtype == DType::f32) e.values<float>()[i] = static_cast<float>(v);
+// An event that owns what it points to.
+struct MadeEvent {
+  int prompt = 0, lane = 0;
+  Site site;
+  std::vector<std::int32_t> positions;
+  DType dtype = DType::f32;
+  Shape shape;
+  std::vector<std::byte> bytes;
+  std::int64_t total = 0;  // of all events of its site
+
+  Event view() const { return {prompt, lane, site, positions, Tensor{bytes.data(), dtype, shape}, total}; }
+  template <class T>
+  T* values() {
+    return reinterpret_cast<T*>(bytes.data());
   }
-}
+};
 
-// Experts of each row: `used` different ones.
-void choose(MadeEvent& e, unsigned seed, unsigned experts) {
-  std::mt19937 random(seed);
-  const auto used = static_cast<std::size_t>(e.shape.row());
-  for (std::size_t row = 0; row < e.positions.size(); ++row) {
-    const unsigned first = random() % experts, step = 1 + random() % (experts / static_cast<unsigned>(used));
-    for (std::size_t k = 0; k < used; ++k)
-      e.values<std::int32_t>()[row * used + k] =
-          static_cast<std::int32_t>((first + step * static_cast<unsigned>(k)) % experts);
-  }
-}
-
-void set_totals(std::vector<MadeEvent>& events) {
-  for (MadeEvent& event : events) {
-    event.total = 0;
-    for (const MadeEvent& other : events)
-      if (other.prompt == event.prompt && other.lane == event.lane && other.site == event.site)
-        event.total += static_cast<std::int64_t>(other.positions.size());
-  }
-}
-
-}  // namespace
-
-MadeEvent made_event(int prompt, int lane, Site site, std::vector<std::int32_t> positions, DType dtype,
-                     std::initializer_list<std::int64_t> row, unsigned seed) {
-  MadeEvent e{prompt, lane, site, std::move(positions), dtype, {}, {}};
-  e.total = static_cast<std::int64_t>(e.positions.size());
-  e.shape.dims[static_cast<std::size_t>(e.shape.rank++)] = static_cast<std::int64_t>(e.positions.size());
-  for (const std::int64_t d : row) e.shape.dims[static_cast<std::size_t>(e.shape.rank++)] = d;
-  const std::size_t bytes = static_cast<std::size_t>(e.shape.count()) * size_of(dtype);
-  e.bytes.reserve(1);  // never null, even when empty
-  e.bytes.resize(bytes);
-  if (dtype == DType::i32)
-    choose(e, seed, static_cast<unsigned>(made_config(1).experts));
-  else
-    fill(e, seed);
-  return e;
-}
-
-ModelConfig made_config(int layers) {
+// A model of small odd sizes, each its own.
+inline ModelConfig made_config(int layers) {
   ModelConfig c;
   c.layers = layers;
   c.hidden = 33;
@@ -73,7 +50,90 @@ ModelConfig made_config(int layers) {
   return c;
 }
 
-std::vector<MadeEvent> made_events() {
+inline void fill(MadeEvent& e, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<double> normal(0.25, 3.0);
+  const auto count = static_cast<std::size_t>(e.shape.count());
+  for (std::size_t i = 0; i < count; ++i) {
+    const double v = normal(random);
+    if (e.dtype == DType::f64) e.values<double>()[i] = v;
+    if (e.dtype == DType::f32) e.values<float>()[i] = static_cast<float>(v);
+  }
+}
+
+// Experts of each row: `used` different ones.
+inline void choose(MadeEvent& e, unsigned seed, unsigned experts) {
+  std::mt19937 random(seed);
+  const auto used = static_cast<std::size_t>(e.shape.row());
+  for (std::size_t row = 0; row < e.positions.size(); ++row) {
+    const unsigned first = random() % experts, step = 1 + random() % (experts / static_cast<unsigned>(used));
+    for (std::size_t k = 0; k < used; ++k)
+      e.values<std::int32_t>()[row * used + k] =
+          static_cast<std::int32_t>((first + step * static_cast<unsigned>(k)) % experts);
+  }
+}
+
+inline void set_totals(std::vector<MadeEvent>& events) {
+  for (MadeEvent& event : events) {
+    event.total = 0;
+    for (const MadeEvent& other : events)
+      if (other.prompt == event.prompt && other.lane == event.lane && other.site == event.site)
+        event.total += static_cast<std::int64_t>(other.positions.size());
+  }
+}
+
+// Rows of `row` elements, one for each position, with values that depend on `seed` alone. The only ones of their site.
+inline MadeEvent made_event(int prompt, int lane, Site site, std::vector<std::int32_t> positions, DType dtype,
+                            std::initializer_list<std::int64_t> row, unsigned seed) {
+  MadeEvent e{prompt, lane, site, std::move(positions), dtype, {}, {}};
+  e.total = static_cast<std::int64_t>(e.positions.size());
+  e.shape.dims[static_cast<std::size_t>(e.shape.rank++)] = static_cast<std::int64_t>(e.positions.size());
+  for (const std::int64_t d : row) e.shape.dims[static_cast<std::size_t>(e.shape.rank++)] = d;
+  const std::size_t bytes = static_cast<std::size_t>(e.shape.count()) * size_of(dtype);
+  e.bytes.reserve(1);  // never null, even when empty
+  e.bytes.resize(bytes);
+  if (dtype == DType::i32)
+    choose(e, seed, static_cast<unsigned>(made_config(1).experts));
+  else
+    fill(e, seed);
+  return e;
+}
+
+// What a sink is told in open(), owned. Not copied or moved: `info` points into it.
+struct MadeRun {
+  explicit MadeRun(std::string out_folder, int layers = 12) : out(std::move(out_folder)) {
+    prompts = {{"short", tokens}, {"long-one", tokens}};
+    lanes = {{"truth", "cpu", "f64", "cpu, 2 threads", "scalar", DType::f64},
+             {"fast", "cpu", "f32", "cpu, 2 threads", "avx2", DType::f32}};
+    info.contract = "made";
+    info.contract_version = "1.0.0";
+    info.tool_version = "0.1.0";
+    info.out = out;
+    info.model.source = "synthetic: tiny, seed 7";
+    info.model.bytes = 4096;
+    info.model.digested = &digest;
+    info.model.config = made_config(layers);
+    info.prompts = prompts;
+    info.lanes = lanes;
+  }
+  MadeRun(const MadeRun&) = delete;
+  MadeRun& operator=(const MadeRun&) = delete;
+
+  struct Digest final : ModelDigest {
+    std::string_view get() const override { return "0123456789abcdef"; }
+  };
+
+  std::string out;
+  Digest digest;
+  std::vector<std::int32_t> tokens = {785, 9217, 308, 11, 12, 13, 14, 15, 16, 17};
+  std::vector<PromptInfo> prompts;
+  std::vector<LaneInfo> lanes;
+  RunInfo info;
+};
+
+// What a run may deliver: two prompts, two lanes, both value types, indices, stages of the whole model, positions with
+// gaps, a second pass for some sites, and a tensor without rows. Shapes are those of made_config.
+inline std::vector<MadeEvent> made_events() {
   const ModelConfig config = made_config(12);
   unsigned seed = 1;
   std::vector<MadeEvent> events;
@@ -102,7 +162,7 @@ std::vector<MadeEvent> made_events() {
   return events;
 }
 
-Options made_options(const std::string& owner, const std::vector<std::pair<std::string, std::string>>& entries) {
+inline Options made_options(const std::string& owner, const std::vector<std::pair<std::string, std::string>>& entries) {
   Options options(owner, "made.yaml:1:1");
   int line = 2;
   for (const auto& [key, value] : entries) options.add(key, value, "made.yaml:" + std::to_string(line++) + ":3");
