@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "apps/moe_diag/commands.hpp"
+#include "apps/moe_diag/inspect_outline.hpp"
+#include "core/api/error.hpp"
 #include "core/model/model.hpp"
 
 namespace moe_diag {
@@ -219,6 +221,16 @@ std::string json_of(const Model& model) {
   return document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
+// Of a file that cannot be computed, what it holds is shown before it is refused.
+Model opened(const std::string& path, bool json) {
+  try {
+    return Model::open(path);
+  } catch (const Error& e) {
+    if (e.kind() == ErrorKind::environment) print_outline(path, e.what(), json);
+    throw;
+  }
+}
+
 }  // namespace
 
 void add_inspect(CLI::App& app, Context& context) {
@@ -227,15 +239,17 @@ void add_inspect(CLI::App& app, Context& context) {
   auto json = std::make_shared<bool>(false);
   command->add_option("MODEL", *path, "GGUF file of a Qwen3-MoE model")->required();
   command->add_flag("--json", *json, "Print JSON, every tensor included");
+  command->add_flag("-v,--verbose", context.verbosity, "Say more: every tensor with its place in the file");
   command->footer(
       "One line a tensor and type: where the types of a tensor differ by layer, LAYERS says which layer has which, in\n"
       "the form that contracts take. -v lists every tensor with its place in the file.\n"
-      "Opening checks the whole header; a file that is refused, exit 4, is not computed either.\n\n"
+      "Opening checks the whole header. A file that is refused, exit 4, is not computed either: why is told, and what\n"
+      "it holds is listed, where that can be read.\n\n"
       "Examples:\n"
       "  moe-diag synth tiny.gguf && moe-diag inspect tiny.gguf\n"
       "  moe-diag inspect model.gguf --json | jq '.groups[] | select(.tensor == \"ffn_down_exps\")'");
   command->callback([path, json, &context] {
-    const Model model = Model::open(*path);
+    const Model model = opened(*path, *json);
     if (*json) {
       fmt::print("{}", json_of(model));
       return;

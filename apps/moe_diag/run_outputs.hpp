@@ -4,7 +4,9 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "core/run/output_places.hpp"
 #include "core/run/run.hpp"
 
 namespace moe_diag {
@@ -14,13 +16,23 @@ struct RunOutputs {
   std::string json;   // file; "-": standard output, instead of the reports. Empty: nowhere
   std::string junit;  // file; empty: nowhere
   bool github = false;
-  bool details = false;  // -v
+  bool details = false;                  // -v
+  std::vector<std::string> plugin_dirs;  // --plugin-dir, for the commands that a report proposes
 };
 
-// Before anything is computed: a verdict of an earlier run is not replaced unasked, nor is a sink's output by the
-// verdict, and what is asked for can be written.
-void check_outputs(const Contract& contract, const RunOptions& options);
+// Before anything is computed: a verdict of an earlier run is not replaced unasked, and what is asked for can be
+// written.
+void check_outputs(const RunOptions& options);
 void check_outputs(const RunOutputs& outputs);
+
+// Adds the files that the command line names.
+void add_places(const RunOutputs& outputs, std::vector<OutputPlace>& places);
+
+// When nothing was computed, for what is wrong with contracts or the command line: JUnit, annotations and the step's
+// summary, where they were asked for and can be written.
+void deliver_mistakes(const std::string& mistakes, const RunOutputs& outputs);
+// Of a contract that could not be run: <out>/verdict.json. Why, was told.
+void deliver_failure(const Verdict& verdict, const RunOptions& options, const RunOutputs& outputs);
 
 // One contract's: <out>/verdict.json and the report.
 void deliver(const Verdict& verdict, const RunOptions& options, const RunOutputs& outputs);
