@@ -11,6 +11,7 @@
 #include "apps/moe_diag/run_outputs.hpp"
 #include "apps/moe_diag/run_settings.hpp"
 #include "core/report/report.hpp"
+#include "core/run/output_places.hpp"
 
 namespace moe_diag {
 namespace {
@@ -36,11 +37,12 @@ Contract sinks_only(Contract contract) {
 
 ExitCode capture(const CaptureArguments& arguments, const Context& context) {
   PluginHost host(context.plugin_dirs);
-  Contract contract = sinks_only(read(arguments.contract).front());
+  Contract contract = sinks_only(read(arguments.contract, host).front());
   set_default_threads(contract, arguments.settings.threads);
+  const std::string out = folder_of(arguments.settings, contract, false);
+  check_apart(output_places(contract, host, out, false));
   note_interrupts();
-  const Verdict verdict = run_watched(
-      contract, host, options_of(arguments.settings, contract, folder_of(arguments.settings, contract, false)));
+  const Verdict verdict = run_watched(contract, host, options_of(arguments.settings, contract, out));
   print(capture_report(verdict));
   return exit_code_of(verdict);
 }

@@ -5,9 +5,26 @@
 
 #include "apps/moe_diag/commands.hpp"
 #include "apps/moe_diag/contract_options.hpp"
+#include "apps/moe_diag/run_settings.hpp"
+#include "core/report/text.hpp"
+#include "core/run/output_places.hpp"
 #include "core/run/run.hpp"
 
 namespace moe_diag {
+namespace {
+
+// As `run` would write them: whatever --out is, contracts of one call have a folder each.
+void check_places(const std::vector<Contract>& contracts, PluginHost& host) {
+  std::vector<WrittenPlace> places;
+  for (const Contract& contract : contracts) {
+    const std::vector<WrittenPlace> more =
+        output_places(contract, host, folder_of({}, contract, contracts.size() > 1), true);
+    places.insert(places.end(), more.begin(), more.end());
+  }
+  check_apart(places);
+}
+
+}  // namespace
 
 void add_check(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand("check", "Check contracts against their models and plugins; computes nothing");
@@ -23,10 +40,13 @@ void add_check(CLI::App& app, Context& context) {
     ModelCache models;
     RunOptions options;
     options.models = &models;
-    for (const Contract& contract : read(*arguments)) {
+    const std::vector<Contract> contracts = read(*arguments, host);
+    check_places(contracts, host);
+    for (const Contract& contract : contracts) {
       const std::vector<std::string> absent = check_contract(contract, host, options);
-      fmt::print("{}: right: {} prompts, {} lanes, {} captures, {} falsifiers\n", contract.path,
-                 contract.prompts.size(), contract.lanes.size(), contract.capture.size(), contract.falsifiers.size());
+      fmt::print("{}: right: {}, {}, {}, {}\n", contract.path, counted(contract.prompts.size(), "prompt"),
+                 counted(contract.lanes.size(), "lane"), counted(contract.capture.size(), "capture"),
+                 counted(contract.falsifiers.size(), "falsifier"));
       for (const std::string& what : absent) fmt::print("absent     {}\n", what);
     }
   });

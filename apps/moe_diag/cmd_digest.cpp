@@ -40,13 +40,13 @@ void check_out(const DigestArguments& arguments, Contract contract) {
 
 ExitCode digest(const DigestArguments& arguments, const Context& context) {
   PluginHost host(context.plugin_dirs);
-  const Contract contract = read(arguments.contract).front();
+  const Contract contract = read(arguments.contract, host).front();
   check_lanes(contract, arguments.lanes);
   check_out(arguments, contract);
   RunOptions options;
   options.tool_version = MOE_DIAG_VERSION;
   ProgressLine line;
-  if (line.is_visible()) options.progress = [&](const Progress& p) { line.show(p.what, p.done, p.total); };
+  if (line.is_visible()) options.progress = [&](const Progress& p) { line.show(p); };
   try {
     const Digests digests = digest_contract(contract, arguments.lanes, host, options);
     line.clear();

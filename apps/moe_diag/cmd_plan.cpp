@@ -7,6 +7,7 @@
 #include "apps/moe_diag/run_settings.hpp"
 #include "core/contract/pick.hpp"
 #include "core/report/plan_report.hpp"
+#include "core/run/output_places.hpp"
 
 namespace moe_diag {
 namespace {
@@ -21,12 +22,13 @@ struct PlanArguments {
 
 void plan(const PlanArguments& arguments, const Context& context) {
   PluginHost host(context.plugin_dirs);
-  std::vector<Contract> contracts = read(arguments.contract);
+  std::vector<Contract> contracts = read(arguments.contract, host);
   keep_only(contracts, arguments.only);
   set_default_threads(contracts.front(), arguments.threads);
   RunOptions options;
   options.out = arguments.out.empty() ? "moe-diag-out/" + contracts.front().metadata.id : arguments.out;
   options.is_default_out = arguments.out.empty();
+  check_apart(output_places(contracts.front(), host, options.out, true));
   options.controls = true;  // so that those that cannot be planted are refused here, too
   const PlanReport report = plan_contract(contracts.front(), host, options);
   print(arguments.json ? plan_json(report, MOE_DIAG_VERSION) : plan_report(report));

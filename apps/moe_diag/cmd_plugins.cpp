@@ -164,6 +164,7 @@ void add_plugins(CLI::App& app, Context& context) {
       ->check(CLI::Range(1, 86400))
       ->capture_default_str()
       ->needs(path);
+  command->add_flag("-v,--verbose", context.verbosity, "Say more: every path, and the options of each");
   command->footer(
       "Searched: each --plugin-dir, else the folders of MOE_DIAG_PLUGIN_PATH (separated by colons), else\n"
       "lib/moe-diag/plugins beside the program's folder, else where it was installed.\n"

@@ -27,7 +27,7 @@ ExitCode repro(const ReproArguments& arguments, const Context& context) {
   note_interrupts();
   options.run.interrupted = is_interrupted;
   ProgressLine line;
-  if (line.is_visible()) options.run.progress = [&](const Progress& p) { line.show(p.what, p.done, p.total); };
+  if (line.is_visible()) options.run.progress = [&](const Progress& p) { line.show(p); };
   try {
     const Repro repro = reproduce(verdict, host, options);
     line.clear();

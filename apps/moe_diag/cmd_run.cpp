@@ -16,6 +16,7 @@
 #include "core/contract/pick.hpp"
 #include "core/report/github.hpp"
 #include "core/report/text.hpp"
+#include "core/run/output_places.hpp"
 #include "core/run/run.hpp"
 #include "core/verdict/allow.hpp"
 
@@ -34,7 +35,7 @@ struct RunArguments {
 class Runs {
  public:
   Runs(const RunArguments& arguments, const Context& context)
-      : arguments_(arguments), host_(context.plugin_dirs), contracts_(read(arguments.contracts)) {
+      : arguments_(arguments), host_(context.plugin_dirs), contracts_(read(arguments.contracts, host_)) {
     several_ = contracts_.size() > 1;
     check_ids();
     allowed_ = parse_allowed(contracts_, arguments.allow_untested);
@@ -73,8 +74,21 @@ class Runs {
     contracts_.erase(std::remove_if(contracts_.begin(), contracts_.end(), is_left_out), contracts_.end());
   }
 
+  // What one part of the call would write over what another writes.
+  void check_places() {
+    std::vector<WrittenPlace> places;
+    for (const Contract& contract : contracts_) {
+      const std::vector<WrittenPlace> more =
+          output_places(contract, host_, folder_of(arguments_.settings, contract, several_), true);
+      places.insert(places.end(), more.begin(), more.end());
+    }
+    add_places(arguments_.outputs, places);
+    check_apart(places);
+  }
+
   // Whatever is wrong with any of the contracts is found before anything is computed.
   void prepare() {
+    check_places();
     std::string mistakes;
     const auto collect = [&](const Contract& contract, const auto& check) {
       try {
@@ -115,7 +129,10 @@ class Runs {
     } catch (const Error& e) {
       if (e.kind() == ErrorKind::usage && !several_) throw;
       fmt::print(stderr, "moe-diag: {}{}\n", several_ ? contract.metadata.id + ": " : "", e.what());
-      if (verdicts_.empty() || verdicts_.back().contract != &contract) verdicts_.push_back(not_run(contract, e));
+      if (verdicts_.empty() || verdicts_.back().contract != &contract) {
+        verdicts_.push_back(not_run(contract, e));
+        deliver_failure(verdicts_.back(), options, arguments_.outputs);
+      }
       code_ = first_that_applies(code_, exit_code_of(e));
     }
     code_ = first_that_applies(code_, exit_code_of(verdicts_.back()));
@@ -124,7 +141,7 @@ class Runs {
   std::string summary() const {
     std::map<std::string_view, int> counts;
     for (const Verdict& v : verdicts_) ++counts[word_of(v)];
-    std::string text = fmt::format("\nSUMMARY: {} contracts:", verdicts_.size() + left_out_);
+    std::string text = fmt::format("\nSUMMARY: {}:", counted(verdicts_.size() + left_out_, "contract"));
     std::string_view separator = " ";
     for (const auto& [word, count] : counts) {
       text += fmt::format("{}{} {}", separator, count, word);
@@ -150,8 +167,11 @@ class Runs {
 ExitCode run(const RunArguments& arguments, const Context& context) {
   try {
     return Runs(arguments, context).run();
-  } catch (const Error& e) {
+  } catch (const OutputClash& e) {
     if (arguments.outputs.github) print(github_annotations(e.what(), workspace()));
+    throw;
+  } catch (const Error& e) {
+    deliver_mistakes(e.what(), arguments.outputs, arguments.settings.overwrite);
     throw;
   }
 }
@@ -191,6 +211,7 @@ void add_run(CLI::App& app, Context& context) {
   add_contract_options(*command, arguments->contracts, Contracts::several);
   add_run_settings(*command, arguments->settings);
   add_run_options(*command, *arguments);
+  command->add_flag("-v,--verbose", context.verbosity, "Say more: all divergences and curves, every control");
   command->footer(
       "Examples:\n"
       "  moe-diag run contracts/quickstart.yaml --controls\n"
@@ -198,13 +219,15 @@ void add_run(CLI::App& app, Context& context) {
       "  moe-diag run contracts/quickstart.yaml --inject '{inject: scale, stage: moe_expert_out, layer: 2, lane: "
       "step}'\n"
       "  moe-diag run contracts/*.yaml --junit moe-diag.xml --allow-untested lane:cuda\n"
-      "Whatever was judged is written to <out>/verdict.json; with several contracts, to <out>/<contract id>.\n"
+      "Whatever was judged is written to <out>/verdict.json; with several contracts, to <out>/<contract id>. With\n"
+      "--out 'DIR/{id}', or without --out, each contract has its folder, whatever their number.\n"
       "All contracts are read and checked first: a mistake in one is exit 2, and nothing is computed. The exit code "
       "is\n"
       "the first of 2, 4, 1, 3, 0 that applies to any. A first SIGINT or SIGTERM keeps what was judged, and is exit "
       "4.");
   command->callback([arguments, &context] {
     arguments->outputs.details = context.verbosity > 0;
+    arguments->outputs.plugin_dirs = context.plugin_dirs;
     context.exit_code = run(*arguments, context);
   });
 }

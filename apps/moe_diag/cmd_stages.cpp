@@ -75,6 +75,7 @@ void add_stages(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand("stages", "List the stages of the forward pass, in its order");
   auto json = std::make_shared<bool>(false);
   command->add_flag("--json", *json, "Print JSON");
+  command->add_flag("-v,--verbose", context.verbosity, "Say more: what llama.cpp and HF transformers call each");
   command->footer(
       "T positions, S sequence length, d hidden, Hq and Hk query and kv heads, h head dim, E experts, k used, f "
       "expert\n"

@@ -49,12 +49,12 @@ void synth(Arguments& arguments) {
   const std::uint64_t bytes = synthetic_bytes(arguments.spec);
   {
     ProgressLine line;
-    line.show("MiB written", 0, static_cast<std::int64_t>(bytes / mib));
+    line.show({"writing", 0, static_cast<std::int64_t>(bytes / mib), "MiB"});
     arguments.writing.progress = [&](std::uint64_t done, std::uint64_t total) {
       if (is_interrupted())
         throw Error(ErrorKind::environment, fmt::format("{}: interrupted; nothing was written", arguments.path));
-      line.show(fmt::format("MiB written, {:.0f} a second", static_cast<double>(done) / mib / seconds()),
-                static_cast<std::int64_t>(done / mib), static_cast<std::int64_t>(total / mib));
+      line.show({fmt::format("writing, {:.0f} MiB a second", static_cast<double>(done) / mib / seconds()),
+                 static_cast<std::int64_t>(done / mib), static_cast<std::int64_t>(total / mib), "MiB"});
     };
     write_synthetic(arguments.spec, arguments.path, arguments.writing);
   }

@@ -8,7 +8,9 @@
 #include <exception>
 #include <string>
 
+#include "apps/moe_diag/command_line.hpp"
 #include "apps/moe_diag/commands.hpp"
+#include "apps/moe_diag/contract_options.hpp"
 #include "apps/moe_diag/exit_code.hpp"
 #include "core/api/abi.hpp"
 
@@ -16,14 +18,14 @@ namespace moe_diag {
 namespace {
 
 constexpr auto footer = R"(Start here:
-  moe-diag check contracts/quickstart.yaml     is the contract right?
-  moe-diag plan contracts/quickstart.yaml      what will it compute, and for how long?
-  moe-diag run contracts/quickstart.yaml       run it, judge it
+  moe-diag check {0}/quickstart.yaml     is the contract right?
+  moe-diag plan {0}/quickstart.yaml      what will it compute, and for how long?
+  moe-diag run {0}/quickstart.yaml       run it, judge it
   moe-diag stages                              what can be looked at
   moe-diag inspect MODEL.gguf                  what is in a model
 
 Exit codes: 0 all held, 1 something falsified or vacuous, 2 contract or command line wrong, 3 something untested,
-4 the environment failed (plugin refused, corrupt model, disk, interrupted). Contracts: contracts/README.md.
+4 the environment failed (plugin refused, corrupt model, disk, interrupted). Contracts: {0}/README.md.
 
 Outputs of all subcommands: a file that is there is replaced only with --overwrite (or where an earlier run left it in
 the default folder), one that is read never; links are followed, a FIFO or a device is written through: docs/files.md.)";
@@ -31,21 +33,23 @@ the default folder), one that is read never; links are followed, a FIFO or a dev
 int parse_and_run(int argc, char** argv) {
   Context context;
   CLI::App app("Do two ways of computing a Mixture-of-Experts model agree? If not: where, and how badly.", "moe-diag");
-  app.set_version_flag(
-      "--version", fmt::format("moe-diag {} (plugin ABI {}, {})", MOE_DIAG_VERSION, abi_version, MOE_DIAG_BUILD_STAMP));
+  app.set_version_flag("-V,--version", fmt::format("moe-diag {} (plugin ABI {}, {})", MOE_DIAG_VERSION, abi_version,
+                                                   MOE_DIAG_BUILD_STAMP));
   app.add_option("--plugin-dir", context.plugin_dirs, "Folder of plugins; replaces the usual ones, may be repeated")
       ->type_name("DIR")
       ->allow_extra_args(false);
-  app.add_flag("-v,--verbose", context.verbosity, "Say more");
-  app.footer(footer);
+  app.add_flag("-v,--verbose", context.verbosity, "Say more, where a command has more to say");
+  app.footer(fmt::format(footer, contracts_folder()));
   app.require_subcommand(1);
   app.fallthrough();
   for (auto* add : {add_run, add_check, add_plan, add_capture, add_digest, add_repro, add_stages, add_plugins,
                     add_inspect, add_synth, add_new})
     add(app, context);
   try {
-    app.parse(argc, argv);
+    app.parse(words_for_cli11(argc, argv, app));
   } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() != 0)
+      if (const std::string mistake = misspelt_option(app); !mistake.empty()) throw Error(ErrorKind::usage, mistake);
     return app.exit(e) == 0 ? exit_held : exit_usage;
   }
   return context.exit_code;

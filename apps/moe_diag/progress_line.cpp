@@ -2,14 +2,23 @@
 #include "apps/moe_diag/progress_line.hpp"
 
 #include <fmt/format.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <cstdio>
+#include <string>
 
 namespace moe_diag {
 namespace {
 constexpr auto shortest_wait = std::chrono::milliseconds(100);
+
+// Of the terminal; a line that is longer would go on below, and stay there.
+std::size_t columns() {
+  struct winsize size {};
+  const bool known = ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+  return known ? size.ws_col : 80;
 }
+}  // namespace
 
 ProgressLine::ProgressLine() : terminal_(isatty(STDERR_FILENO) != 0) {}
 
@@ -20,18 +29,21 @@ void ProgressLine::clear() {
   shown_ = false;
 }
 
-void ProgressLine::show(std::string_view what, std::int64_t done, std::int64_t total) {
+void ProgressLine::show(const Progress& progress) {
   if (!terminal_) return;
+  const auto [what, done, total, unit] = progress;
   const auto now = std::chrono::steady_clock::now();
   if (done == 0 || done < last_done_) start_ = now;  // a new walk has begun
   last_done_ = done;
-  if (shown_ && now - last_ < shortest_wait) return;
+  if (shown_ && total > 0 && now - last_ < shortest_wait) return;
   last_ = now;
   shown_ = true;
+  std::string text(what);
+  if (total > 0) text += fmt::format(": {} of {} {}", done, total, unit);
   const double spent = std::chrono::duration<double>(now - start_).count();
-  fmt::print(stderr, "\r\033[K{}: {} of {}", what, done, total);
   if (done > 0)
-    fmt::print(stderr, ", {:.0f} s left", spent / static_cast<double>(done) * static_cast<double>(total - done));
+    text += fmt::format(", {:.0f} s left", spent / static_cast<double>(done) * static_cast<double>(total - done));
+  fmt::print(stderr, "\r\033[K{}", text.substr(0, columns() - 1));
   std::fflush(stderr);
 }
 

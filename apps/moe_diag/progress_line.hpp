@@ -3,7 +3,8 @@
 
 #include <chrono>
 #include <cstdint>
-#include <string_view>
+
+#include "core/run/run.hpp"
 
 namespace moe_diag {
 
@@ -17,8 +18,8 @@ class ProgressLine {
 
   void clear();
 
-  // `done` of `total` of what `what` names; the rest of the time is estimated from its own start.
-  void show(std::string_view what, std::int64_t done, std::int64_t total);
+  // Never more than one line of the terminal. The rest of the time is estimated from the start of what is shown.
+  void show(const Progress& progress);
 
  private:
   const bool terminal_;

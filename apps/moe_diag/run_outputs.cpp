@@ -10,7 +10,9 @@
 #include "core/api/output_file.hpp"
 #include "core/report/github.hpp"
 #include "core/report/junit.hpp"
+#include "core/report/next_steps.hpp"
 #include "core/report/report.hpp"
+#include "core/report/text.hpp"
 #include "core/run/earlier_run.hpp"
 
 namespace moe_diag {
@@ -41,13 +43,6 @@ void check_outputs(const Contract& contract, const RunOptions& options) {
     const bool is_own = options.is_default_out && is_verdict_of(verdict_file(options), contract.metadata.id);
     check_output(verdict_file(options), options.overwrite || is_own, "--out");
   }
-  for (const SinkSpec& sink : contract.sinks)
-    for (const Options::Entry& entry : sink.options.entries())
-      if (std::filesystem::path(entry.value).lexically_normal() == "verdict.json")
-        throw Error(ErrorKind::usage,
-                    fmt::format("{}: sink '{}': verdict.json is the name of the verdict itself: choose "
-                                "another",
-                                entry.where, sink.name));
 }
 
 void check_outputs(const RunOutputs& outputs, bool overwrite) {
@@ -69,12 +64,41 @@ CallFiles files_of(std::span<const Contract> contracts, std::span<const RunOptio
   return files;
 }
 
+void add_places(const RunOutputs& outputs, std::vector<WrittenPlace>& places) {
+  if (!outputs.json.empty() && outputs.json != "-") places.push_back({"", "--json", resolved(outputs.json)});
+  if (!outputs.junit.empty()) places.push_back({"", "--junit", resolved(outputs.junit)});
+}
+
+void deliver_mistakes(const std::string& mistakes, const RunOutputs& outputs, bool overwrite) {
+  if (outputs.github) print(github_annotations(mistakes, workspace()));
+  try {
+    check_outputs(outputs, overwrite);
+    if (!outputs.junit.empty()) write_whole_file(outputs.junit, junit_report(mistakes, MOE_DIAG_VERSION));
+    if (const std::string file = step_summary(outputs); !file.empty()) append(file, github_summary(mistakes));
+  } catch (const Error&) {
+    // It is told what is wrong with the call; that its reports cannot be written comes after that.
+  }
+}
+
+void deliver_failure(const Verdict& verdict, const RunOptions& options, const RunOutputs& outputs) {
+  try {
+    claim_folder(options.out, "--out");
+    write_whole_file(verdict_file(options), json_report(verdict, MOE_DIAG_VERSION));
+  } catch (const std::exception& e) {
+    const bool is_told = verdict.failure.find(options.out) != std::string::npos;  // that its folder cannot be written
+    if (!is_told) fmt::print(stderr, "moe-diag: the verdict cannot be written: {}\n", e.what());
+    return;
+  }
+  if (outputs.json != "-") print(headline(verdict) + "\nverdict    " + verdict_file(options) + '\n');
+}
+
 // Files first: whoever reads the report may stop reading at any line.
 void deliver(const Verdict& verdict, const RunOptions& options, const RunOutputs& outputs) {
   claim_folder(options.out, "--out");
   write_whole_file(verdict_file(options), json_report(verdict, MOE_DIAG_VERSION));
   if (outputs.json != "-")
-    print(console_report(verdict, outputs.details) + "verdict    " + verdict_file(options) + '\n');
+    print(console_report(verdict, outputs.details) + "verdict    " + verdict_file(options) + '\n' +
+          next_steps(verdict, verdict_file(options), outputs.plugin_dirs));
 }
 
 void deliver_all(std::span<const Verdict> verdicts, bool several, const RunOutputs& outputs) {

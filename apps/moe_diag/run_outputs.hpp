@@ -4,7 +4,9 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "core/run/output_places.hpp"
 #include "core/run/run.hpp"
 
 namespace moe_diag {
@@ -14,15 +16,24 @@ struct RunOutputs {
   std::string json;   // file; "-": standard output, instead of the reports. Empty: nowhere
   std::string junit;  // file; empty: nowhere
   bool github = false;
-  bool details = false;  // -v
+  bool details = false;                  // -v
+  std::vector<std::string> plugin_dirs;  // --plugin-dir, for the commands that a report proposes
 };
 
-// Before anything is computed: no file is replaced unasked, nor is a sink's output by the verdict, and what is asked
-// for can be written.
+// Before anything is computed: no file is replaced unasked, and what is asked for can be written.
 void check_outputs(const Contract& contract, const RunOptions& options);
 void check_outputs(const RunOutputs& outputs, bool overwrite);
 // All that the call reads and writes, sinks left out. Throws Error(usage) when one would replace another.
 CallFiles files_of(std::span<const Contract> contracts, std::span<const RunOptions> options, const RunOutputs& outputs);
+
+// Adds the files that the command line names.
+void add_places(const RunOutputs& outputs, std::vector<WrittenPlace>& places);
+
+// When nothing was computed, for what is wrong with contracts or the command line: JUnit, annotations and the step's
+// summary, where they were asked for and can be written.
+void deliver_mistakes(const std::string& mistakes, const RunOutputs& outputs, bool overwrite);
+// Of a contract that could not be run: <out>/verdict.json. Why, was told.
+void deliver_failure(const Verdict& verdict, const RunOptions& options, const RunOutputs& outputs);
 
 // One contract's: <out>/verdict.json and the report.
 void deliver(const Verdict& verdict, const RunOptions& options, const RunOutputs& outputs);

@@ -5,9 +5,14 @@
 #include "apps/moe_diag/progress_line.hpp"
 
 namespace moe_diag {
+namespace {
+constexpr std::string_view id_mark = "{id}";
+}
 
 void add_run_settings(CLI::App& command, RunSettings& settings) {
-  command.add_option("--out", settings.out, "Folder of all outputs [moe-diag-out/<contract id>]")->type_name("DIR");
+  command
+      .add_option("--out", settings.out, "Folder of all outputs; '{id}' in it is the contract's id [moe-diag-out/{id}]")
+      ->type_name("DIR");
   command.add_flag(
       "--overwrite", settings.overwrite,
       "Replace files and captures that are there; not needed in the default folder for what an earlier run left");
@@ -38,12 +43,14 @@ RunOptions options_of(const RunSettings& settings, const Contract& contract, con
 std::string folder_of(const RunSettings& settings, const Contract& contract, bool one_of_several) {
   const std::string base = settings.out.value_or("moe-diag-out");
   if (base.empty()) throw Error(ErrorKind::usage, "--out: expected the name of a folder, found nothing");
+  if (const std::size_t at = base.find(id_mark); at != std::string::npos)
+    return std::string(base).replace(at, id_mark.size(), contract.metadata.id);
   return settings.out && !one_of_several ? base : base + '/' + contract.metadata.id;
 }
 
 Verdict run_watched(const Contract& contract, PluginHost& host, RunOptions options) {
   ProgressLine line;
-  if (line.is_visible()) options.progress = [&](const Progress& p) { line.show(p.what, p.done, p.total); };
+  if (line.is_visible()) options.progress = [&](const Progress& p) { line.show(p); };
   options.interrupted = is_interrupted;
   Verdict verdict = run_contract(contract, host, options);
   line.clear();

@@ -26,7 +26,8 @@ void set_default_threads(Contract& contract, int threads);
 // For one contract, whose output folder is `out`. Throws Error(usage) when a fault does not fit the contract.
 RunOptions options_of(const RunSettings& settings, const Contract& contract, const std::string& out);
 
-// The folder of all outputs of one contract, or of several: each then has one below, called as its id.
+// The folder of all outputs of one contract, or of several: each then has one below, called as its id. With "{id}" in
+// --out, and without --out, it is the same for one and for several.
 std::string folder_of(const RunSettings& settings, const Contract& contract, bool one_of_several);
 
 // Runs it with a progress line on a terminal; SIGINT and SIGTERM end it early.

@@ -95,7 +95,13 @@ std::optional<Bound> read_bound(Map& map, std::string_view owner, std::optional<
     const std::string why = metric ? objection(*metric, *bound) : "";
     if (!why.empty()) value->refuse(why);
   }
-  if (given == 0 && map.is_map()) map.value().refuse("a threshold is missing: one of at_least, at_most and equals");
+  // A misspelt one is an unknown key, which finish() tells.
+  const std::vector<std::string> names{"at_least", "at_most", "equals"};
+  const auto rest = map.rest();
+  const bool is_misspelt =
+      std::any_of(rest.begin(), rest.end(), [&](const Entry& e) { return nearest(e.name(), names).has_value(); });
+  if (given == 0 && map.is_map() && !is_misspelt)
+    map.value().refuse("a threshold is missing: one of at_least, at_most and equals");
   return bound;
 }
 

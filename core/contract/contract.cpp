@@ -7,11 +7,10 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <system_error>
 #include <utility>
 
 #include "core/api/error.hpp"
+#include "core/contract/contract_text.hpp"
 #include "core/contract/nearest.hpp"
 #include "core/contract/section.hpp"
 #include "core/model/synthetic.hpp"
@@ -19,8 +18,6 @@
 namespace moe_diag {
 namespace {
 
-constexpr std::streamsize most_read = (1 << 20) + 1;  // a byte more than parse_document() takes
-constexpr int most_layers = 100'000;
 constexpr int most_queue_mb = 1 << 20;
 
 void read_metadata(const Value& value, Contract& contract) {
@@ -89,7 +86,7 @@ void read_synthetic(Map& map, const std::optional<Value>& synthetic, ModelSource
     if (!v) continue;
     if (!synthetic) v->refuse("is for synthetic models: remove it");
     if (key == "seed") model.seed = v->whole_unsigned().value_or(0);
-    if (key == "layers") model.layers = static_cast<int>(v->whole(1, most_layers).value_or(0));
+    if (key == "layers") model.layers = static_cast<int>(v->whole(1, most_synthetic_layers).value_or(0));
     if (key == "quant") model.quant = v->choice("quant", names(synthetic_quants())).value_or("");
     if (key == "router_scale") model.router_scale = read_router_scale(*v);
   }
@@ -107,6 +104,15 @@ void read_when_unset(const Value& value, ModelSource& model) {
   model = other;
 }
 
+// One of the two was added by --set: the other stays unless the whole model is replaced.
+std::string whole_model(const Value& gguf, const Value& synthetic) {
+  for (const auto& [key, added] : {std::pair{"gguf", &gguf}, std::pair{"synthetic", &synthetic}})
+    if (!added->node().origin.empty())
+      return fmt::format(": to replace the other, too, set the whole model: --set 'model={{{}: {}}}'", key,
+                         shown(added->node().text));
+  return "";
+}
+
 void read_model(const Value& value, Contract& contract) {
   Map map(value);
   ModelSource& model = contract.model;
@@ -115,7 +121,8 @@ void read_model(const Value& value, Contract& contract) {
   const auto synthetic = map.find("synthetic");
   if (gguf) read_gguf(*gguf, contract);
   if (map.is_map() && gguf.has_value() == synthetic.has_value())
-    value.refuse(gguf ? "keep one of 'gguf' and 'synthetic'" : "one of 'gguf' and 'synthetic' is missing");
+    value.refuse(gguf ? "keep one of 'gguf' and 'synthetic'" + whole_model(*gguf, *synthetic)
+                      : "one of 'gguf' and 'synthetic' is missing");
   read_synthetic(map, synthetic, model);
   if (const auto when_unset = map.find("when_unset")) {
     if (gguf && gguf->node().text.find("${") != std::string::npos)
@@ -210,13 +217,12 @@ void read_all(const YamlNode& root, Contract& contract, Mistakes& mistakes) {
   map.finish();
 }
 
-}  // namespace
-
-Contract parse_contract(const std::string& text, const std::string& path, const std::vector<Override>& overrides) {
+// `folder` is that of relative inputs; empty: the working directory.
+Contract parse(const std::string& text, const std::string& path, const std::string& folder,
+               const std::vector<Override>& overrides, const OtherCheck& check) {
   Contract contract;
   contract.path = path;
-  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
-  contract.folder = folder.empty() ? std::string(".") : folder.string();
+  contract.folder = folder.empty() ? std::string(".") : folder;
   contract.digest = fmt::format("{:016x}", XXH3_64bits(text.data(), text.size()));
   contract.overrides = overrides;
   Mistakes mistakes(path);
@@ -226,23 +232,22 @@ Contract parse_contract(const std::string& text, const std::string& path, const 
   mistakes.raise();
   for (const Override& change : overrides) apply_override(*root, change, mistakes);
   read_all(*root, contract, mistakes);
+  if (check)
+    for (const OtherMistake& mistake : check(contract)) mistakes.add(mistake.where, mistake.text);
   mistakes.raise();
   return contract;
 }
 
-Contract read_contract(const std::string& path, const std::vector<Override>& overrides) {
-  const auto refuse = [&](const std::string& why) {
-    throw Error(ErrorKind::usage, fmt::format("{}: cannot read the contract: {}", path, why));
-  };
-  std::error_code error;
-  if (std::filesystem::is_directory(path, error)) refuse("it is a folder");
-  std::ifstream in(path, std::ios::binary);
-  if (!in) refuse(std::filesystem::exists(path, error) ? "no permission" : "there is no such file");
-  std::string text(static_cast<std::size_t>(most_read), '\0');
-  in.read(text.data(), most_read);
-  if (in.bad()) refuse("reading failed");
-  text.resize(static_cast<std::size_t>(in.gcount()));
-  return parse_contract(text, path, overrides);
+}  // namespace
+
+Contract parse_contract(const std::string& text, const std::string& path, const std::vector<Override>& overrides,
+                        const OtherCheck& check) {
+  return parse(text, path, std::filesystem::path(path).parent_path().string(), overrides, check);
+}
+
+Contract read_contract(const std::string& path, const std::vector<Override>& overrides, const OtherCheck& check) {
+  ContractText read = read_contract_text(path);
+  return parse(read.text, path, read.folder, overrides, check);
 }
 
 }  // namespace moe_diag

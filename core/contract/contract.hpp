@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -50,10 +51,11 @@ struct PromptSpec {
 
 struct LaneSpec {
   std::string name, backend;
-  std::string inputs;     // lane whose outputs replace this lane's after every step; empty: none
-  std::string routing;    // lane whose routing replaces this lane's; empty: none
-  Options options;        // `numerics` and all keys that are the backend's own
-  bool recorded = false;  // it computes nothing: its values are those of StepSpec::expected
+  std::string backend_at;  // place of the key `backend`, for messages
+  std::string inputs;      // lane whose outputs replace this lane's after every step; empty: none
+  std::string routing;     // lane whose routing replaces this lane's; empty: none
+  Options options;         // `numerics` and all keys that are the backend's own
+  bool recorded = false;   // it computes nothing: its values are those of StepSpec::expected
   Where where;
 };
 
@@ -82,7 +84,8 @@ inline constexpr std::string_view recorded_lane = "recorded";  // its name
 
 struct SinkSpec {
   std::string name, sink;
-  Options options;  // all keys but `sink`
+  std::string sink_at;  // place of the key `sink`, for messages
+  Options options;      // all keys but `sink`
   Where where;
 };
 
@@ -244,10 +247,21 @@ struct Contract {
   }
 };
 
-// Reads a contract. Throws Error(usage) with every mistake found, one "file:line:column: message" per line.
-Contract read_contract(const std::string& path, const std::vector<Override>& overrides = {});
+// A mistake that only somebody else can see, such as a plugin that does not exist: "place: message".
+struct OtherMistake {
+  Where where;  // for the order of the messages
+  std::string text;
+};
+// Looks at a contract that may have mistakes of its own: what could not be read is empty.
+using OtherCheck = std::function<std::vector<OtherMistake>(const Contract&)>;
+
+// Reads a contract. Throws Error(usage) with every mistake found, one "file:line:column: message" per line; those that
+// `check` finds are among them.
+Contract read_contract(const std::string& path, const std::vector<Override>& overrides = {},
+                       const OtherCheck& check = {});
 // The same for text that is in memory; `path` is for messages and for the folder of relative inputs.
-Contract parse_contract(const std::string& text, const std::string& path, const std::vector<Override>& overrides = {});
+Contract parse_contract(const std::string& text, const std::string& path, const std::vector<Override>& overrides = {},
+                        const OtherCheck& check = {});
 
 // Reads a fault as `run --inject` takes it: a control in YAML's flow form with a lane of the contract, as in
 // "{inject: nan, stage: moe_expert_out, layer: 6, lane: cuda}". Throws Error(usage) with every mistake found.

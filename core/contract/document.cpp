@@ -237,8 +237,12 @@ bool is_plain_text(std::string_view text, const std::string& origin, Mistakes& m
 }  // namespace
 
 void Mistakes::add(const Where& where, const std::string& origin, const std::string& message) {
+  add(where, place(where, origin) + ": " + message);
+}
+
+void Mistakes::add(const Where& where, std::string text) {
   if (list_.size() < most_mistakes)
-    list_.push_back({where, place(where, origin) + ": " + message});
+    list_.push_back({where, std::move(text)});
   else
     ++more_;
 }

@@ -31,6 +31,8 @@ class Mistakes {
 
   void add(const YamlNode& node, const std::string& message) { add(node.where, node.origin, message); }
   void add(const Where& where, const std::string& origin, const std::string& message);
+  // A message that has its place already.
+  void add(const Where& where, std::string text);
 
   // "file:line:column", or the origin.
   std::string place(const Where& where, const std::string& origin) const;

@@ -28,8 +28,9 @@ Options read_options(const Map& map, const std::string& owner) {
 }
 
 // The plugin a lane or a sink names: an empty name after a mistake.
-std::string read_plugin(Map& map, std::string_view key) {
+std::string read_plugin(Map& map, std::string_view key, std::string& place) {
   const auto value = map.require(key);
+  if (value) place = value->place();
   return value ? value->name().value_or("") : "";
 }
 
@@ -38,7 +39,7 @@ LaneSpec read_lane(const std::string& name, const Value& value, const Contract& 
   LaneSpec lane;
   lane.name = name;
   lane.where = value.node().where;
-  lane.backend = read_plugin(map, "backend");
+  lane.backend = read_plugin(map, "backend", lane.backend_at);
   const auto inputs = map.find("inputs");
   const auto routing = map.find("routing");
   if (inputs) lane.inputs = read_lane_name(*inputs, contract);
@@ -114,7 +115,7 @@ void read_sinks(const Value& value, Contract& contract) {
     SinkSpec sink;
     sink.name = entry.name();
     sink.where = entry.value.node().where;
-    sink.sink = read_plugin(map, "sink");
+    sink.sink = read_plugin(map, "sink", sink.sink_at);
     sink.options = read_options(map, fmt::format("sink '{}'", shown(sink.name)));
     contract.sinks.push_back(std::move(sink));
   }

@@ -83,11 +83,18 @@ void apply_override(YamlNode& root, const Override& change, Mistakes& mistakes) 
 
   YamlNode* node = &root;
   std::string_view rest = change.first;
+  const bool appends = rest.ends_with('+');
+  if (appends) rest.remove_suffix(1);
   for (Found next = child_of(*node, rest); next.node; next = child_of(*node, rest)) {
     node = next.node;
     if (rest.size() == next.length) {
       place_at(*value, node->where);
-      *node = std::move(*value);
+      if (!appends)
+        *node = std::move(*value);
+      else if (node->kind == YamlNode::Kind::list)
+        node->items.push_back(std::move(*value));
+      else
+        mistakes.add(node->where, origin, "'+=' adds an item to a list, and this is none");
       return;
     }
     rest.remove_prefix(next.length + 1);
@@ -96,6 +103,14 @@ void apply_override(YamlNode& root, const Override& change, Mistakes& mistakes) 
   if (step.empty()) {
     mistakes.add(node->where, origin, "expected KEY.PATH=VALUE");
   } else if (node->kind == YamlNode::Kind::map && step.size() == rest.size()) {
+    if (appends) {
+      YamlNode list;
+      list.kind = YamlNode::Kind::list;
+      list.origin = origin;
+      place_at(*value, node->where);
+      list.items.push_back(std::move(*value));
+      *value = std::move(list);
+    }
     add_key(*node, std::string(step), std::move(*value));
   } else {
     mistakes.add(node->where, origin, unknown("key", step, steps_of(*node)));

@@ -32,13 +32,25 @@ std::vector<std::string> names_of(Pattern::Of of, std::span<const Contract> cont
 }
 
 // A pattern that picks nothing is a misspelling, and would go unseen.
-void refuse_idle(std::string_view option, const Pattern& pattern, std::span<const Contract> contracts) {
+void refuse_idle(std::string_view option, const Pattern& pattern, std::span<const Contract> contracts,
+                 bool takes_lanes) {
   const std::vector<std::string> names = names_of(pattern.of, contracts);
   if (std::any_of(names.begin(), names.end(), [&](const auto& name) { return glob_matches(pattern.glob, name); }))
     return;
   const std::string_view what = pattern.of == Pattern::Of::id    ? "falsifier"
                                 : pattern.of == Pattern::Of::tag ? "tag of a falsifier"
                                                                  : "lane";
+  // A lane or a tag is named with its mark.
+  std::string meant;
+  for (const auto& [of, mark] : {std::pair{Pattern::Of::lane, lane_mark}, std::pair{Pattern::Of::tag, tag_mark}}) {
+    const std::vector<std::string> others = names_of(of, contracts);
+    if (pattern.of == Pattern::Of::id && (of == Pattern::Of::tag || takes_lanes) && meant.empty() &&
+        std::any_of(others.begin(), others.end(), [&](const auto& name) { return glob_matches(pattern.glob, name); }))
+      meant =
+          fmt::format(": write '{}{}' for the {}", mark, shown(pattern.glob), of == Pattern::Of::lane ? "lane" : "tag");
+  }
+  if (!meant.empty())
+    throw Error(ErrorKind::usage, fmt::format("{}: '{}' is no falsifier{}", option, shown(pattern.glob), meant));
   throw Error(ErrorKind::usage, fmt::format("{}: {}", option, unknown(what, pattern.glob, names)));
 }
 
@@ -66,7 +78,7 @@ void keep_only(std::span<Contract> contracts, const std::vector<std::string>& pa
     if (parsed.back().of == Pattern::Of::lane)
       throw Error(ErrorKind::usage,
                   fmt::format("--only: '{}': falsifiers are selected by their id or by tag:NAME", shown(text)));
-    refuse_idle("--only", parsed.back(), contracts);
+    refuse_idle("--only", parsed.back(), contracts, false);
   }
   for (Contract& contract : contracts) {
     const auto left_out = [&](const FalsifierSpec& f) {
@@ -81,7 +93,7 @@ std::vector<Pattern> parse_allowed(std::span<const Contract> contracts, const st
   std::vector<Pattern> parsed;
   for (const std::string& text : patterns) {
     parsed.push_back(Pattern::parse(text));
-    refuse_idle("--allow-untested", parsed.back(), contracts);
+    refuse_idle("--allow-untested", parsed.back(), contracts, true);
   }
   return parsed;
 }

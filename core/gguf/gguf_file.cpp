@@ -23,6 +23,8 @@ constexpr std::uint32_t magic = 0x46554747;                      // "GGUF"
 constexpr std::uint64_t least_entry_bytes = 8 + 4 + 1;           // empty key, type, one byte of value
 constexpr std::uint64_t least_tensor_bytes = 8 + 4 + 8 + 4 + 8;  // empty name, rank, one dimension, type, offset
 
+constexpr std::string_view cut_short = "a download may be incomplete: compare the file's size with that at its source";
+
 template <class T>
 T load(const std::byte* at) {
   T value;
@@ -83,7 +85,8 @@ std::string quoted(std::string_view text) {
 // allocated by a number from the file.
 class GgufParser {
  public:
-  GgufParser(std::span<const std::byte> bytes, std::string source) {
+  // Of an outline, types and places of tensors are taken as they are.
+  GgufParser(std::span<const std::byte> bytes, std::string source, bool outline) : outline_(outline) {
     file_.bytes_ = bytes;
     file_.source_ = std::move(source);
   }
@@ -94,6 +97,7 @@ class GgufParser {
     read_alignment();
     for (std::uint64_t i = 0; i < tensors_; ++i) read_tensor(i);
     file_.header_bytes_ = at_;
+    if (outline_) return std::move(file_);
     place_tensors();
     refuse_overlaps();
     return std::move(file_);
@@ -111,8 +115,8 @@ class GgufParser {
   // The next `size` bytes; `what` and `index` say what they were to be when the file ends before.
   const std::byte* take(std::uint64_t size, std::string_view what, std::string_view of) {
     if (size > left())
-      refuse("the file ends too early: {} of {} takes {} bytes at byte {}, found {} bytes in all", what, of, size, at_,
-             file_.bytes_.size());
+      refuse("the file ends too early: {} of {} takes {} bytes at byte {}, found {} bytes in all; {}", what, of, size,
+             at_, file_.bytes_.size(), cut_short);
     const std::byte* data = file_.bytes_.data() + at_;
     at_ += size;
     return data;
@@ -194,8 +198,8 @@ class GgufParser {
     }
     for (std::uint64_t i = 0; i < entry.count; ++i) {
       if (left() < 8 || load<std::uint64_t>(file_.bytes_.data() + at_) > left() - 8)
-        refuse("the file ends too early: within text {} of {} of {}, at byte {} of {}", i + 1, entry.count, of, at_,
-               file_.bytes_.size());
+        refuse("the file ends too early: within text {} of {} of {}, at byte {} of {}; {}", i + 1, entry.count, of, at_,
+               file_.bytes_.size(), cut_short);
       at_ += 8 + load<std::uint64_t>(file_.bytes_.data() + at_);
     }
   }
@@ -219,9 +223,12 @@ class GgufParser {
     read_shape(tensor, of);
     const auto type = number<std::uint32_t>("the type", of);
     tensor.offset = number<std::uint64_t>("the offset", of);
-    tensor.bytes = check_type(tensor, type, of);
-    tensor.type = static_cast<BlockType>(type);
-    if (tensor.offset % file_.alignment_ != 0)
+    tensor.type_id = type;
+    if (!outline_ || find_block_info(type) != nullptr) {
+      tensor.bytes = check_type(tensor, type, of);
+      tensor.type = static_cast<BlockType>(type);
+    }
+    if (!outline_ && tensor.offset % file_.alignment_ != 0)
       refuse("{} starts at offset {} of the data, expected a multiple of the alignment {}", of, tensor.offset,
              file_.alignment_);
     const auto [first, added] = file_.names_.emplace(tensor.name, file_.tensors_.size());
@@ -250,7 +257,10 @@ class GgufParser {
     if (block == nullptr) {
       const std::string_view name = ggml_type_name(type);
       if (name.empty())
-        refuse("{} is of type {}, which ggml does not have; supported: {}", of, type, supported_types());
+        refuse(
+            "{} has the type id {}, which this version of moe-diag does not know: it may be a newer type; supported: "
+            "{}",
+            of, type, supported_types());
       refuse("{} is of type {}, which is not supported; supported: {}", of, name, supported_types());
     }
     if (tensor.dims[0] % block->elements != 0)
@@ -267,11 +277,12 @@ class GgufParser {
     const std::uint64_t size = file_.bytes_.size();
     const std::uint64_t start = (at_ + file_.alignment_ - 1) / file_.alignment_ * file_.alignment_;
     if (start >= size)
-      refuse("the file ends too early: tensor data starts at byte {}, found {} bytes in all", start, size);
+      refuse("the file ends too early: tensor data starts at byte {}, found {} bytes in all; {}", start, size,
+             cut_short);
     for (GgufTensor& tensor : file_.tensors_) {
       if (tensor.offset > size - start || tensor.bytes > size - start - tensor.offset)
-        refuse("tensor {} lies outside the file: {} bytes at byte {}+{}, found {} bytes in all", quoted(tensor.name),
-               tensor.bytes, start, tensor.offset, size);
+        refuse("tensor {} lies outside the file: {} bytes at byte {}+{}, found {} bytes in all; {}",
+               quoted(tensor.name), tensor.bytes, start, tensor.offset, size, cut_short);
       tensor.offset += start;
     }
   }
@@ -284,17 +295,22 @@ class GgufParser {
     for (std::size_t i = 1; i < order.size(); ++i) {
       const GgufTensor &a = *order[i - 1], &b = *order[i];
       if (a.offset + a.bytes > b.offset)
-        refuse("tensors {} (bytes {}..{}) and {} (bytes {}..{}) overlap", quoted(a.name), a.offset, a.offset + a.bytes,
-               quoted(b.name), b.offset, b.offset + b.bytes);
+        refuse("tensors {} (bytes {} to {}) and {} (bytes {} to {}) overlap", quoted(a.name), a.offset,
+               a.offset + a.bytes - 1, quoted(b.name), b.offset, b.offset + b.bytes - 1);
     }
   }
 
+  const bool outline_;
   GgufFile file_;
   std::uint64_t at_ = 0, entries_ = 0, tensors_ = 0;
 };
 
 GgufFile GgufFile::parse(std::span<const std::byte> bytes, std::string source) {
-  return GgufParser(bytes, std::move(source)).parse();
+  return GgufParser(bytes, std::move(source), false).parse();
+}
+
+GgufFile GgufFile::outline(std::span<const std::byte> bytes, std::string source) {
+  return GgufParser(bytes, std::move(source), true).parse();
 }
 
 const GgufEntry* GgufFile::find(std::string_view key) const {

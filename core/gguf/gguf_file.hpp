@@ -33,6 +33,7 @@ struct GgufEntry {
 struct GgufTensor {
   std::string_view name;  // points into the file
   BlockType type = BlockType::f32;
+  std::uint32_t type_id = 0;  // as it stands in the file; in an outline, of types that cannot be read, too
   int rank = 1;
   std::array<std::int64_t, 4> dims{1, 1, 1, 1};  // fastest first, as in the file; 1 beyond rank
   std::uint64_t offset = 0;                      // from the start of the file
@@ -46,6 +47,9 @@ class GgufFile {
   // Parses a file's bytes, which must outlive the result. `source` opens every message. Throws Error (environment) for
   // anything that is not a well-formed file of supported tensor types.
   static GgufFile parse(std::span<const std::byte> bytes, std::string source);
+  // The same of a file that parse() may refuse: a tensor's type may be any, and its data need not be there. To be
+  // listed, not to be computed: offsets count from the start of the data, and are not checked.
+  static GgufFile outline(std::span<const std::byte> bytes, std::string source);
 
   std::uint32_t version() const { return version_; }
   std::uint64_t alignment() const { return alignment_; }

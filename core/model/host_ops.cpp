@@ -34,7 +34,7 @@ void expect_multiple(std::string_view op, std::string_view what, std::int64_t un
 void expect_below(std::string_view op, std::string_view what, std::int64_t limit, std::int64_t found) {
   if (found < 0 || found >= limit)
     throw Error(ErrorKind::environment,
-                fmt::format("host {}: {}: expected 0..{}, found {}", op, what, limit - 1, found));
+                fmt::format("host {}: {}: expected 0 to {}, found {}", op, what, limit - 1, found));
 }
 
 template <class Block>

@@ -2,6 +2,7 @@
 #include "core/model/model.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <xxhash.h>
 
 #include <algorithm>
@@ -56,6 +57,9 @@ struct Model::Impl {
 namespace {
 
 constexpr std::size_t sampled_bytes = 4096;  // of each tensor
+constexpr std::size_t most_others = 6;       // tensors named where one is missing
+constexpr std::string_view not_fused = "fused tensors are not supported; convert the model without fusing them";
+constexpr std::string_view not_joined = "not supported; convert the model again with a current llama.cpp";
 
 template <class... Args>
 [[noreturn]] void refuse(const GgufFile& file, fmt::format_string<Args...> message, Args&&... args) {
@@ -80,8 +84,8 @@ class Finder {
     const GgufTensor* tensor = file_.find_tensor(spec.name);
     if (part_ && !is_read_by(*part_, spec, config_)) return lack(spec);
     if (tensor == nullptr)
-      refuse(file_, "tensor {} is missing; expected one of shape {} (fastest first)", spec.name,
-             shape_text(spec.dims()));
+      refuse(file_, "tensor {} is missing; expected one of shape {} (fastest first){}", spec.name,
+             shape_text(spec.dims()), instead_of(spec));
     std::array<std::int64_t, 4> expected{spec.cols, spec.rows, spec.experts, 1};
     if (tensor->dims != expected)
       refuse(file_, "tensor {} has shape {}, expected {} (fastest first: columns, rows, experts)", spec.name,
@@ -112,11 +116,42 @@ class Finder {
     return &lacked.weight;
   }
 
+  // The tensors that stand where this one is missing: converters and versions of them differ.
+  std::string instead_of(const TensorSpec& spec) const {
+    const std::string block = spec.layer < 0 ? std::string() : fmt::format("blk.{}.", spec.layer);
+    const bool of_attention = spec.role == Role::attn_q || spec.role == Role::attn_k || spec.role == Role::attn_v;
+    const bool gates = spec.role == Role::ffn_gate_exps || spec.role == Role::ffn_up_exps;
+    if (const std::string name = block + "attn_qkv.weight"; of_attention && file_.find_tensor(name))
+      return fmt::format("; found {}, queries, keys and values in one tensor: {}", name, not_fused);
+    if (const std::string name = block + "ffn_gate_up_exps.weight"; gates && file_.find_tensor(name))
+      return fmt::format("; found {}, gate and up in one tensor: {}", name, not_fused);
+    if (std::string name(name_of(spec.role)); name.ends_with("_exps")) {
+      name = fmt::format("{}{}.0.weight", block, name.substr(0, name.size() - 5));
+      if (file_.find_tensor(name))
+        return fmt::format("; found {} and more, a tensor an expert, as old converters wrote: {}", name, not_joined);
+    }
+    std::vector<std::string> others;
+    for (const GgufTensor& tensor : file_.tensors()) {
+      if (!tensor.name.starts_with(block) || (spec.layer < 0 && tensor.name.starts_with("blk."))) continue;
+      if (!is_known(tensor.name, spec.layer)) others.push_back(quoted(tensor.name));
+      if (others.size() == most_others) break;
+    }
+    if (others.empty()) return "";
+    return fmt::format("; found instead, not known here: {}", fmt::join(others, ", "));
+  }
+
+  bool is_known(std::string_view name, int layer) const {
+    if (layer < 0) return name == "token_embd.weight" || name == "output_norm.weight" || name == "output.weight";
+    const std::vector<TensorSpec> specs = layer_tensors(config_, layer);
+    return std::any_of(specs.begin(), specs.end(), [&](const TensorSpec& s) { return s.name == name; });
+  }
+
   static std::string_view what_it_may_be(std::string_view name) {
     const auto has = [name](std::string_view part) { return name.find(part) != std::string_view::npos; };
     if (name.ends_with(".bias")) return "biases are not supported";
     if (has("_shexp")) return "shared experts are not supported";
     if (has("rope_freqs") || has("rope_factors")) return "RoPE frequency factors are not supported";
+    if (has("attn_qkv") || has("ffn_gate_up_exps")) return "fused tensors are not supported";
     if (has("ffn_gate.") || has("ffn_up.") || has("ffn_down."))
       return "dense feed-forward layers, or a tensor an expert, are not supported";
     return "it may change what is computed and is not supported";

@@ -87,7 +87,7 @@ std::optional<Site> read_part(const GgufFile& file, int layers) {
   const bool in_layer = stage->scope == Scope::layer;
   if (in_layer ? layer < 0 || layer >= layers : layer != -1)
     refuse(file, "metadata key '{}' is {}: {} is {}", layer_key, layer, name,
-           in_layer ? fmt::format("in the layers 0..{}", layers) : "of no layer");
+           in_layer ? fmt::format("in the layers 0 to {}", layers - 1) : "of no layer");
   return Site{stage->stage, static_cast<int>(layer)};
 }
 

@@ -33,7 +33,6 @@ namespace {
 
 constexpr std::size_t chunk_bytes = std::size_t{1} << 20;  // made and written at once
 constexpr std::size_t page_bytes = 4096;                   // what direct writing needs addresses and sizes to be
-constexpr int most_layers = 1000;
 
 struct Preset {
   std::string_view name;
@@ -122,9 +121,9 @@ class Plan {
         config_(preset_.config),
         seed_(spec.seed),
         router_scale_(spec.router_scale) {
-    if (spec.layers < 0 || spec.layers > most_layers)
+    if (spec.layers < 0 || spec.layers > most_synthetic_layers)
       throw Error(ErrorKind::usage,
-                  fmt::format("a synthetic model has 1 to {} layers, found {}", most_layers, spec.layers));
+                  fmt::format("a synthetic model has 1 to {} layers, found {}", most_synthetic_layers, spec.layers));
     if (!(spec.router_scale >= 0 && spec.router_scale <= largest_router_scale))
       throw Error(ErrorKind::usage, fmt::format("router_scale is a number from 0 to {}, found {}", largest_router_scale,
                                                 spec.router_scale));

@@ -13,6 +13,7 @@
 namespace moe_diag {
 
 inline constexpr double largest_router_scale = 1e6;
+inline constexpr int most_synthetic_layers = 1000;
 
 // A random but well-behaved model, the same bytes for the same spec on every machine and thread count.
 struct SyntheticSpec {

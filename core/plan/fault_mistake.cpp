@@ -23,7 +23,7 @@ std::string experts_mistake(const FaultSpec& fault, const ModelConfig& config) {
   if (fault.kind == Kind::uniform_weights && config.used == 1)
     return "the weight of one expert alone is 1 in any case, and the model uses one";
   if (fault.expert >= config.experts)
-    return fmt::format("expert {} is not there, the model has experts 0..{}", fault.expert, config.experts);
+    return fmt::format("expert {} is not there, the model has experts 0 to {}", fault.expert, config.experts - 1);
   return "";
 }
 
@@ -78,7 +78,7 @@ std::string index_mistake(const FaultSpec& fault, const Contract& contract, cons
 std::string what_is_wrong(const FaultSpec& fault, const Contract& contract, const ModelConfig& config,
                           const Program& program) {
   if (fault.layer >= config.layers)
-    return fmt::format("layer {} is not there, the model has layers 0..{}", fault.layer, config.layers);
+    return fmt::format("layer {} is not there, the model has layers 0 to {}", fault.layer, config.layers - 1);
   if (std::string why = experts_mistake(fault, config); !why.empty()) return why;
   if (std::string why = rope_mistake(fault, config); !why.empty()) return why;
   if (std::string why = positions_mistake(fault, contract); !why.empty()) return why;

@@ -62,8 +62,8 @@ class Planner {
     for (const PromptSpec& prompt : contract_.prompts) {
       for (std::size_t i = 0; i < prompt.tokens.size(); ++i)
         if (prompt.tokens[i] < 0 || prompt.tokens[i] >= config_.vocab)
-          mistake(prompt.where, fmt::format("prompt '{}': token {} at position {} is outside the vocabulary 0..{}",
-                                            prompt.id, prompt.tokens[i], i, config_.vocab));
+          mistake(prompt.where, fmt::format("prompt '{}': token {} at position {} is outside the vocabulary, 0 to {}",
+                                            prompt.id, prompt.tokens[i], i, config_.vocab - 1));
       if (config_.context > 0 && prompt.length() > config_.context)
         mistake(
             prompt.where,

@@ -72,8 +72,8 @@ class StepCheck {
                                             static_cast<std::size_t>(values.shape.count()));
     const auto outside = std::find_if(ids.begin(), ids.end(), [&](int id) { return id < 0 || id >= config_.experts; });
     if (outside != ids.end())
-      mistake(values.where, fmt::format("{}.{}: it holds expert {}, the model has experts 0..{}", key,
-                                        name_of(values.stage), *outside, config_.experts));
+      mistake(values.where, fmt::format("{}.{}: it holds expert {}, the model has experts 0 to {}", key,
+                                        name_of(values.stage), *outside, config_.experts - 1));
   }
 
   const Contract& contract_;

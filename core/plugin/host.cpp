@@ -241,17 +241,20 @@ void PluginHost::Impl::refuse_absent(PluginKind kind, std::string_view name) con
                                                  reason_of(note.path), note.path.string()));
   std::vector<std::string> known, searched;
   std::string other;
+  for (const Found& note : notes)
+    if (note.name.kind == kind) known.push_back(note.name.name);
   for (const Found& f : found) {
     if (f.shadowed_by.empty() && f.name.kind == kind) known.push_back(f.name.name);
     if (f.name.kind != kind && f.name.name == name) other = fmt::format(" ('{}' is a {})", name, name_of(f.name.kind));
   }
   for (const fs::path& folder : folders)
     searched.push_back(folder.string() + (fs::is_directory(folder) ? "" : " (not there)"));
-  throw Error(
-      ErrorKind::absent,
-      fmt::format("no {} plugin '{}'{}; there are: {}; searched: {}; build moe_diag_{}_{}.so or name its folder "
-                  "with --plugin-dir",
-                  name_of(kind), name, other, quoted_list(known), quoted_list(searched), name_of(kind), name));
+  const auto close = nearest(name, known);
+  throw Error(ErrorKind::usage,
+              fmt::format("there is no {} '{}'{}{}; known: {}; searched: {}; correct the name, or name the folder of "
+                          "moe_diag_{}_{}.so with --plugin-dir",
+                          name_of(kind), shown(name), other, close ? fmt::format(", did you mean '{}'?", *close) : "",
+                          quoted_list(known), quoted_list(searched), name_of(kind), shown(name)));
 }
 
 template <class Interface>

@@ -45,12 +45,13 @@ class PluginHost {
   // each one. A note is a file moe_diag_<kind>_<name>.absent that holds the reason.
   std::vector<PluginRecord> list();
 
-  // One of them, which alone is loaded. Throws Error(absent) as make_sink does.
+  // One of them, which alone is loaded. Throws Error(absent) and Error(usage) as make_sink does.
   PluginRecord find(PluginKind kind, std::string_view name);
 
-  // Builds a plugin's object. Throws Error: absent when there is none of that name (with the names there are and where
-  // was searched), environment when it was refused or its factory failed, usage when an option is wrong (or unknown,
-  // for a sink: a backend reads on in describe).
+  // Builds a plugin's object. Throws Error: absent when a note says that it was not built, environment when it was
+  // refused or its factory failed, usage when neither a plugin nor a note has the name (with the nearest, the names
+  // there are and where was searched), or when an option is wrong (or unknown, for a sink: a backend reads on in
+  // describe).
   std::unique_ptr<Sink> make_sink(std::string_view name, const Options& options);
   std::unique_ptr<Backend> make_backend(std::string_view name, const Options& options);
 

@@ -177,6 +177,15 @@ class Console {
     std::vector<std::string> ids;
     for (const Judgement& j : verdict_.judgements)
       if (!has_stage(j.spec->metric)) ids.push_back(j.spec->id);
+    std::size_t bare = 0, judged = 0;
+    for (const Judgement& j : verdict_.judgements)
+      if (has_stage(j.spec->metric) && j.outcome != Outcome::untested) {
+        ++judged;
+        bare += j.spec->controls.empty() ? 1 : 0;
+      }
+    if (verdict_.controls && bare > 0)
+      line("controls   {} of {} that were judged {} no control: whether {} can fail is not shown", bare,
+           counted(judged, "claim"), bare == 1 ? "has" : "have", bare == 1 ? "it" : "they");
     if (verdict_.controls && !ids.empty())
       line("controls   none for {}: no fault changes what is measured of a whole pass", fmt::join(ids, ", "));
   }
@@ -196,8 +205,7 @@ class Console {
       if (!l.routing.empty()) fed += ", routing from " + l.routing;
       const std::string_view role = l.name == contract_.oracle ? " (oracle)" : "";
       if (l.absent.empty())
-        line("lane       {}{}: {} {} on {}, {}{}", l.name, role, l.backend, l.numerics, l.device, l.instruction_set,
-             fed);
+        line("lane       {}{}: {}{}", l.name, role, lane_text(l), fed);
       else
         line("lane       {}{}: absent: {}", l.name, role, l.absent);
     }

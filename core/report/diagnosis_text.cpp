@@ -25,6 +25,12 @@ const std::string& lane_name(const Verdict& verdict, int lane) {
   return verdict.contract->lanes[static_cast<std::size_t>(lane)].name;
 }
 
+// As it stands in a sentence.
+std::string_view words_of(Cause cause) {
+  if (cause == Cause::nonfinite_inherited) return "NaN or Inf inherited";
+  return cause == Cause::nonfinite_origin ? "NaN or Inf begins here" : name_of(cause);
+}
+
 std::string counts_text(const Nonfinite& n) {
   std::string text = fmt::format("{} NaN and {} Inf of {} values", n.nan, n.inf, n.values);
   if (n.element < 0) return text;
@@ -54,7 +60,7 @@ std::vector<std::size_t> shown(const std::vector<CurvePoint>& points, int marked
 }  // namespace
 
 std::string cause_text(const Divergence& d) {
-  std::string text(name_of(d.cause));
+  std::string text(words_of(d.cause));
   if (!d.text.empty()) text += ": " + d.text;
   if (d.cause == Cause::plain_operator && d.text.empty())
     text += ": beyond its numerics, and nothing tried explains it";
@@ -74,7 +80,7 @@ std::string cause_text(const Verdict& verdict, const Judgement& judgement) {
   if (e.cause == d.cause && !is_elsewhere) return cause_text(d) + more;
   const std::string place = fmt::format("{}, position {}", text_of(d.site), d.position);
   if (e.cause == d.cause) return fmt::format("{} at {}: {}{}", name_of(d.cause), place, d.text, more);
-  return fmt::format("{} from {}: {}{}{}{}", name_of(e.cause), place, name_of(d.cause), d.text.empty() ? "" : ": ",
+  return fmt::format("{} from {}: {}{}{}{}", words_of(e.cause), place, name_of(d.cause), d.text.empty() ? "" : ": ",
                      d.text, more);
 }
 

@@ -93,6 +93,8 @@ std::string cell(std::string_view text) {
   if (shown.size() > longest_cell) {
     std::size_t end = longest_cell;
     while ((static_cast<unsigned char>(shown[end]) & 0xc0) == 0x80) --end;  // not within a character
+    if (const std::size_t blank = shown.rfind(' ', end); blank != std::string::npos && blank > longest_cell / 2)
+      end = blank;  // nor within a word or a number
     shown.replace(end, std::string::npos, "...");
   }
   for (const char c : shown) {
@@ -100,6 +102,26 @@ std::string cell(std::string_view text) {
     out += c == '\n' || c == '\t' ? ' ' : c;
   }
   return out;
+}
+
+// Of the worst sample, as the number beside it, and why it fails.
+std::string where_text(const Verdict& v, const Judgement& j) {
+  const SiteResult* worst = j.worst();
+  if (!worst || j.outcome == Outcome::untested || j.outcome == Outcome::vacuous) return cell(reason_text(v, j));
+  const std::string place = cell(place_text(v, worst->worst));
+  if (j.outcome == Outcome::held) return place;
+  const std::string cause = cause_text(v, j);
+  return fmt::format("{}; {} of {} samples fail{}{}", place, j.failing, j.samples, cause.empty() ? "" : "; ",
+                     cell(cause));
+}
+
+// As it stands in the console's report; a fence that the text cannot end.
+std::string first_divergence(const Verdict& v) {
+  const Judgement* first = v.first_divergence();
+  if (!first) return "";
+  std::string text = clean_text(divergence_text(v, *first));
+  std::replace(text.begin(), text.end(), '`', '\'');
+  return fmt::format("First divergence:\n\n```\n{}```\n\n", text);
 }
 
 std::string mark_of(const Judgement& j) {
@@ -127,7 +149,10 @@ std::string github_annotations(std::span<const Verdict> verdicts, std::string_vi
           fmt::format("{} is {}", j.spec->id, name_of(j.outcome)), j.spec->claim + '\n' + reason_text(v, j));
     }
     for (const NotCaptured& missing : v.captured_nothing)
-      if (!missing.allowed) add("warning", 0, "not captured", missing.what);
+      if (!missing.allowed) add("warning", missing.line, "not captured", missing.what);
+    if (const std::string changed = changed_text(v); !changed.empty())
+      add(v.planted.empty() ? "notice" : "warning", 0, "not the contract as it stands",
+          changed.substr(0, changed.size() - 1));
   }
   return commands(std::move(list));
 }
@@ -149,6 +174,9 @@ std::string github_summary(std::span<const Verdict> verdicts) {
     text += fmt::format("### {}\n\n", cell(headline(v)));
     if (!v.failure.empty()) text += fmt::format("The run ended early: {}\n\n", cell(v.failure));
     if (const std::string oracle = oracle_text(v); !oracle.empty()) text += cell(oracle) + "\n\n";
+    for (const std::string& fault : v.planted) text += fmt::format("Planted fault: {}\n\n", cell(fault));
+    for (const auto& [key, value] : v.contract->overrides)
+      text += fmt::format("Changed by --set: {}\n\n", cell(key + '=' + value));
     if (v.judgements.empty()) continue;
     text += "| outcome | falsifier | claim | worst | claimed | where |\n|---|---|---|---|---|---|\n";
     for (const Judgement& j : v.judgements) {
@@ -157,16 +185,22 @@ std::string github_summary(std::span<const Verdict> verdicts) {
         continue;
       }
       const SiteResult* worst = j.worst();
-      text += fmt::format(
-          "| {} | {} | {} | {} | {} | {} |\n", mark_of(j), cell(j.spec->id), cell(j.spec->claim),
-          worst ? fmt::format("{:.6g}", worst->worst.value) : "-",
-          cell(bound_text(worst ? worst->worst.bound : j.spec->bound)),
-          j.outcome == Outcome::held && worst ? cell(place_text(v, worst->worst)) : cell(reason_text(v, j)));
+      text += fmt::format("| {} | {} | {} | {} | {} | {} |\n", mark_of(j), cell(j.spec->id), cell(j.spec->claim),
+                          worst ? fmt::format("{:.6g}", worst->worst.value) : "-",
+                          cell(bound_text(worst ? worst->worst.bound : j.spec->bound)), where_text(v, j));
     }
     text += '\n';
+    text += first_divergence(v);
   }
   if (left_out > 0) text += fmt::format("{} more falsifiers are in the JSON and the JUnit file.\n\n", left_out);
   return text;
+}
+
+std::string github_summary(std::string_view mistakes) {
+  std::string text = "### moe-diag: nothing was computed: a contract or the command line is wrong\n\n";
+  std::istringstream lines{std::string(mistakes)};
+  for (std::string line; std::getline(lines, line);) text += fmt::format("- {}\n", cell(line));
+  return text + '\n';
 }
 
 }  // namespace moe_diag

@@ -19,5 +19,7 @@ std::string github_annotations(std::string_view mistakes, std::string_view works
 
 // The outcomes as a table in Markdown, for the file that $GITHUB_STEP_SUMMARY names.
 std::string github_summary(std::span<const Verdict> verdicts);
+// The same of a call of which nothing was computed: what is wrong with it.
+std::string github_summary(std::string_view mistakes);
 
 }  // namespace moe_diag

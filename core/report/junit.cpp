@@ -84,7 +84,8 @@ class Suite {
       element("      ", "error", what, attribute("type", "environment") + attribute("message", what));
       text_ += "    </testcase>\n";
     }
-    element("    ", "system-out", contract_.metadata.description + '\n' + headline(verdict_));
+    element("    ", "system-out",
+            contract_.metadata.description + '\n' + headline(verdict_) + '\n' + changed_text(verdict_));
     text_ += "  </testsuite>\n";
     return std::move(text_);
   }
@@ -110,9 +111,9 @@ class Suite {
     property("host_cores", std::to_string(host_.cores));
     if (const std::string text = oracle_text(verdict_); !text.empty()) property("oracle_not_finite", text);
     for (const LaneReport& l : verdict_.lanes)
-      property("lane_" + l.name,
-               l.absent.empty() ? fmt::format("{} {} on {}, {}", l.backend, l.numerics, l.device, l.instruction_set)
-                                : "absent: " + l.absent);
+      property("lane_" + l.name, l.absent.empty() ? lane_text(l) : "absent: " + l.absent);
+    for (const std::string& fault : verdict_.planted) property("planted", fault);
+    for (const auto& [key, value] : contract_.overrides) property("set", key + '=' + value);
     text_ += "    </properties>\n";
   }
 
@@ -121,7 +122,9 @@ class Suite {
              fmt::format(" time=\"{:.3f}\">\n", j.seconds);
     const std::string message = attribute("message", reason_text(verdict_, j));
     const auto result = [&](std::string_view name, std::string_view type, const std::string& content) {
-      element("      ", name, content, attribute("type", type) + message);
+      // A place of its own the schema has for suites only.
+      element("      ", name, content + fmt::format("\nstated at {}", contract_.at(j.spec->where)),
+              attribute("type", type) + message);
     };
     const std::string claim = j.spec->id + ": " + j.spec->claim;
     switch (j.outcome) {
@@ -145,6 +148,17 @@ class Suite {
 };
 
 }  // namespace
+
+std::string junit_report(std::string_view mistakes, std::string_view tool_version) {
+  const std::string message(mistakes);
+  return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites" + attribute("name", "moe-diag") +
+         " tests=\"1\" failures=\"0\" errors=\"1\" time=\"0.000\">\n  <testsuite" + attribute("name", "moe-diag") +
+         " tests=\"1\" failures=\"0\" errors=\"1\" time=\"0.000\" skipped=\"0\">\n    <properties>\n      <property" +
+         attribute("name", "moe_diag_version") + attribute("value", tool_version) +
+         "/>\n    </properties>\n    <testcase" + attribute("classname", "moe-diag") + attribute("name", "(call)") +
+         ">\n      <error" + attribute("type", "usage") + attribute("message", message.substr(0, message.find('\n'))) +
+         ">" + escaped(message) + "</error>\n    </testcase>\n  </testsuite>\n</testsuites>\n";
+}
 
 std::string junit_report(std::span<const Verdict> verdicts, std::string_view tool_version) {
   const HostInfo host = host_info();

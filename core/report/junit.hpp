@@ -14,4 +14,7 @@ namespace moe_diag {
 // takes (junit-10.xsd), which is what pytest and Maven Surefire write.
 std::string junit_report(std::span<const Verdict> verdicts, std::string_view tool_version);
 
+// The same of a call of which nothing was computed: one test case `(call)` with what is wrong with it.
+std::string junit_report(std::string_view mistakes, std::string_view tool_version);
+
 }  // namespace moe_diag

@@ -19,30 +19,32 @@ std::string seconds_text(double seconds) {
   return seconds >= 10 ? fmt::format("{:.0f} s", seconds) : fmt::format("{:.2g} s", seconds);
 }
 
-std::string captured_text(const Load& c) { return fmt::format("{} tensors, {}", c.tensors, bytes_text(c.bytes)); }
+std::string captured_text(const Load& c) {
+  return fmt::format("{}, {}", counted(static_cast<std::size_t>(c.tensors), "tensor"), bytes_text(c.bytes));
+}
 
 class Text {
  public:
   explicit Text(const PlanReport& plan) : plan_(plan), contract_(*plan.contract) {}
 
   std::string text() {
-    line("PLAN: {} {}: {} falsifiers{}, {} prompts, {} lanes{}", contract_.metadata.id, contract_.metadata.version,
-         contract_.falsifiers.size(),
+    line("PLAN: {} {}: {}{}, {}, {}{}", contract_.metadata.id, contract_.metadata.version,
+         counted(contract_.falsifiers.size(), "falsifier"),
          contract_.stated > contract_.falsifiers.size() ? fmt::format(" of {}", contract_.stated) : "",
-         contract_.prompts.size(), contract_.lanes.size(), headline_time());
+         counted(contract_.prompts.size(), "prompt"), counted(contract_.lanes.size(), "lane"), headline_time());
     if (!plan_.model.absent.empty()) {
       line("\nmodel      absent: {}; everything would be untested", plan_.model.absent);
       return std::move(text_);
     }
     falsifiers();
-    line("\nmodel      {}: {}, mapped, {} layers", plan_.model.source, bytes_text(plan_.model.bytes),
-         plan_.model.layers);
+    line("\nmodel      {}: {}, mapped, {}", plan_.model.source, bytes_text(plan_.model.bytes),
+         counted(static_cast<std::size_t>(plan_.model.layers), "layer"));
     for (const PlanReport::Lane& l : plan_.lanes) lane(l);
     for (const FaultSpec& fault : contract_.planted) line("planted    {}, lane {}", fault.text, fault.lane);
     for (const Workload::Prompt& p : plan_.work.prompts)
       if (p.looked_at)
-        line("prompt     {}: {} tokens in {} {}, {} stops", p.spec->id, p.tokens, p.passes,
-             p.passes == 1 ? "pass" : "passes", p.stops);
+        line("prompt     {}: {} in {} {}, {}", p.spec->id, counted(static_cast<std::size_t>(p.tokens), "token"),
+             p.passes, p.passes == 1 ? "pass" : "passes", counted(static_cast<std::size_t>(p.stops), "stop"));
       else
         line("prompt     {}: nobody looks at it, it is not computed", p.spec->id);
     captures();
@@ -86,9 +88,8 @@ class Text {
     if (!is.inputs.empty()) more = ", inputs from " + is.inputs;
     if (!is.routing.empty()) more += ", routing from " + is.routing;
     if (!l.kernels.empty()) more += ", kernels " + l.kernels;
-    line("lane       {}{}: {} {} on {}, {}{}: buffers {}, weights {}{}", is.name,
-         is.name == contract_.oracle ? " (oracle)" : "", is.backend, is.numerics, is.device, is.instruction_set, more,
-         bytes_text(l.lane_bytes), l.weight_bytes > 0 ? bytes_text(l.weight_bytes) : "as mapped",
+    line("lane       {}{}: {}{}: buffers {}, weights {}{}", is.name, is.name == contract_.oracle ? " (oracle)" : "",
+         lane_text(is), more, bytes_text(l.lane_bytes), l.weight_bytes > 0 ? bytes_text(l.weight_bytes) : "as mapped",
          l.needed ? "" : "; nobody looks at it, it does not run");
   }
 

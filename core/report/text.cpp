@@ -22,6 +22,11 @@ std::string threshold(const Judgement& j) {
   return std::isinf(worst) ? "none, a value is infinite" : "none, one that holds could not fail";
 }
 
+// Where every step is as exact as its numerics allow, the claim may ask for too much; elsewhere something is wrong.
+bool may_be_loosened(const Judgement& j) {
+  return j.explanation.cause == Cause::drift || j.explanation.cause == Cause::numerics;
+}
+
 std::string values_text(const Measure& m) {
   std::string text;
   if (m.nonfinite_a + m.nonfinite_b > 0)
@@ -127,10 +132,11 @@ std::string divergence_text(const Verdict& verdict, const Judgement& judgement) 
   text += values_text(s.measure);
   for (const Flip& flip : s.flips) line("routing", text_of(flip));
   const bool everywhere = spec.per_stage.empty() && spec.per_type.empty();
-  line("threshold",
-       fmt::format("that would have held {}: {}",
-                   everywhere ? "over all of it" : fmt::format("wherever {} is claimed", bound_text(s.bound)),
-                   threshold(judgement)));
+  if (may_be_loosened(judgement))
+    line("threshold",
+         fmt::format("that would have held {}: {}",
+                     everywhere ? "over all of it" : fmt::format("wherever {} is claimed", bound_text(s.bound)),
+                     threshold(judgement)));
   return text;
 }
 
@@ -146,6 +152,35 @@ std::string reason_text(const Verdict& verdict, const Judgement& judgement) {
   return fmt::format("{}: {} = {:.6g}, claimed {}; {} of {} samples fail{}{}", place_text(verdict, s),
                      metric_text(*judgement.spec), s.value, bound_text(s.bound), judgement.failing, judgement.samples,
                      cause.empty() ? "" : "; ", cause);
+}
+
+std::string changed_text(const Verdict& verdict) {
+  std::string text;
+  for (const std::string& fault : verdict.planted) text += fmt::format("planted fault: {}\n", fault);
+  for (const auto& [key, value] : verdict.contract->overrides) text += fmt::format("--set {}={}\n", key, value);
+  return text;
+}
+
+std::string lane_text(const LaneReport& lane) {
+  std::string text = fmt::format("{} {}", lane.backend, lane.numerics);
+  if (!lane.device.empty()) text += fmt::format(" on {}", lane.device);
+  if (!lane.instruction_set.empty()) text += fmt::format(", {}", lane.instruction_set);
+  return text;
+}
+
+std::string shell_word(std::string_view text) {
+  const auto is_plain = [](char c) {
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+           std::string_view("/._-+=:,@%").find(c) != std::string_view::npos;
+  };
+  if (!text.empty() && std::all_of(text.begin(), text.end(), is_plain)) return std::string(text);
+  std::string word = "'";
+  for (const char c : text) word += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return word + "'";
+}
+
+std::string counted(std::size_t number, std::string_view what) {
+  return fmt::format("{} {}{}", number, what, number == 1 ? "" : "s");
 }
 
 std::string clean_text(std::string_view text) {

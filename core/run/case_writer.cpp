@@ -255,9 +255,12 @@ std::string CaseWriter::summary(const std::string& place) const {
   if (!case_.cut.experts.empty()) kept += fmt::format(", {} of {} experts", case_.cut.experts.size(), config.experts);
   if (!case_.cut.vocabulary.empty())
     kept += fmt::format(", {} of {} tokens of the vocabulary", case_.cut.vocabulary.size(), config.vocab);
-  return fmt::format("case       {}: {} of lane {}, {} of prompt {}{}; {}\nalone\n{}{}again      moe-diag run {}/{}\n",
-                     place, text_of(parts_.where.site), parts_.lane, positions_text(case_.cut), case_.prompt, kept,
-                     bytes_text(folder_.bytes()), failed_, held_, place, case_contract);
+  return fmt::format(
+      "case       {}: {} of lane {}, {} of prompt {}{}; {}\nalone\n{}{}again      moe-diag run {} --out {} "
+      "--overwrite\n",
+      place, text_of(parts_.where.site), parts_.lane, positions_text(case_.cut), case_.prompt, kept,
+      bytes_text(folder_.bytes()), failed_, held_, shell_word(place + '/' + std::string(case_contract)),
+      shell_word(place + "/out"));
 }
 
 std::string CaseWriter::values_text() const {
@@ -286,8 +289,8 @@ std::string CaseWriter::readme() const {
     text += fmt::format("cause      {}, as the verdict names it\n", parts_.falsifier.cause);
   text += fmt::format("model      {} (digest {})\n\n", v.model, v.model_digest);
   text += fmt::format(
-      "Run it:            moe-diag run contract.yaml --out out\n"
-      "On another backend: moe-diag run contract.yaml --out out --set lanes.{0}.backend=NAME --set "
+      "Run it:            moe-diag run contract.yaml --out out --overwrite\n"
+      "On another backend: moe-diag run contract.yaml --out out --overwrite --set lanes.{0}.backend=NAME --set "
       "lanes.{0}.numerics=NAME\n\n"
       "inputs/   what the step read\nexpected/ what the lane {1}, in f64, makes of it\ncase.gguf what the step reads "
       "of "

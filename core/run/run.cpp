@@ -65,7 +65,7 @@ Verdict not_run(const Contract& contract, const Error& why) {
   for (const FalsifierSpec& spec : contract.falsifiers) {
     Judgement j;
     j.spec = &spec;
-    j.reason = why.what();
+    j.reason = "the run did not begin";  // why, the verdict says once
     verdict.judgements.push_back(std::move(j));
   }
   return verdict;

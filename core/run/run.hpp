@@ -21,10 +21,11 @@
 
 namespace moe_diag {
 
-// How far a run is: `done` of `total` layers walked by all lanes, controls included.
+// How far a run is: `done` of `total` layers walked by all lanes, controls included, or of what `unit` says.
 struct Progress {
-  std::string_view what;  // "prompt short", "control 2 of 5"
-  std::int64_t done = 0, total = 0;
+  std::string_view what;             // "prompt short", "control 2 of 5"
+  std::int64_t done = 0, total = 0;  // 0 of 0: nothing is counted
+  std::string_view unit = "layers";
 };
 
 // The last model that was opened: contracts of one call that compute the same one open it once.

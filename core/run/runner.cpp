@@ -49,6 +49,7 @@ void Runner::open_lanes() {
   check_memory(opened);
   check_max_bytes();
   check_free_space(outputs_of(*capture_, plan_.captures));
+  if (options_.progress) options_.progress({"opening the lanes"});
   lanes_->open(opened);
   lockstep_ = lockstep_lanes(plan_, *lanes_);
   check_planted();
@@ -64,7 +65,7 @@ void Runner::note_absent_lanes(const std::vector<WatchedCapture>& captures) {
       if (const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(i)]; !lane.runs())
         verdict_.captured_nothing.push_back(
             {fmt::format("{}: lane '{}' is absent: {}", contract_.at(capture.spec->where), lane.name, lane.absent),
-             lane.name});
+             lane.name, false, capture.spec->where.line});
 }
 
 void Runner::claim_output() {
@@ -246,7 +247,7 @@ void Runner::judge_alone() {
       throw Error(ErrorKind::environment, fmt::format("interrupted: {} was not judged", plan_.falsifiers[f].spec->id));
     if (options_.progress)
       options_.progress({fmt::format("{} alone", plan_.falsifiers[f].spec->id), static_cast<std::int64_t>(f),
-                         static_cast<std::int64_t>(plan_.falsifiers.size())});
+                         static_cast<std::int64_t>(plan_.falsifiers.size()), "claims"});
     const double start = seconds();
     verdict_.judgements[f] = plan_.falsifiers[f].spec->metric == Metric::identical
                                  ? Identity(parts, f).judge(witnesses_[f].get()).judgement
@@ -324,7 +325,8 @@ void Runner::note_ends() {
     for (const WatchedCapture& capture : plan_.captures)
       if (const auto& positions = capture.positions[static_cast<std::size_t>(p)];
           !positions.empty() && positions.back() >= sequences_->known(p))
-        verdict_.captured_nothing.push_back({fmt::format("{}: {}", contract_.at(capture.spec->where), why), ""});
+        verdict_.captured_nothing.push_back(
+            {fmt::format("{}: {}", contract_.at(capture.spec->where), why), "", false, capture.spec->where.line});
   }
 }
 
@@ -372,7 +374,7 @@ void Runner::explain() {
   if (!why_not.empty()) return leave_unexplained(verdict_, plan_, oracle, why_not);
   try {
     explanations.make([&](std::int64_t done, std::int64_t total) {
-      if (options_.progress) options_.progress({"explaining", done, total});
+      if (options_.progress) options_.progress({"explaining", done, total, "steps"});
       if (options_.interrupted && options_.interrupted())
         throw Error(ErrorKind::environment, "interrupted: causes were not named");
     });
@@ -435,6 +437,7 @@ SoloJudgement Runner::judge_solo_control(std::size_t falsifier, const FaultSpec&
 void Runner::fail(const Error& error) {
   verdict_.failure = error.what();
   verdict_.failure_is_usage = error.kind() == ErrorKind::usage;
+  if (verdict_.timing.forward == 0) verdict_.timing.forward = seconds() - verdict_.timing.open;
   if (!options_.interrupted || !options_.interrupted()) finish_digest_after_failure();
   if (!verdict_.judgements.empty()) return;
   verdict_.judgements = judge_->judgements();
@@ -500,7 +503,8 @@ Verdict Runner::untested() {
   }
   if (std::any_of(contract_.capture.begin(), contract_.capture.end(),
                   [](const CaptureSpec& c) { return c.when == CaptureSpec::When::always; }))
-    verdict_.captured_nothing.push_back({"the model is absent: " + verdict_.model.absent, ""});
+    verdict_.captured_nothing.push_back(
+        {"the model is absent: " + verdict_.model.absent, "", false, contract_.model.where.line});
   return verdict();
 }
 

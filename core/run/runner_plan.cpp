@@ -48,6 +48,7 @@ std::shared_ptr<const Model> Runner::opened_model() const {
 }
 
 bool Runner::open_model() {
+  if (options_.progress) options_.progress({"opening the model"});
   try {
     model_ = opened_model();
   } catch (const Error& e) {
@@ -138,7 +139,7 @@ void Runner::check_bits() const {
     if (lane.absent.empty() && fault.bit >= bits)
       throw Error(ErrorKind::usage,
                   fmt::format("{}: fault '{}': bit {} is not there, the values of lane '{}' are {} "
-                              "and have bits 0..{}",
+                              "and have bits 0 to {}",
                               place, fault.text, fault.bit, lane.name, name_of(lane.description.values), bits - 1));
   }
 }

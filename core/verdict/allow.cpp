@@ -60,8 +60,10 @@ void allow_untested(Verdict& verdict, const std::vector<Pattern>& patterns) {
   for (Judgement& j : verdict.judgements) j.allowed = j.outcome == Outcome::untested && allowance.takes(j);
   const bool all = !verdict.judgements.empty() && std::all_of(verdict.judgements.begin(), verdict.judgements.end(),
                                                               [](const Judgement& j) { return j.allowed; });
+  const bool anything = std::any_of(patterns.begin(), patterns.end(),
+                                    [](const Pattern& p) { return p.of == Pattern::Of::id && p.glob == "*"; });
   for (NotCaptured& missing : verdict.captured_nothing)
-    missing.allowed = missing.lane.empty() ? all : allowance.takes_lanes({missing.lane});
+    missing.allowed = anything || (missing.lane.empty() ? all : allowance.takes_lanes({missing.lane}));
 }
 
 }  // namespace moe_diag

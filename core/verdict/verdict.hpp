@@ -127,6 +127,7 @@ struct NotCaptured {
   std::string what;  // and why
   std::string lane;  // the lane that is absent; empty: the model
   bool allowed = false;
+  int line = 0;  // of the contract, where it is asked for
 };
 
 // How long the parts of a run took, in seconds.

@@ -72,8 +72,8 @@ inline void check_cache(const std::string& backend, const std::string& numerics)
     REQUIRE(written.as<float>()[i] == static_cast<float>(truth.as<double>()[i]));
   CHECK_THROWS_WITH(
       free.read_cache(CachePart::keys, 2, {4, 3}, config),
-      Catch::Matchers::Contains("positions 4..7 of the cache of layer 2 asked for, it has positions 0..6"));
-  CHECK_THROWS_WITH(free.read_cache(CachePart::keys, 4, {0, 1}, config), Catch::Matchers::Contains("layers 0..4"));
+      Catch::Matchers::Contains("3 positions from 4 on of the cache of layer 2 asked for, it has 6 positions"));
+  CHECK_THROWS_WITH(free.read_cache(CachePart::keys, 4, {0, 1}, config), Catch::Matchers::Contains("of 4 layers"));
   CHECK_THROWS_WITH(free.write_cache(CachePart::keys, 2, {0, 1}, truth),
                     Catch::Matchers::Contains("256 values written to the cache, expected 128"));
 }

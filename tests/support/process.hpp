@@ -33,7 +33,11 @@ inline std::string quoted(const std::string& text) {
   return result + "'";
 }
 
-// The runner that was built, with the plugins that were built beside it.
-inline Finished run_tool(const std::string& arguments) { return run_command(quoted(MOE_DIAG_EXE) + " " + arguments); }
+// For a shell: the runner that was built, with the plugins that were built beside it, and the notes of backends that
+// are not here.
+inline std::string tool() {
+  return "MOE_DIAG_PLUGIN_PATH=" + quoted(MOE_DIAG_PLUGINS ":" MOE_DIAG_NOTES) + " " + quoted(MOE_DIAG_EXE);
+}
+inline Finished run_tool(const std::string& arguments) { return run_command(tool() + " " + arguments); }
 
 }  // namespace moe_diag

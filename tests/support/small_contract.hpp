@@ -31,7 +31,7 @@ falsifiers:
 }
 
 inline Verdict judge_text(const std::string& text, RunOptions options = {}, const std::vector<std::string>& inject = {},
-                          const std::vector<std::string>& plugins = {MOE_DIAG_PLUGINS}) {
+                          const std::vector<std::string>& plugins = {MOE_DIAG_PLUGINS, MOE_DIAG_NOTES}) {
   // The verdict points into its contract.
   static std::vector<std::unique_ptr<Contract>> contracts;
   contracts.push_back(std::make_unique<Contract>(parse_contract(text, "test.yaml")));

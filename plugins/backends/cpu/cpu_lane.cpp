@@ -177,9 +177,9 @@ template <class T>
 T* CpuLane<T>::cache_row(CachePart part, int layer, Stretch positions) {
   if (layer < 0 || layer >= config_.layers || positions.first < 0 || positions.count < 0 ||
       positions.end() > pass_total_)
-    fail("cpu lane: positions " + std::to_string(positions.first) + ".." + std::to_string(positions.end()) +
-         " of the cache of layer " + std::to_string(layer) + " asked for, it has positions 0.." +
-         std::to_string(pass_total_) + " of layers 0.." + std::to_string(config_.layers));
+    fail("cpu lane: " + std::to_string(positions.count) + " positions from " + std::to_string(positions.first) +
+         " on of the cache of layer " + std::to_string(layer) + " asked for, it has " + std::to_string(pass_total_) +
+         " positions of " + std::to_string(config_.layers) + " layers");
   std::vector<std::vector<T>>& cache = part == CachePart::keys ? keys_ : values_cache_;
   return cache[static_cast<std::size_t>(layer)].data() + positions.first * config_.kv_width();
 }
@@ -422,7 +422,7 @@ void CpuLane<T>::group_by_expert(const Step& step) {
     const std::int32_t id = indices_[i];
     if (id < 0 || id >= experts)
       fail("layer " + std::to_string(step.layer) + ": moe_router_indices holds expert " + std::to_string(id) +
-           ", the model has experts 0.." + std::to_string(experts));
+           ", the model has experts 0 to " + std::to_string(experts - 1));
     return static_cast<std::size_t>(id);
   };
   const std::size_t count = static_cast<std::size_t>(rows_) * static_cast<std::size_t>(used);

@@ -238,8 +238,8 @@ void CudaLane::check_indices(const Tensor& values) const {
   const auto* ids = values.as<std::int32_t>();
   for (std::int64_t i = 0; i < values.shape.count(); ++i)
     if (ids[i] < 0 || ids[i] >= config_.experts)
-      fail("moe_router_indices was given expert " + std::to_string(ids[i]) + ", the model has experts 0.." +
-           std::to_string(config_.experts));
+      fail("moe_router_indices was given expert " + std::to_string(ids[i]) + ", the model has experts 0 to " +
+           std::to_string(config_.experts - 1));
 }
 
 void CudaLane::write(Stage stage, Rows rows, const Tensor& values) {
@@ -270,9 +270,9 @@ void CudaLane::send(const Tensor& values, std::string_view what, std::int64_t co
 
 float* CudaLane::cache_at(CachePart part, int layer, Stretch positions) const {
   if (layer < 0 || layer >= config_.layers || positions.first < 0 || positions.count < 0 || positions.end() > total_)
-    fail("positions " + std::to_string(positions.first) + ".." + std::to_string(positions.end()) +
-         " of the cache of layer " + std::to_string(layer) + " asked for, it has positions 0.." +
-         std::to_string(total_) + " of layers 0.." + std::to_string(config_.layers));
+    fail(std::to_string(positions.count) + " positions from " + std::to_string(positions.first) +
+         " on of the cache of layer " + std::to_string(layer) + " asked for, it has " + std::to_string(total_) +
+         " positions of " + std::to_string(config_.layers) + " layers");
   return (part == CachePart::keys ? keys(layer) : this->values(layer)) + positions.first * config_.kv_width();
 }
 

@@ -39,7 +39,7 @@ Device find_device(int index) {
   if (status != cudaSuccess)
     absent(std::string("no device can be used: ") + cudaGetErrorName(status) + ": " + cudaGetErrorString(status));
   if (index >= count)
-    absent("there is no device " + std::to_string(index) + ", this machine has devices 0.." +
+    absent("there is no device " + std::to_string(index) + ", this machine has devices 0 to " +
            std::to_string(count - 1));
   cudaDeviceProp properties{};
   MOE_DIAG_CUDA(cudaGetDeviceProperties(&properties, index));

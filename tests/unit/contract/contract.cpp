@@ -77,6 +77,22 @@ TEST_CASE("an override replaces what a path leads to") {
   CHECK(with({{"model.layers", "2"}, {"model.layers", "3"}}).model.layers == 3);
 }
 
+TEST_CASE("an override whose key ends in + adds an item to a list") {
+  const std::string claim = "{id: MORE, claim: m, lane: f32, stage: lm_head, metric: nonfinite, equals: 0}";
+  const Contract c = with({{"falsifiers+", claim}});
+  CHECK(c.falsifiers.size() == with({}).falsifiers.size() + 1);
+  CHECK(c.falsifiers.back().id == "MORE");
+  CHECK(with({{"prompts.short.tokens+", "9"}}).prompts[0].tokens.back() == 9);
+  CHECK(with({{"planted+", "{inject: nan, stage: lm_head, lane: f32}"}}).planted.size() == 1);
+  CHECK_THROWS_WITH(with("model+", "1"), Contains("--set model+: '+=' adds an item to a list, and this is none"));
+  CHECK_THROWS_WITH(with("falsifers+", claim), Contains("did you mean 'falsifiers'?"));
+}
+
+TEST_CASE("a model of another kind that --set adds is told how to take the whole place") {
+  CHECK_THROWS_WITH(with("model.gguf", "m.gguf"), Contains("keep one of 'gguf' and 'synthetic'") &&
+                                                      Contains("set the whole model: --set 'model={gguf: m.gguf}'"));
+}
+
 TEST_CASE("an override keeps the place of what it replaces") {
   const Contract c = with("model", "{synthetic: tiny}");
   CHECK(c.at(c.model.where) == "folder/small.yaml:2:8");

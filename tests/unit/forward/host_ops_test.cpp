@@ -257,9 +257,9 @@ TEST_CASE("sizes that do not fit are refused with both numbers") {
   CHECK_THROWS_WITH(host::linear(host::Matrix(keys), three),
                     "host linear: values of x: expected a multiple of 256, found 3");
   CHECK_THROWS_WITH(host::decode_row(host::Matrix(keys), 128),
-                    "host decode_row: row of blk.0.attn_k.weight: expected 0..127, found 128");
+                    "host decode_row: row of blk.0.attn_k.weight: expected 0 to 127, found 128");
   CHECK_THROWS_WITH(host::decode_row(host::Matrix(keys, 1), 0),
-                    "host decode_row: expert of blk.0.attn_k.weight: expected 0..0, found 1");
+                    "host decode_row: expert of blk.0.attn_k.weight: expected 0 to 0, found 1");
   host::Matrix norm(*model.layers()[0].attn_q_norm);
   norm.type = BlockType::q4_k;
   CHECK_FALSE(host::can_read(*norm.weight, norm.type));

@@ -165,17 +165,19 @@ TEST_CASE("each thing wrong with the tensor table has its message") {
   CHECK(wrong(Bytes().tensor("t", {256}, 13, 0)) ==
         "m.gguf: tensor 't' is of type Q5_K, which is not supported; supported: F32, F16, BF16, Q8_0, Q4_K, Q6_K");
   CHECK(wrong(Bytes().tensor("t", {256}, 99, 0)) ==
-        "m.gguf: tensor 't' is of type 99, which ggml does not have; supported: F32, F16, BF16, Q8_0, Q4_K, Q6_K");
+        "m.gguf: tensor 't' has the type id 99, which this version of moe-diag does not know: it may be a newer type; "
+        "supported: F32, F16, BF16, Q8_0, Q4_K, Q6_K");
   CHECK(wrong(Bytes().tensor("t", {8}, f32, 20)) ==
         "m.gguf: tensor 't' starts at offset 20 of the data, expected a multiple of the alignment 32");
   CHECK(wrong(Bytes().tensor("t", {72}, f32, 0)) ==
-        "m.gguf: tensor 't' lies outside the file: 288 bytes at byte 64+0, found 320 bytes in all");
+        "m.gguf: tensor 't' lies outside the file: 288 bytes at byte 64+0, found 320 bytes in all; a download may be "
+        "incomplete: compare the file's size with that at its source");
   CHECK_THAT(wrong(Bytes().tensor("t", {8}, f32, ~std::uint64_t{31})),
              Catch::Matchers::Contains("tensor 't' lies outside the file"));
   CHECK(wrong(Bytes().tensor("t", {8}, f32, 0).tensor("t", {8}, f32, 32), 2) ==
         "m.gguf: tensor 't' stands in rows 1 and 2 of the table, expected once");
   CHECK(wrong(Bytes().tensor("t", {16}, f32, 0).tensor("u", {8}, f32, 32), 2) ==
-        "m.gguf: tensors 't' (bytes 96..160) and 'u' (bytes 128..160) overlap");
+        "m.gguf: tensors 't' (bytes 96 to 159) and 'u' (bytes 128 to 159) overlap");
 }
 
 TEST_CASE("what the header builder makes is read back") {

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 
 #include "core/model/synthetic.hpp"
@@ -72,6 +73,50 @@ TEST_CASE("exit codes and messages of synth and inspect") {
   expect(0, "synth --overwrite " + model, "synthetic: tiny, 4 layers, q4_k_m, seed 0");
   std::filesystem::resize_file(model, std::filesystem::file_size(model) - 1);
   expect(4, "inspect " + model, "lies outside the file");
+}
+
+TEST_CASE("inspect lists what is in a file that cannot be computed, and says why it cannot") {
+  using Catch::Matchers::Contains;
+  const test::Scratch scratch("command_outline");
+  const std::string model = scratch.path("m.gguf");
+  REQUIRE(run(scratch, "synth " + model).code == 0);
+  std::ifstream in(model, std::ios::binary);
+  const std::string right{std::istreambuf_iterator<char>(in), {}};
+  const auto inspected = [&](const std::string& bytes, const std::string& option = "") {
+    std::ofstream(model, std::ios::binary) << bytes;
+    return run(scratch, "inspect " + model + option);
+  };
+
+  std::string other = right;
+  for (std::size_t at = other.find("qwen3moe"); at < 4096; at = other.find("qwen3moe", at))
+    other.replace(at, 8, "qwen9moe");
+  const Answer architecture = inspected(other);
+  CHECK(architecture.code == 4);
+  CHECK_THAT(architecture.text, Contains("the architecture is 'qwen9moe'; supported: 'qwen3moe'") &&
+                                    Contains("general.architecture = 'qwen9moe'") &&
+                                    Contains("qwen9moe.expert_count = 12") && Contains("blk.*.ffn_down_exps.weight"));
+
+  std::string typed = right;
+  const std::string name = "blk.2.ffn_down_exps.weight";
+  const std::size_t type = typed.find(name) + name.size() + 4 + 3 * 8;
+  typed.replace(type, 4, std::string("\x0d\0\0\0", 4));
+  const Answer q5 = inspected(typed);
+  CHECK(q5.code == 4);
+  CHECK_THAT(q5.text, Contains("Q5_K") && Contains("not supported") && Contains("blk.2.ffn_down_exps.weight"));
+  typed.replace(type, 4, std::string("\x2c\x01\0\0", 4));
+  CHECK_THAT(inspected(typed).text, Contains("type 300") && Contains("does not know"));
+  std::istringstream lines(inspected(typed, " --json").text);  // and the refusal behind it
+  nlohmann::json json;
+  lines >> json;
+  CHECK(json["computed"] == false);
+  CHECK_THAT(json["why"].get<std::string>(), Contains("300"));
+  CHECK(json["metadata"]["general.architecture"] == "qwen3moe");
+  CHECK(json["tensors"].size() == 3 + 4 * 12);
+
+  // Half of a download.
+  const Answer half = inspected(right.substr(0, right.size() / 2));
+  CHECK(half.code == 4);
+  CHECK_THAT(half.text, Contains("a download may be incomplete") && Contains("blk.*.attn_q.weight"));
 }
 
 }  // namespace

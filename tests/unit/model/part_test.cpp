@@ -128,10 +128,10 @@ TEST_CASE("a file that is no part of a model says what is wrong with it") {
   CHECK_THAT(stage.refusal(), Contains("moe_diag.part.stage' is 'attn_nor': there is no such stage"));
   Draft outside;
   outside.layer = {3};
-  CHECK_THAT(outside.refusal(), Contains("moe_diag.part.layer' is 3: attn_norm is in the layers 0..3"));
+  CHECK_THAT(outside.refusal(), Contains("moe_diag.part.layer' is 3: attn_norm is in the layers 0 to 2"));
   Draft without;
   without.layer = {};
-  CHECK_THAT(without.refusal(), Contains("is -1: attn_norm is in the layers 0..3"));
+  CHECK_THAT(without.refusal(), Contains("is -1: attn_norm is in the layers 0 to 2"));
   Draft of_model;
   of_model.stage = "final_norm";
   CHECK_THAT(of_model.refusal(), Contains("is 1: final_norm is of no layer"));

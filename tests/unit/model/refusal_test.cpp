@@ -107,8 +107,63 @@ TEST_CASE("another architecture is refused with what it is and what is supported
         "the architecture is 'qwen3', a dense model without experts; supported: 'qwen3moe'");
   CHECK(refused.of([](Draft& d) { d.keys.erase("general.architecture"); }) ==
         "metadata key 'general.architecture' is missing, expected 'qwen3moe'");
-  CHECK(refused.of_key("split.count", 4u) ==
-        "one of 4 parts of a split model; join them with 'llama-gguf-split --merge'");
+}
+
+TEST_CASE("a part of a split model is called that, by its keys or by its name") {
+  const std::string join =
+      " of a split model: split files are not supported yet; join them: llama-gguf-split --merge FIRST-PART.gguf "
+      "MODEL.gguf";
+  Refusals refused;
+  CHECK(refused.of_key("split.count", 4u) == "one of 4 parts" + join);
+  CHECK(refused.of([](Draft& d) {
+    d.keys = {{"split.no", 1u}, {"split.count", 3u}};
+    d.tensors.erase("token_embd.weight");
+  }) == "part 2 of 3" + join);
+  CHECK(refused.of([](Draft& d) {
+    d.keys["split.no"] = 0u;
+    d.keys["split.count"] = 3u;
+  }) == "part 1 of 3" + join);
+  CHECK(refused.of([](Draft& d) {
+    d.keys["split.no"] = 0u;
+    d.keys["split.count"] = 1u;
+  }) == "");
+
+  const test::Scratch scratch("split");
+  Draft without_keys;
+  without_keys.keys.clear();
+  const std::string part = scratch.path("m-00002-of-00003.gguf");
+  test::write_file(part, without_keys.bytes());
+  CHECK_THROWS_WITH(Model::open(part), part + ": part 2 of 3" + join);
+  // A whole model keeps its name, whatever it was made of.
+  const std::string whole = scratch.path("m-00001-of-00003.gguf");
+  test::write_file(whole, Draft().bytes());
+  CHECK_NOTHROW(Model::open(whole));
+}
+
+TEST_CASE("where a tensor is missing, what stands there instead is named") {
+  using Catch::Matchers::Contains;
+  Refusals refused;
+  const auto renamed = [&](const std::string& from, const std::string& to) {
+    return refused.of([&](Draft& d) {
+      d.tensors[to] = d.tensors[from];
+      d.tensors.erase(from);
+    });
+  };
+  CHECK_THAT(renamed("blk.0.attn_q.weight", "blk.0.attn_qkv.weight"),
+             Contains("tensor blk.0.attn_q.weight is missing") &&
+                 Contains("found blk.0.attn_qkv.weight, queries, keys and values in one tensor: fused"));
+  CHECK_THAT(renamed("blk.0.ffn_up_exps.weight", "blk.0.ffn_gate_up_exps.weight"),
+             Contains("found blk.0.ffn_gate_up_exps.weight, gate and up in one tensor"));
+  CHECK_THAT(renamed("blk.0.ffn_down_exps.weight", "blk.0.ffn_down.0.weight"),
+             Contains("tensor blk.0.ffn_down_exps.weight is missing") &&
+                 Contains("found blk.0.ffn_down.0.weight and more, a tensor an expert"));
+  CHECK_THAT(renamed("blk.0.ffn_gate_inp.weight", "blk.0.router.weight"),
+             Contains("found instead, not known here: 'blk.0.router.weight'"));
+  CHECK_THAT(renamed("output_norm.weight", "norm.weight"), Contains("not known here: 'norm.weight'"));
+  CHECK_THAT(refused.of([](Draft& d) {
+    d.tensors["blk.0.attn_qkv.weight"] = {BlockType::f32, {8}};
+  }),
+             Contains("fused tensors are not supported"));
 }
 
 TEST_CASE("a missing, mistyped or impossible size is refused with its key") {

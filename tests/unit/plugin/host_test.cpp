@@ -145,8 +145,8 @@ TEST_CASE("guard keeps the kind and the text of a usage error") {
 TEST_CASE("an unknown name is refused with the names there are and where was searched") {
   PluginHost host({MOE_DIAG_PLUGINS});
   const Failure failure = failure_of([&] { host.make_sink("npz", Options()); });
-  CHECK(failure.kind == ErrorKind::absent);
-  CHECK_THAT(failure.message, Contains("no sink plugin 'npz'"));
+  CHECK(failure.kind == ErrorKind::usage);
+  CHECK_THAT(failure.message, Contains("there is no sink 'npz', did you mean 'npy'?"));
   CHECK_THAT(failure.message, Contains("npy, stats"));
   CHECK_THAT(failure.message, Contains(MOE_DIAG_PLUGINS));
   CHECK_THAT(failure_of([&] { host.make_backend("npy", Options()); }).message, Contains("('npy' is a sink)"));

@@ -46,7 +46,7 @@ TEST_CASE("the command lines of the page for CI run as they stand, in a reposito
   REQUIRE(commands.size() >= 3);
   for (const std::string& command : commands) {
     const Finished run = run_command("cd " + quoted(folder.str()) + " && export PATH=" + quoted(folder / "bin") +
-                                     ":$PATH MOE_DIAG_PLUGIN_PATH=" + quoted(MOE_DIAG_PLUGINS) +
+                                     ":$PATH MOE_DIAG_PLUGIN_PATH=" + quoted(MOE_DIAG_PLUGINS ":" MOE_DIAG_NOTES) +
                                      " GITHUB_STEP_SUMMARY=" + quoted(folder / "summary.md") + " && " + command);
     INFO(command << "\n" << run.out << run.err);
     CHECK(run.code == 0);
@@ -55,6 +55,19 @@ TEST_CASE("the command lines of the page for CI run as they stand, in a reposito
   CHECK(fs::exists(folder / "out/quickstart/verdict.json"));
   CHECK(fs::exists(folder / "out/gpu/verdict.json"));
   CHECK_THAT(read_text(folder / "summary.md"), Catch::Matchers::Contains("HELD: quickstart"));
+}
+
+TEST_CASE("the page's snippets for other servers judge as its workflow does") {
+  const std::string text = page(), start = "moe-diag run contracts/*.yaml";
+  std::vector<std::string> calls;
+  for (std::size_t at = text.find(start); at != std::string::npos; at = text.find(start, at + 1)) {
+    std::string call = text.substr(at, text.find_first_of("\n\"", at) - at);
+    if (const std::size_t github = call.find(" --github"); github != std::string::npos) call.erase(github, 9);
+    calls.push_back(call);
+  }
+  REQUIRE(calls.size() == 3);
+  CHECK(calls[1] == calls[0]);
+  CHECK(calls[2] == calls[0]);
 }
 
 TEST_CASE("the workflow on the page for CI is YAML, and uploads what its commands write") {
@@ -66,7 +79,8 @@ TEST_CASE("the workflow on the page for CI is YAML, and uploads what its command
       "import sys, yaml; w = yaml.safe_load(open(sys.argv[1])); steps = w['jobs']['contracts']['steps']; "
       "judge = next(s for s in steps if s['name'] == 'Judge')['run']; "
       "kept = steps[-1]['with']['path'].split(); assert steps[-1]['if'] == 'always()'; "
-      "assert all(k in judge.split() for k in kept), (kept, judge); assert all('uses' in s or 'run' in s for s in "
+      "assert all(k in judge.replace('/{id}', '').replace(\"'\", '').split() for k in kept), (kept, judge); assert "
+      "all('uses' in s or 'run' in s for s in "
       "steps)";
   const Finished check =
       run_command(quoted(MOE_DIAG_PYTHON) + " -c " + quoted(script) + " " + quoted(folder / "workflow.yml"));

@@ -17,7 +17,7 @@ struct Job {
 
   void write(const std::string& name, const std::string& text) const { write_text(folder / name, text); }
   Finished run(const std::string& arguments) const {
-    return run_command("cd " + quoted(folder.str()) + " && " + quoted(MOE_DIAG_EXE) + " run --out out " + arguments);
+    return run_command("cd " + quoted(folder.str()) + " && " + tool() + " run --out out " + arguments);
   }
   nlohmann::json verdict(const std::string& id) const { return read_json(folder / ("out/" + id + "/verdict.json")); }
 };
@@ -73,7 +73,8 @@ TEST_CASE("what fails in one contract does not keep the next from being run, and
   CHECK(run.code == 4);
   CHECK_THAT(run.err, Contains("a: ") && Contains("bad.gguf"));
   CHECK_THAT(run.out, Contains("FALSIFIED: b") && Contains("1 FAILED, 1 FALSIFIED; exit code 4"));
-  CHECK_FALSE(fs::exists(job.folder / "out/a/verdict.json"));
+  CHECK_THAT(job.verdict("a")["failure"].get<std::string>(), Contains("bad.gguf"));
+  CHECK(job.verdict("a")["falsifiers"][0]["outcome"] == "untested");
   CHECK(junit_breaches(job.folder / "junit.xml").empty());
   CHECK_THAT(read_text(job.folder / "junit.xml"),
              Contains("errors=\"2\"") && Contains("bad.gguf") && Contains("name=\"(run)\""));
@@ -202,18 +203,17 @@ TEST_CASE("capture feeds the sinks and judges nothing") {
       "capture: [{stages: lm_head, lanes: [truth, free], to: dump}]\nsinks: {dump: {sink: npy, "
       "dir: dump}}\n";
   job.write("a.yaml", gate_text("a", false_claim, captures));
-  const std::string tool =
-      "cd " + quoted(job.folder.str()) + " && " + quoted(MOE_DIAG_EXE) + " capture a.yaml --out out ";
-  const Finished whole = run_command(tool);
+  const std::string command = "cd " + quoted(job.folder.str()) + " && " + tool() + " capture a.yaml --out out ";
+  const Finished whole = run_command(command);
   CHECK(whole.code == 0);
   CHECK_THAT(whole.out,
              Contains("CAPTURED: a 1.0.0: 1 of 1 sinks complete; falsifiers in the contract, not judged: 1"));
   CHECK(fs::exists(job.folder / "out/dump/manifest.json"));
   CHECK_FALSE(fs::exists(job.folder / "out/verdict.json"));
-  CHECK(run_command(tool).code == 2);
-  CHECK(run_command(tool + "--overwrite --set capture.0.lanes=all").code == 3);
-  CHECK(run_command(tool + "--overwrite --set 'model={gguf: no.gguf}'").code == 3);
-  const Finished evidence = run_command(tool + "--overwrite --set capture.0.when=falsified");
+  CHECK(run_command(command).code == 2);
+  CHECK(run_command(command + "--overwrite --set capture.0.lanes=all").code == 3);
+  CHECK(run_command(command + "--overwrite --set 'model={gguf: no.gguf}'").code == 3);
+  const Finished evidence = run_command(command + "--overwrite --set capture.0.when=falsified");
   CHECK(evidence.code == 2);
   CHECK_THAT(evidence.err, Contains("a.yaml"));
 }
@@ -232,12 +232,12 @@ TEST_CASE("plan tells the samples, bytes and stops of the run to come, and names
                           "  - {id: SUM, claim: s, lane: step, stage: moe_router_weights, layers: 1.., metric: "
                           "router_sum_error, at_most: 1, positions: last}\n",
                       captures));
-  const std::string tool = "cd " + quoted(job.folder.str()) + " && " + quoted(MOE_DIAG_EXE) + " plan a.yaml ";
-  const Finished text = run_command(tool);
+  const std::string command = "cd " + quoted(job.folder.str()) + " && " + tool() + " plan a.yaml ";
+  const Finished text = run_command(command);
   CHECK(text.code == 0);
   CHECK_THAT(text.out, Contains("PLAN: a 1.0.0: 4 falsifiers") && Contains("would be untested: lane 'far' is absent") &&
                            Contains("about") && Contains("nowhere"));
-  const auto plan = nlohmann::json::parse(run_command(tool + "--json").out);
+  const auto plan = nlohmann::json::parse(run_command(command + "--json").out);
   CHECK_FALSE(fs::exists(job.folder / "out"));
 
   REQUIRE(job.run("a.yaml").code == 3);
@@ -266,12 +266,12 @@ TEST_CASE("plan tells the samples, bytes and stops of the run to come, and names
   CHECK(plan["seconds"]["total"] > 0);
   CHECK(plan["prompts"][0]["stops"] == 4 * 22 + 3);
 
-  const auto few = nlohmann::json::parse(run_command(tool + "--json --only HOLDS").out);
+  const auto few = nlohmann::json::parse(run_command(command + "--json --only HOLDS").out);
   CHECK(few["falsifiers"].size() == 1);
-  const Finished absent = run_command(tool + "--set 'model={gguf: no.gguf}'");
+  const Finished absent = run_command(command + "--set 'model={gguf: no.gguf}'");
   CHECK(absent.code == 0);
   CHECK_THAT(absent.out, Contains("no.gguf") && Contains("untested"));
-  CHECK(run_command(tool + "--set falsifiers.STEP.layers=9").code == 2);
+  CHECK(run_command(command + "--set falsifiers.STEP.layers=9").code == 2);
 }
 
 }  // namespace moe_diag

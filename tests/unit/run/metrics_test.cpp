@@ -239,7 +239,7 @@ TEST_CASE("without a floor a claim about noise is untested, by name") {
   text.insert(text.find("falsifiers:"),
               "  far: {backend: nowhere, numerics: f32}\n  bare: {backend: bad, numerics: none}\n");
   const Verdict verdict =
-      judge_text(text, {}, {}, {std::string(MOE_DIAG_BAD_PLUGINS) + "/null_lane", MOE_DIAG_PLUGINS});
+      judge_text(text, {}, {}, {std::string(MOE_DIAG_BAD_PLUGINS) + "/null_lane", MOE_DIAG_PLUGINS, MOE_DIAG_NOTES});
   CHECK(verdict.judgements[0].outcome == Outcome::untested);
   CHECK_THAT(verdict.judgements[0].reason, Contains("lane 'far' is absent"));
   CHECK(verdict.judgements[1].outcome == Outcome::untested);

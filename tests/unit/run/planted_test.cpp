@@ -46,11 +46,11 @@ std::string refusal(const std::string& text, RunOptions options, const std::vect
 
 TEST_CASE("faults that the model or the lane cannot have are refused wherever they stand") {
   const std::vector<std::pair<std::string, std::string>> cases = {
-      {"inject: inf, stage: attn_out, layer: 4", "layer 4 is not there, the model has layers 0..4"},
+      {"inject: inf, stage: attn_out, layer: 4", "layer 4 is not there, the model has layers 0 to 3"},
       {"inject: inf, stage: attn_out, layer: 1, index: 256", "element 256 is not there"},
       {"inject: bitflip, stage: moe_router_weights, layer: 1, index: 3", "element 3 is not there"},
       {"inject: bitflip, stage: attn_out, layer: 1, bit: 32",
-       "bit 32 is not there, the values of lane 'step' are f32 and have bits 0..31"},
+       "bit 32 is not there, the values of lane 'step' are f32 and have bits 0 to 31"},
       {"inject: zero, stage: moe_expert_up, layer: 1, expert: 12", "expert 12 is not there"},
       {"inject: wrong_type, stage: moe_router_logits, layer: 1", "the weight there is F32: name a 'type'"},
       {"inject: wrong_type, stage: attn_out, layer: 1, type: Q4_K", "the weight there is Q4_K: name another 'type'"},

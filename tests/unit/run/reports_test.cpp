@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What is written for CI servers: JUnit, JSON and GitHub's annotations, each held against what its readers take.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <set>
@@ -218,24 +220,100 @@ TEST_CASE("the runner annotates, adds to the step's summary, and keeps JSON on s
   std::filesystem::create_directories(folder / "repository/contracts");
   write_text(folder / "repository/contracts/a.yaml", gate_text("a", held_claim + false_claim));
   write_text(folder / "summary.md", "before\n");
-  const std::string tool = "cd " + quoted(folder / "repository/contracts") +
-                           " && GITHUB_WORKSPACE=" + quoted(folder / "repository") +
-                           " GITHUB_STEP_SUMMARY=" + quoted(folder / "summary.md") + " " + quoted(MOE_DIAG_EXE) +
-                           " run a.yaml --overwrite --out " + quoted(folder / "out") + " --github ";
-  const Finished run = run_command(tool);
+  const std::string command = "cd " + quoted(folder / "repository/contracts") +
+                              " && GITHUB_WORKSPACE=" + quoted(folder / "repository") +
+                              " GITHUB_STEP_SUMMARY=" + quoted(folder / "summary.md") + " " + tool() +
+                              " run a.yaml --overwrite --out " + quoted(folder / "out") + " --github ";
+  const Finished run = run_command(command);
   CHECK(run.code == 1);
   CHECK_THAT(run.out, Contains("\n::error file=contracts/a.yaml,line="));
   CHECK_THAT(read_text(folder / "summary.md"), StartsWith("before\n### FALSIFIED: a 1.0.0") &&
                                                    Contains("| **falsified** | FAILS |") &&
                                                    Contains("| held | HOLDS |"));
-  const Finished both = run_command(tool + "--json -");
+  const Finished both = run_command(command + "--json -");
   CHECK(both.code == 2);
   CHECK_THAT(both.err, Contains("--json -"));
-  const Finished wrong = run_command(tool + "--set falsifiers.HOLDS.equals=x");
+  const Finished wrong = run_command(command + "--set falsifiers.HOLDS.equals=x");
   CHECK(wrong.code == 2);
   CHECK_THAT(wrong.out, StartsWith("::error "));
   write_text(folder / "repository/contracts/a.yaml", "metadata: 7\n");
-  CHECK_THAT(run_command(tool).out, Contains("::error file=contracts/a.yaml,line=1,col="));
+  CHECK_THAT(run_command(command).out, Contains("::error file=contracts/a.yaml,line=1,col="));
+}
+
+TEST_CASE("a planted fault and --set are told wherever an outcome is") {
+  const TemporaryFolder folder;
+  write_text(folder / "a.yaml", gate_text("a", held_claim + false_claim));
+  const Finished run =
+      run_command("cd " + quoted(folder.str()) + " && GITHUB_STEP_SUMMARY=summary.md " + tool() +
+                  " run a.yaml --github --junit j.xml --set lanes.free.threads=1 --inject '{inject: scale, stage: "
+                  "moe_expert_out, layer: 2, lane: free}'");
+  CHECK(run.code == 1);
+  CHECK_THAT(run.out, Contains("::warning file=a.yaml,title=a%3A not the contract as it stands::planted fault: scale"));
+  CHECK(junit_breaches(folder / "j.xml") == "");
+  CHECK_THAT(read_text(folder / "j.xml"), Contains("<property name=\"planted\" value=\"scale by 2 at moe_expert_out") &&
+                                              Contains("<property name=\"set\" value=\"lanes.free.threads=1\"/>") &&
+                                              Contains("\nplanted fault: scale") && Contains("stated at a.yaml:"));
+  CHECK_THAT(read_text(folder / "summary.md"), Contains("Planted fault: scale by 2 at moe\\_expert\\_out") &&
+                                                   Contains("Changed by --set: lanes.free.threads=1") &&
+                                                   Contains("First divergence:\n\n```\n  where      prompt short"));
+}
+
+TEST_CASE("a row of the summary is of one sample, and no cause is cut within a word") {
+  Verdict verdict = judge_text(
+      contract_text("  - {id: A, claim: c, lane: step, stage: moe_expert_out, metric: rel_l2, at_most: 1e-5}\n"), {},
+      {"{inject: scale, stage: moe_expert_out, layer: 2, lane: step}"});
+  const Judgement& j = verdict.judgements[0];
+  REQUIRE(j.outcome == Outcome::falsified);
+  const std::string row = github_summary({&verdict, 1});
+  const Sample& worst = j.worst()->worst;
+  CHECK_THAT(row, Contains(fmt::format("| {:.6g} |", worst.value)) &&
+                      Contains(fmt::format("position {}, layer 2, moe\\_expert\\_out", worst.position)));
+  Many many(1);
+  many.verdict.judgements[0].reason = std::string(180, 'x') + " multiplied by 1234567890.123456789";
+  CHECK_THAT(github_summary({&many.verdict, 1}), Contains("multiplied by... |") && !Contains("1234"));
+}
+
+TEST_CASE("a call of which nothing can be computed writes its error where it was asked to") {
+  const TemporaryFolder folder;
+  write_text(folder / "a.yaml", gate_text("a", held_claim + false_claim));
+  const std::string command = "cd " + quoted(folder.str()) + " && GITHUB_STEP_SUMMARY=summary.md " + tool() +
+                              " run a.yaml --github --junit j.xml --overwrite ";
+  CHECK(run_command(command + "--set lanes.free.numerics=f31").code == 2);
+  CHECK(junit_breaches(folder / "j.xml") == "");
+  CHECK_THAT(read_text(folder / "j.xml"), Contains("errors=\"1\"") && Contains("name=\"(call)\"") && Contains("f31"));
+  CHECK_THAT(read_text(folder / "summary.md"), Contains("nothing was computed") && Contains("f31"));
+
+  write_text(folder / "bad.gguf", "GGUF, but not really");
+  const Finished corrupt = run_command(command + "--out out --set 'model={gguf: bad.gguf}'");
+  CHECK(corrupt.code == 4);
+  CHECK(std::count(corrupt.err.begin(), corrupt.err.end(), '\n') == 1);
+  CHECK_THAT(corrupt.out, Contains("FAILED: a") && Contains("verdict    out/verdict.json"));
+  CHECK(junit_breaches(folder / "j.xml") == "");
+  const std::string what = corrupt.err.substr(std::string("moe-diag: ").size(), 40);
+  for (const std::string& text : {read_text(folder / "out/verdict.json"), corrupt.err}) {
+    const std::size_t at = text.find(what);
+    CHECK(at != std::string::npos);
+    CHECK(text.find(what, at + 1) == std::string::npos);
+  }
+  CHECK(json_breaches(folder / "out/verdict.json") == "");
+}
+
+TEST_CASE("what was not captured is annotated where it is asked for") {
+  Verdict verdict = judge_text(
+      gate_text("a", held_claim,
+                "capture: [{stages: lm_head, lanes: [truth, far], to: dump}]\nsinks: {dump: {sink: stats, file: "
+                "dump.csv}}\n"),
+      [] {
+        static const TemporaryFolder folder;
+        RunOptions options;
+        options.out = folder / "out";
+        return options;
+      }());
+  const std::string text = gate_text("a", "");
+  const auto line =
+      std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(text.find("falsifiers:")), '\n') + 1;
+  CHECK_THAT(github_annotations({&verdict, 1}, ""),
+             Contains("::warning file=test.yaml,line=" + std::to_string(line) + ",title=a%3A not captured::"));
 }
 
 TEST_CASE("a JUnit file appears whole or not at all, and a place where it cannot is told before anything is computed") {
@@ -252,8 +330,8 @@ TEST_CASE("a JUnit file appears whole or not at all, and a place where it cannot
   CHECK_THAT(nowhere.err, Contains("--junit"));
   CHECK(run_tool(run + quoted(folder.str())).code == 2);
   CHECK(run_tool(run + "''").code == 2);
-  CHECK(run_command("GITHUB_STEP_SUMMARY=/no/such/summary.md " + quoted(MOE_DIAG_EXE) + " " + run +
-                    quoted(folder / "junit.xml") + " --github")
+  CHECK(run_command("GITHUB_STEP_SUMMARY=/no/such/summary.md " + tool() + " " + run + quoted(folder / "junit.xml") +
+                    " --github")
             .code == 2);
   CHECK_FALSE(std::filesystem::exists(folder / "out"));
 }

@@ -89,7 +89,7 @@ TEST_CASE("L6: all logits are NaN, and the tensor that is read as another type i
   CHECK_THAT(told.run.out, Contains("layer 6, moe_expert_out, expert 9\n") &&
                                Contains("wrong_type: blk.6.ffn_down_exps.weight (Q4_K) read as Q6_K;\n") &&
                                Contains("inputs finite, output not: ") &&
-                               Contains("nonfinite_inherited from layer 6, moe_expert_out, position 0"));
+                               Contains("NaN or Inf inherited from layer 6, moe_expert_out, position 0"));
 }
 
 TEST_CASE("L47: experts change places, since the oracle's margin is smaller than the drift") {
