@@ -163,7 +163,8 @@ TEST_CASE("writing leaves a whole file or none, and nothing beside it") {
   }
   SECTION("when it is there already, unless it may be overwritten") {
     test::write_file(path, {std::byte{1}});
-    CHECK_THROWS_WITH(write_synthetic(spec, path), path + ": is there already; replace it with --overwrite or choose another place (OUT)");
+    CHECK_THROWS_WITH(write_synthetic(spec, path),
+                      path + ": is there already; replace it with --overwrite or choose another place (OUT)");
     CHECK(std::filesystem::file_size(path) == 1);
     write_synthetic(spec, path, {.overwrite = true});
     CHECK(std::filesystem::file_size(path) == synthetic_bytes(spec));
