@@ -351,7 +351,7 @@ class RoundedUnit {
         rounded_(host::rounded(exact_, rounding)) {}
 
   Values take() {
-    if (block_ > 1)
+    if (rounding_ == Rounding::q8_0)
       for (std::size_t first = 0; first < exact_.size(); first += block_) choose_scale(first);
     std::vector<std::size_t> off;
     for (std::size_t i = 0; i < exact_.size(); ++i)
@@ -379,7 +379,7 @@ class RoundedUnit {
     return squares;
   }
 
-  // The largest value gives the block's scale, which is rounded, too.
+  // The largest value gives the block's scale, which Q8_0 rounds to an f16. Scales of f32 move with the value.
   void choose_scale(std::size_t first) {
     const auto begin = exact_.begin() + static_cast<std::ptrdiff_t>(first);
     const auto largest =
