@@ -79,6 +79,9 @@ Hypothesis scaled(const StepCase& c, const Region& region, double factor) {
   return h;
 }
 
+// True for a factor that another eps than the model's looks like.
+bool may_be_eps(const StepCase& c, double factor) { return c.step->op == Op::rms_norm && std::fabs(factor - 1) < 1e-3; }
+
 void add_scale(const StepCase& c, const FailingUnits& failing, std::vector<Hypothesis>& list) {
   const Region region(c, failing);
   if (region.all_zero()) return list.push_back(scaled(c, region, 0));
@@ -93,7 +96,7 @@ void add_scale(const StepCase& c, const FailingUnits& failing, std::vector<Hypot
       bb += b * b;
     }
   const double factor = ab / bb;
-  if (std::isfinite(factor) && factor != 0) list.push_back(scaled(c, region, factor));
+  if (std::isfinite(factor) && factor != 0 && !may_be_eps(c, factor)) list.push_back(scaled(c, region, factor));
 }
 
 // ---- one bit -------------------------------------------------------------------------------------------------------
@@ -348,7 +351,7 @@ class RoundedUnit {
         rounded_(host::rounded(exact_, rounding)) {}
 
   Values take() {
-    if (block_ > 1)
+    if (rounding_ == Rounding::q8_0)
       for (std::size_t first = 0; first < exact_.size(); first += block_) choose_scale(first);
     std::vector<std::size_t> off;
     for (std::size_t i = 0; i < exact_.size(); ++i)
@@ -376,7 +379,7 @@ class RoundedUnit {
     return squares;
   }
 
-  // The largest value gives the block's scale, which is rounded, too.
+  // The largest value gives the block's scale, which Q8_0 rounds to an f16. Scales of f32 move with the value.
   void choose_scale(std::size_t first) {
     const auto begin = exact_.begin() + static_cast<std::ptrdiff_t>(first);
     const auto largest =
@@ -393,8 +396,9 @@ class RoundedUnit {
   // Only where a step is large beside what the value may be off by: else every value would be next to some border.
   void choose_side(std::size_t i) {
     const std::size_t first = i / block_ * block_;
+    const double quotient = block_ > 1 ? 0x1p-21 * std::fabs(exact_[i]) : 0;  // what dividing by the scale rounds
     for (const double sign : {-1.0, 1.0}) {
-      const double other = block_with(first, i, sign * reach(i))[i - first];
+      const double other = block_with(first, i, sign * (reach(i) + quotient))[i - first];
       if (is_near(i, other) && std::fabs(other - rounded_[i]) >= 2 * most_at_borders * reach(i)) {
         rounded_[i] = other;
         return;
