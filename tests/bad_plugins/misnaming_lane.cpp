@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
+#include <array>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/api/backend.hpp"
@@ -20,19 +22,24 @@ class MisnamingLane final : public Lane {
   void run(std::span<const Step>) override {}
   Tensor read(Stage stage, Rows rows) override {
     const Shape shape = config_.shape_of(stage, rows.count, pass_.total);
-    ids_.clear();
-    values_.clear();
+    const bool has = stage == Stage::moe_router_weights || stage == Stage::moe_expert_out;
+    if (stage != Stage::moe_router_indices && !has) return {};
+    std::vector<std::int32_t> ids;
+    std::vector<float> values;
     for (int r = 0; r < rows.count; ++r)
       for (int slot = 0; slot < config_.used; ++slot) {
         const int position = pass_.first + rows.first + r;
-        ids_.push_back(expert(position, slot));
+        ids.push_back(expert(position, slot));
         const std::int64_t width = shape.row() / config_.used;
         for (std::int64_t i = 0; i < width; ++i)
-          values_.push_back(static_cast<float>(position * 100 + ids_.back() * 10) + static_cast<float>(i % 7) + 1);
+          values.push_back(static_cast<float>(position * 100 + ids.back() * 10) + static_cast<float>(i % 7) + 1);
       }
-    if (stage == Stage::moe_router_indices) return {ids_.data(), DType::i32, shape};
-    const bool has = stage == Stage::moe_router_weights || stage == Stage::moe_expert_out;
-    return has ? Tensor{values_.data(), DType::f32, shape} : Tensor{};
+    if (has) {
+      values_[static_cast<std::size_t>(stage)] = std::move(values);
+      return {values_[static_cast<std::size_t>(stage)].data(), DType::f32, shape};
+    }
+    ids_ = std::move(ids);
+    return {ids_.data(), DType::i32, shape};
   }
   void write(Stage, Rows, const Tensor&) override {}
   Tensor read_cache(CachePart, int, Stretch) override { return {}; }
@@ -49,7 +56,7 @@ class MisnamingLane final : public Lane {
   const std::string mood_;
   Pass pass_;
   std::vector<std::int32_t> ids_;
-  std::vector<float> values_;
+  std::array<std::vector<float>, stage_count> values_;
 };
 
 class MisnamingBackend final : public Backend {

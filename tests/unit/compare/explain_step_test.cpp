@@ -194,9 +194,16 @@ TEST_CASE("texts name tensors, types, experts and numbers") {
   std::vector<std::int32_t> ids(down.routing_a.as<std::int32_t>(), down.routing_a.as<std::int32_t>() + 21);
   const Values x = host::values_of(down.in[0]);
 
-  for (std::int32_t& id : ids) id = (id + 1) % 12;
+  const std::set<int> ran(ids.begin(), ids.end());
+  const std::string who = numbers_text({ran.begin(), ran.end()});
+  REQUIRE(ran.count(0) == 1);
+  for (std::int32_t& id : ids) id = (id + 11) % 12;
   CHECK(explained(Stage::moe_expert_out, 1, host::expert_linear(Matrix(weight), ids, 3, x)).text ==
-        "experts 0 to 11 computed with the weights of expert (id + 1) mod 12");
+        fmt::format("experts {} computed with the weights of expert (id - 1) mod 12", who));
+  REQUIRE(ran.count(11) == 0);
+  for (std::int32_t& id : ids) id = (id + 2) % 12;
+  CHECK(explained(Stage::moe_expert_out, 1, host::expert_linear(Matrix(weight), ids, 3, x)).text ==
+        fmt::format("experts {} computed with the weights of expert id + 1", who));
   for (std::int32_t& id : ids) id = (id + 11) % 12;
   CHECK(explained(Stage::moe_expert_out, 1,
                   host::expert_linear(Matrix(*bench.model().layers()[3].ffn_down_exps), ids, 3, x))
