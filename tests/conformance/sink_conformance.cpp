@@ -65,7 +65,7 @@ TEST_CASE("a sink that breaks a promise is told which, and what was seen") {
   ::setenv("MOE_DIAG_TEST_FAR", (elsewhere / "far").c_str(), 1);
   if (!make_comma_locale(locales).empty()) ::setenv("LOCPATH", locales.str().c_str(), 1);
   for (const Breach& breach : {
-           Breach{"build", "building it touches nothing on disk", "made built"},
+           Breach{"build", "building it touches nothing on disk", "/built"},
            Breach{"options_read", "it reads the options it lists", "lists the option 'unread' and does not read it"},
            Breach{"options_unknown", "an unknown option is refused", "wanted an Error of kind usage, found none"},
            Breach{"thread", "every type and shape of event is taken",
@@ -94,7 +94,8 @@ TEST_CASE("a sink that breaks a promise is told which, and what was seen") {
            Breach{"throw", "it is built, opened and given an event",
                   "embedding, position 1): threw something that is not an exception"},
            Breach{"last_event", "every type and shape of event is taken",
-                  "consume (prompt 'short', lane 'truth', layer 0, moe_router_weights, position 1): weights of lane 0 "
+                  "consume (prompt 'short', lane 'truth', layer 0, moe_router_weights, positions 0 to 1): weights of "
+                  "lane 0 "
                   "came after the experts of lane 2"},
        }) {
     INFO(breach.breaks);
