@@ -330,7 +330,7 @@ TEST_CASE("every report tells of an oracle that is not finite, and exit codes ar
   const Finished all = run_tool(run + "--junit " + quoted(folder / "j.xml"));
   CHECK(all.code == 1);
   CHECK_THAT(all.out, Contains("First divergence\n  where      prompt short, position 0, layer 2, moe_expert_out, "));
-  CHECK_THAT(all.out, Contains("oracle_not_finite from layer 2, moe_expert_out, position 0: "));
+  CHECK_THAT(all.out, Contains("oracle_not_finite at layer 2, moe_expert_out, position 0: "));
   CHECK_THAT(read_text(folder / "j.xml"), Contains("name=\"oracle_not_finite\""));
   CHECK(json_breaches(folder / "out/verdict.json").empty());
   const auto verdict = read_json(folder / "out/verdict.json");
