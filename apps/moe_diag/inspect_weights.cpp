@@ -37,8 +37,8 @@ std::vector<UnsoundBlocks> scan_model(const Model& model) {
                   fmt::format("{}: interrupted: not all weights were looked at", model.source()));
     if (!line.is_visible()) return;
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    line.show(fmt::format("MiB of weights, {:.0f} a second", static_cast<double>(done) / mib / seconds),
-              static_cast<std::int64_t>(done / mib), static_cast<std::int64_t>(total / mib));
+    line.show({fmt::format("weights, {:.0f} MiB a second", static_cast<double>(done) / mib / seconds),
+               static_cast<std::int64_t>(done / mib), static_cast<std::int64_t>(total / mib), "MiB"});
   });
 }
 

@@ -47,7 +47,7 @@ std::vector<std::pair<std::string, std::string>> paths_of(const SinkSpec& spec, 
   if (!paths.empty()) return paths;
   const auto sink = host.make_sink(spec.sink, spec.options);
   const SinkOutput output =
-      guard(fmt::format("sink '{}' (plugin {})", spec.name, spec.sink), "output", [&] { return sink->output({}); });
+      guard({fmt::format("sink '{}' (plugin {})", spec.name, spec.sink), "output"}, [&] { return sink->output({}); });
   if (!output.path.empty()) paths.emplace_back(spec.options.where(), output.path);
   return paths;
 }
@@ -80,7 +80,7 @@ fs::path resolved(const fs::path& path) {
 }
 
 std::vector<WrittenPlace> output_places(const Contract& contract, PluginHost& host, const std::string& out,
-                                       bool with_verdict) {
+                                        bool with_verdict) {
   std::vector<WrittenPlace> places;
   if (with_verdict)
     places.push_back(

@@ -20,7 +20,7 @@ struct WrittenPlace {
 
 // What the contract's sinks write below `out`, whatever the outcome, and the verdict where one is written.
 std::vector<WrittenPlace> output_places(const Contract& contract, PluginHost& host, const std::string& out,
-                                       bool with_verdict);
+                                        bool with_verdict);
 
 // Where one output would be written over another; nothing may be written then.
 struct OutputClash : Error {

@@ -114,8 +114,8 @@ const std::string& Runner::model_digest() const {
   DigestProgress progress;
   if (options_.progress && !computes_)
     progress = [this](std::uint64_t done, std::uint64_t total) {
-      options_.progress(
-          {"digest of the model, MiB", static_cast<std::int64_t>(done >> 20), static_cast<std::int64_t>(total >> 20)});
+      options_.progress({"digest of the model", static_cast<std::int64_t>(done >> 20),
+                         static_cast<std::int64_t>(total >> 20), "MiB"});
     };
   return model_->digest(options_.interrupted, progress);
 }

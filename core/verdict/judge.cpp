@@ -333,10 +333,8 @@ void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, i
   if (const auto value = value_of_row(*watched.spec, pair, row)) {
     if (!is_row_finite(pair.b, row)) return leave_out(f, sample, watched.against);
     sample.value = *value;
-    if (watched.spec->metric == Metric::routing_flips && *value > 0) {
-      const Pair& pair = comparisons.pair(watched.lane, watched.against);
+    if (metric == Metric::routing_flips && *value > 0)
       sample.flips = misnamed_of_row(pair.a, pair.b, row, pair.experts);
-    }
     return add_sample(judgements_[f], sample);
   }
   judge_values(f, comparisons, row, sample);

@@ -75,8 +75,6 @@ class Teller {
  private:
   // Divergences are known by their number.
   void make_room(int count) {
-    for (Divergence& d : verdict_.diagnosis.divergences)
-      if (d.like >= 0) d.like += count;
     for (Judgement& j : verdict_.judgements)
       if (j.explanation.divergence >= 0) j.explanation.divergence += count;
   }
