@@ -375,7 +375,7 @@ TEST_CASE("nonfinite counts the lane's experts one by one, whatever the oracle c
                                 {"{inject: nan, stage: moe_expert_out, layer: 2, index: 5, lane: free}"});
   CHECK(judgement_of(verdict, "ALL").samples == 3);
   CHECK(judgement_of(verdict, "ALL").failing >= 1);
-  CHECK(judgement_of(verdict, "ALL").first_failing()->first_failing.expert >= 0);
+  CHECK(judgement_of(verdict, "ALL").leading_failure()->first_failing.expert >= 0);
   CHECK(judgement_of(verdict, "SOME").outcome == Outcome::falsified);
 }
 
