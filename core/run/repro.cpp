@@ -102,8 +102,13 @@ class Reproduction {
   }
 
   FalsifierSpec claim_of_contract() const {
-    for (const FalsifierSpec& spec : contract_.falsifiers)
-      if (spec.id == falsifier_.id) return spec;
+    for (const FalsifierSpec& spec : contract_.falsifiers) {
+      if (spec.id != falsifier_.id) continue;
+      if (is_solo(spec.metric))
+        refuse(fmt::format("{}: {} is about '{}', which is of passes and not of a step that could be run alone",
+                           verdict_.path, spec.id, name_of(spec.metric)));
+      return spec;
+    }
     refuse(fmt::format("{}: the contract has no falsifier {}", verdict_.contract, falsifier_.id));
   }
 

@@ -35,7 +35,7 @@ class DyingSink final : public Sink {
     if (const char start = 0; at_ == "stack") deeper(&start);
   }
   void close() override {
-    if (at_ == "close") std::raise(SIGFPE);
+    if (at_ == "close" && std::raise(SIGFPE) == 0) at_.clear();  // no tail call: this frame is to be found
   }
 
  private:

@@ -113,7 +113,7 @@ TEST_CASE("a mistake in a value of --set is told there") {
                     Contains("--set falsifiers.AGREE.at_least: falsifiers.AGREE."));
   CHECK_THROWS_WITH(with("falsifiers.AGREE.at_laest", "1"),
                     Contains("--set falsifiers.AGREE.at_laest") && Contains("did you mean 'at_least'"));
-  CHECK_THROWS_WITH(with("model.seed", "*x"), Contains("--set model.seed: not YAML") && Contains("quote"));
+  CHECK_THROWS_WITH(with("model.seed", "*x"), Contains("--set model.seed: an alias") && Contains("quote"));
   CHECK_THROWS_WITH(with("model.seed", ""), Contains("--set model.seed: model.seed: expected a whole number"));
   CHECK_THROWS_WITH(with("prompts.short.tokens", "[1, x]"),
                     Contains("--set prompts.short.tokens: prompts.short.tokens.1"));

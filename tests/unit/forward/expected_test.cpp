@@ -24,7 +24,7 @@ struct Squares {
 void add_samples(Squares& squares, Recorder& seen, const std::string& numerics, const Step& step, Stage stage,
                  const ModelConfig& config) {
   const Site site{stage, step.layer}, routing{Stage::moe_router_indices, step.layer};
-  Pair pair{site, seen.at(1, site).tensor(), seen.at(0, site).tensor(), {}, {}, 0, 0};
+  Pair pair{site, seen.at(1, site).tensor(), seen.at(0, site).tensor(), {}, {}, 0, config.experts};
   if (is_per_expert(stage)) {
     pair.routing_a = seen.at(1, routing).tensor();
     pair.routing_b = seen.at(0, routing).tensor();

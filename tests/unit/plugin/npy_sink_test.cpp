@@ -242,7 +242,7 @@ TEST_CASE("what cannot be written is named with reason and remedy") {
   CHECK_THAT(error_of([&] {
                loaded_sink("npy", {{"dir", "dump"}})->open(run.info);
              }),
-             Contains(folder / "file/dump" + ": cannot make the folder: Not a directory; write elsewhere (--out)"));
+             Contains(folder / "file/dump" + ": cannot be written: Not a directory; write elsewhere (--out)"));
 }
 
 TEST_CASE("a disk that is full ends with the file's name and leaves no manifest") {

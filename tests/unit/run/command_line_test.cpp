@@ -182,11 +182,11 @@ TEST_CASE("a corrupt model exits 4 and names the file") {
   }
 }
 
-TEST_CASE("an output folder that cannot be written exits 4") {
+TEST_CASE("an output folder that is a file is a mistake of the call") {
   const TemporaryFolder folder;
   write_text(folder / "file", "in the way");
   const Finished run = run_tool("run " + quoted(quickstart) + " --out " + quoted(folder / "file"));
-  CHECK(run.code == 4);
+  CHECK(run.code == 2);
   CHECK_THAT(run.err, Contains(folder / "file") && Contains("--out"));
   CHECK(read_text(folder / "file") == "in the way");
 }

@@ -255,10 +255,10 @@ TEST_CASE("an oracle that is fed itself is run again from the start") {
 TEST_CASE("a small fault where the claim fails does not hide a large one before it") {
   const Verdict verdict =
       judge(contract_text(late_claim(), "{synthetic: tiny, seed: 7}", twelve),
-            {"{inject: scale, factor: 1.00002, stage: ffn_norm, layer: 2, positions: 11, lane: free}",
+            {"{inject: scale, factor: 1.00002, stage: attn_out, layer: 2, positions: 11, lane: free}",
              "{inject: scale, factor: 3, stage: k_post_rope, layer: 1, positions: 3, lane: free}"});
   CHECK(told(verdict) ==
-        std::vector<std::string>{"scale at layer 1, k_post_rope of free", "scale at layer 2, ffn_norm of free"});
+        std::vector<std::string>{"scale at layer 1, k_post_rope of free", "scale at layer 2, attn_out of free"});
   CHECK(explanation_of(verdict, "LATE").divergence == 0);
 }
 

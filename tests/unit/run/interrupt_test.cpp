@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <thread>
 #include <vector>
@@ -44,6 +45,7 @@ class Child {
     const int log = ::open(log_.c_str(), O_CREAT | O_WRONLY, 0600);
     ::dup2(log, STDOUT_FILENO);
     ::dup2(log, STDERR_FILENO);
+    ::setenv("MOE_DIAG_PLUGIN_PATH", MOE_DIAG_PLUGINS ":" MOE_DIAG_NOTES, 1);
     ::execl(MOE_DIAG_EXE, MOE_DIAG_EXE, "run", contract.c_str(), next.c_str(), "--out", out_.c_str(), "--junit",
             junit.c_str(), nullptr);
     ::_exit(127);

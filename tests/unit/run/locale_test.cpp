@@ -26,7 +26,7 @@ const std::string claims =
 std::string without_times(const std::string& text) {
   std::string out =
       std::regex_replace(text,
-                         std::regex("\"(open|forward|solo|evidence|explain|controls|total|seconds|judging|"
+                         std::regex("\"(open|forward|solo|evidence|explain|controls|digest|total|seconds|judging|"
                                     "host_available)\": [-0-9.e+]+"),
                          "\"$1\": T");
   out = std::regex_replace(out, std::regex("(timestamp|time)=\"[-0-9.T:]+\""), "$1=\"T\"");
@@ -76,7 +76,7 @@ TEST_CASE("the runner writes the same bytes under a locale with a decimal comma"
   write_text(folder / "c.yaml", gate_text("c", claims, captures));
   const auto under = [&](const std::string& locale, const std::string& arguments) {
     const Finished run = run_command("cd " + quoted(folder.str()) + " && LOCPATH=" + quoted(folder.str()) +
-                                     " LC_ALL=" + locale + " " + quoted(MOE_DIAG_EXE) + " " + arguments);
+                                     " LC_ALL=" + locale + " " + tool() + " " + arguments);
     INFO(arguments << "\n" << run.err);
     CHECK((run.code == 0 || run.code == 1));
     return without_times(run.out + run.err);

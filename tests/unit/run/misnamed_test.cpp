@@ -25,7 +25,7 @@ Verdict judge_mood(const std::string& mood, const std::string& lane = "odd", con
   claim("FLIPS", "moe_router_indices", "routing_flips, equals: 0");
   claim("VALUES", "moe_expert_out", "rel_l2, at_most: 0");
   claim("WEIGHTS", "moe_router_weights", "rel_l2, at_most: 0");
-  claim("FINITE", "moe_expert_out", "nonfinite, equals: 0");
+  claim("FINITE", "moe_expert_out", "nonfinite_beyond, equals: 0");
   std::string text = contract_text(claims, "{synthetic: tiny, seed: 7}", "[3, 141, 59, 26]");
   text.replace(text.find("  free:"), 0,
                fmt::format("  odd: {{backend: bad, numerics: f32, mood: {0}}}\n"

@@ -30,12 +30,12 @@ struct Place {
   Finished shell(const std::string& command) const {
     return run_command("cd " + quoted(folder.str()) + " && " + command);
   }
-  Finished tool(const std::string& arguments) const { return shell(quoted(MOE_DIAG_EXE) + " " + arguments); }
+  Finished tool(const std::string& arguments) const { return shell(moe_diag::tool() + " " + arguments); }
   Finished run(const std::string& more) const { return tool("run a.yaml " + more); }
   // What a reader of the FIFO gets while the command writes to it.
   std::string through(const std::string& fifo, const std::string& command) const {
     const Finished done = shell("mkfifo " + fifo + " && { timeout 60 cat " + fifo + " > got & } && " +
-                                quoted(MOE_DIAG_EXE) + " " + command + " && wait");
+                                moe_diag::tool() + " " + command + " && wait");
     INFO(done.err);
     CHECK(done.code == 0);
     CHECK(fs::is_fifo(folder / fifo));
@@ -89,7 +89,7 @@ TEST_CASE("a FIFO is written through, and stays") {
 
 TEST_CASE("the step's summary goes through a FIFO and along a link, and is added to") {
   const Place place;
-  const std::string github = " " + quoted(MOE_DIAG_EXE) + " run a.yaml --github --out ";
+  const std::string github = " " + moe_diag::tool() + " run a.yaml --github --out ";
   write_text(place / "end.md", "before\n");
   fs::create_symlink("end.md", place / "link.md");
   CHECK(place.shell("GITHUB_STEP_SUMMARY=link.md" + github + "o1").code == 0);
@@ -119,7 +119,7 @@ TEST_CASE("a device is written through, and a full one is told, with exit 4") {
 
 TEST_CASE("standard output by name takes what comes after the report, be it a pipe or a file") {
   const Place place;
-  const Finished piped = place.shell(quoted(MOE_DIAG_EXE) + " run a.yaml --out o1 --json /dev/stdout | cat");
+  const Finished piped = place.shell(moe_diag::tool() + " run a.yaml --out o1 --json /dev/stdout | cat");
   CHECK_THAT(piped.out, Catch::Matchers::StartsWith("HELD"));
   CHECK(is_verdict(piped.out.substr(piped.out.find("\n{"))));
   CHECK(place.run("--out o2 --json /dev/fd/1 > all").code == 0);
@@ -264,7 +264,7 @@ TEST_CASE("a case goes into an empty folder, along a link, and never takes other
   REQUIRE(place.run("--out out --inject '{inject: scale, stage: moe_ffn_out, layer: 1, lane: free}'").code == 1);
   const std::string repro = "repro out/verdict.json --out ";
   fs::create_directory(place / "empty");
-  CHECK(place.shell("cd empty && " + quoted(MOE_DIAG_EXE) + " repro ../out/verdict.json --out .").code == 0);
+  CHECK(place.shell("cd empty && " + moe_diag::tool() + " repro ../out/verdict.json --out .").code == 0);
   CHECK(fs::exists(place / "empty/contract.yaml"));
   CHECK(fs::exists(place / "empty/inputs"));
   CHECK_FALSE(std::any_of(fs::directory_iterator(place / "empty"), fs::directory_iterator(),

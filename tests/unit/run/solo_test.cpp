@@ -287,13 +287,20 @@ TEST_CASE("a model that differs in one bit of one expert is another model, whate
   const TemporaryFolder folder;
   const std::string model = folder / "m.gguf", contract = folder / "c.yaml";
   REQUIRE(run_tool("synth " + quoted(model) + " --seed 7").code == 0);
-  write_text(contract, contract_text(identical("SAME", "free", "{digest: d.json}"), "{gguf: m.gguf}"));
+  write_text(contract, contract_text(identical("SAME", "free", "{digest: d.json}") +
+                                         "  - {id: NEAR, claim: c, lane: free, stage: lm_head, metric: rel_l2, "
+                                         "at_most: 1e-3}\n",
+                                     "{gguf: m.gguf}"));
   REQUIRE(run_tool("digest " + quoted(contract) + " --out " + quoted(folder / "d.json")).code == 0);
   const std::string run = "run " + quoted(contract) + " --overwrite --out " + quoted(folder / "out");
   REQUIRE(run_tool(run).code == 0);
   const std::string fault = " --set model=\"{gguf: m.gguf}\" --inject '{inject: scale, stage: lm_head, lane: free}'";
   REQUIRE(run_tool(run + fault).code == 1);
-  const Finished own = run_tool("repro " + quoted(folder / "out/verdict.json") + " --out " + quoted(folder / "case"));
+  const std::string of_verdict = "repro " + quoted(folder / "out/verdict.json") + " --out ";
+  const Finished of_passes = run_tool(of_verdict + quoted(folder / "no") + " --falsifier SAME");
+  CHECK(of_passes.code == 2);
+  CHECK_THAT(of_passes.err, Contains("SAME is about 'identical'"));
+  const Finished own = run_tool(of_verdict + quoted(folder / "case") + " --falsifier NEAR");
   INFO(own.out << own.err);
   CHECK(own.code == 0);
 
@@ -307,7 +314,7 @@ TEST_CASE("a model that differs in one bit of one expert is another model, whate
   const Model after = Model::open(model);
   REQUIRE(after.sampled() == before.sampled());
 
-  const Finished repro = run_tool("repro " + quoted(folder / "out/verdict.json") + " --out " + quoted(folder / "no"));
+  const Finished repro = run_tool(of_verdict + quoted(folder / "no") + " --falsifier NEAR");
   CHECK(repro.code == 2);
   CHECK_THAT(repro.err, Contains("this is not the model of") && Contains(digest) && Contains(after.digest()));
   const Finished other = run_tool(run);
@@ -340,7 +347,7 @@ TEST_CASE("a file that holds no digests ends the run before anything is computed
   refused("[]", "not a file of digests");
   refused(std::string(100000, '['), "not a file of digests");
   refused(changed("\"moe-diag digests\"", "\"moe-diag capture\""), "not a file of digests");
-  refused(changed("\"format_version\": 1", "\"format_version\": 2"), "format_version");
+  refused(changed("\"format_version\": 2", "\"format_version\": 1"), "format_version");
   refused(changed("\"sites\"", "\"places\""), "\"sites\" is missing");
   refused(changed("\"stage\":\"embedding\"", "\"stage\":\"embeding\""), "no such stage");
   refused(changed("\"positions\":[0,", "\"positions\":["), "4 positions and 5 digests");
