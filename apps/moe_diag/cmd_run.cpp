@@ -34,8 +34,10 @@ struct RunArguments {
 // All that one call runs; verdicts point into the contracts.
 class Runs {
  public:
-  Runs(const RunArguments& arguments, const Context& context)
+  // Adds to `inputs` what the contracts read, as soon as that is known.
+  Runs(const RunArguments& arguments, const Context& context, CallFiles& inputs)
       : arguments_(arguments), host_(context.plugin_dirs), contracts_(read(arguments.contracts, host_)) {
+    for (const Contract& contract : contracts_) inputs.read(contract);
     several_ = contracts_.size() > 1;
     check_ids();
     allowed_ = parse_allowed(contracts_, arguments.allow_untested);
@@ -165,13 +167,15 @@ class Runs {
 
 // A mistake in a contract is told beside the line of the change that has it, too.
 ExitCode run(const RunArguments& arguments, const Context& context) {
+  CallFiles inputs;
+  for (const std::string& path : arguments.contracts.paths) inputs.read("the contract", path);
   try {
-    return Runs(arguments, context).run();
+    return Runs(arguments, context, inputs).run();
   } catch (const OutputClash& e) {
     if (arguments.outputs.github) print(github_annotations(e.what(), workspace()));
     throw;
   } catch (const Error& e) {
-    deliver_mistakes(e.what(), arguments.outputs, arguments.settings.overwrite);
+    deliver_mistakes(e.what(), arguments.outputs, arguments.settings.overwrite, inputs);
     throw;
   }
 }

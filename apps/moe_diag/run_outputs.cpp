@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 
 #include "core/api/output_file.hpp"
 #include "core/report/github.hpp"
@@ -32,6 +33,16 @@ void append(const std::string& file, const std::string& text) {
                  place.kind == OutputPlace::Kind::file ? OutputFile::Mode::modify : OutputFile::Mode::create);
   out.write(text.data(), text.size());
   out.close();
+}
+
+// Contracts that could not be read do not say what else is an input: only a report is replaced then.
+bool is_replaceable_report(const std::string& file) {
+  if (find_output(file).kind != OutputPlace::Kind::file) return true;
+  constexpr std::string_view begin = "<?xml";
+  std::ifstream in(file, std::ios::binary);
+  std::string text(begin.size(), '\0');
+  in.read(text.data(), static_cast<std::streamsize>(text.size()));
+  return in.gcount() == 0 || text == begin;
 }
 
 std::string step_summary(const RunOutputs& outputs) { return outputs.github ? variable("GITHUB_STEP_SUMMARY") : ""; }
@@ -65,19 +76,34 @@ CallFiles files_of(std::span<const Contract> contracts, std::span<const RunOptio
 }
 
 void add_places(const RunOutputs& outputs, std::vector<WrittenPlace>& places) {
-  if (!outputs.json.empty() && outputs.json != "-") places.push_back({"", "--json", resolved(outputs.json)});
-  if (!outputs.junit.empty()) places.push_back({"", "--junit", resolved(outputs.junit)});
+  const auto add = [&](const char* who, const std::string& file) {
+    try {
+      // A stream lies nowhere: what is written to it one after the other stays.
+      if (find_output(file).kind != OutputPlace::Kind::stream) places.push_back({"", who, resolved(file)});
+    } catch (const Error&) {  // it leads nowhere: that is told before anything is computed
+    }
+  };
+  if (!outputs.json.empty() && outputs.json != "-") add("--json", outputs.json);
+  if (!outputs.junit.empty()) add("--junit", outputs.junit);
 }
 
-void deliver_mistakes(const std::string& mistakes, const RunOutputs& outputs, bool overwrite) {
+void deliver_mistakes(const std::string& mistakes, const RunOutputs& outputs, bool overwrite, CallFiles inputs) {
   if (outputs.github) print(github_annotations(mistakes, workspace()));
-  try {
-    check_outputs(outputs, overwrite);
-    if (!outputs.junit.empty()) write_whole_file(outputs.junit, junit_report(mistakes, MOE_DIAG_VERSION));
-    if (const std::string file = step_summary(outputs); !file.empty()) append(file, github_summary(mistakes));
-  } catch (const Error&) {
-    // It is told what is wrong with the call; that its reports cannot be written comes after that.
-  }
+  // What is wrong with the call is told; that one of its reports cannot be written comes after that.
+  const auto attempt = [&](const char* who, const std::string& file, const auto& write) {
+    if (file.empty()) return;
+    try {
+      inputs.write(who, file);
+      write();
+    } catch (const Error&) {
+    }
+  };
+  attempt("--junit", outputs.junit, [&] {
+    check_output(outputs.junit, overwrite, "--junit");
+    if (is_replaceable_report(outputs.junit)) write_whole_file(outputs.junit, junit_report(mistakes, MOE_DIAG_VERSION));
+  });
+  attempt("GITHUB_STEP_SUMMARY", step_summary(outputs),
+          [&] { append(step_summary(outputs), github_summary(mistakes)); });
 }
 
 void deliver_failure(const Verdict& verdict, const RunOptions& options, const RunOutputs& outputs) {

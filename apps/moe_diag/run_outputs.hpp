@@ -30,8 +30,8 @@ CallFiles files_of(std::span<const Contract> contracts, std::span<const RunOptio
 void add_places(const RunOutputs& outputs, std::vector<WrittenPlace>& places);
 
 // When nothing was computed, for what is wrong with contracts or the command line: JUnit, annotations and the step's
-// summary, where they were asked for and can be written.
-void deliver_mistakes(const std::string& mistakes, const RunOutputs& outputs, bool overwrite);
+// summary, where they were asked for and can be written. None of `inputs` is: the call may name one by mistake.
+void deliver_mistakes(const std::string& mistakes, const RunOutputs& outputs, bool overwrite, CallFiles inputs);
 // Of a contract that could not be run: <out>/verdict.json. Why, was told.
 void deliver_failure(const Verdict& verdict, const RunOptions& options, const RunOutputs& outputs);
 

@@ -166,6 +166,8 @@ TEST_CASE("what sinks are tried with is what a run of several lanes gives them")
 
 TEST_CASE("the command says a line a check, and ends as a claim does") {
   const std::string sink = bad_path("breaks_promise");
+  const TemporaryFolder locales;
+  if (!make_comma_locale(locales).empty()) ::setenv("LOCPATH", locales.str().c_str(), 1);
   const Finished kept = run_tool("plugins --conformance " + quoted(sink));
   CHECK(kept.code == 0);
   CHECK_THAT(kept.out, Contains("ok      it is built, opened and given an event\n") && Contains("17 kept, 0 broken"));

@@ -119,20 +119,20 @@ TEST_CASE("of many steps that are off, the worst is explained and leads, whateve
       for (const std::string stage : {"attn_norm", "ffn_norm", "moe_ffn_out", "attn_out"})
         faults.push_back(
             fmt::format("{{inject: scale, factor: 1.005, stage: {}, layer: {}, lane: {}}}", stage, layer, lane));
-    faults.push_back("{inject: rope_theta, theta: 1e4, stage: k_post_rope, layer: 2, lane: " + lane + "}");
+    faults.push_back("{inject: zero, stage: attention, layer: 2, lane: " + lane + "}");
     const Verdict verdict = judge(contract_text(claims_about(lane)), faults);
     const std::string& id = lane == "step" ? "ERROR" : "LOGITS";
     const Explanation& e = explanation_of(verdict, id);
-    CHECK(e.cause == (lane == "step" ? Cause::rope_theta : Cause::inherited));
+    CHECK(e.cause == (lane == "step" ? Cause::zero : Cause::inherited));
     REQUIRE(e.divergence >= 0);
     const Divergence& d = verdict.diagnosis.divergences[static_cast<std::size_t>(e.divergence)];
-    CHECK(told(verdict, d) == "rope_theta at layer 2, k_post_rope of " + lane);
+    CHECK(told(verdict, d) == "zero at layer 2, attention of " + lane);
     for (const Divergence& other : verdict.diagnosis.divergences)
       CHECK((other.cause == Cause::scale || other.cause == Cause::not_tried || &other == &d));
     if (lane == "free") continue;
-    CHECK(text_of(verdict.first_divergence()->leading_failure()->site) == "layer 2, k_post_rope");
+    CHECK(text_of(verdict.first_divergence()->leading_failure()->site) == "layer 2, attention");
     const std::string console = console_report(verdict, false);
-    CHECK_THAT(console.substr(0, console.find("Other divergences")), Contains("layer 2, k_post_rope"));
+    CHECK_THAT(console.substr(0, console.find("Other divergences")), Contains("layer 2, attention"));
   }
 }
 

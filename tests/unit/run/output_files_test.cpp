@@ -199,7 +199,7 @@ TEST_CASE("what a call reads is never replaced, by whatever name") {
 TEST_CASE("two outputs of one call are two files") {
   const Place place(gate_text("a", held_claim, stats_capture));
   fs::create_directory(place / "out");
-  refuses(place.run("--out out --json x --junit ./x"), {"--json", "--junit", "by the same call"});
+  refuses(place.run("--out out --json x --junit ./x"), {"--json", "--junit", "a place of its own"});
   refuses(place.run("--out out --json out/verdict.json"), {"--json", "the verdict"});
   refuses(place.run("--out out --json out/table.json"), {"sink 'table'", "--json"});
   CHECK(fs::is_empty(place / "out"));
@@ -209,7 +209,9 @@ TEST_CASE("a folder is no file and a file no folder, and nothing is computed") {
   const Place place;
   write_text(place / "file", "mine");
   refuses(place.run("--out file"), {"file: is no folder", "--out"});
-  refuses(place.run("--out o --json ."), {"is a folder"});
+  fs::create_directory(place / "sub");
+  refuses(place.run("--out o --json sub"), {"is a folder"});
+  refuses(place.run("--out o --json ."), {"--json", "o/verdict.json"});
   refuses(place.run("--out o --junit no/such.xml"), {"there is no folder no", "--junit"});
   CHECK(place.shell("mkfifo fifo").code == 0);
   refuses(place.run("--out fifo"), {"fifo: is no folder"});
