@@ -58,19 +58,23 @@ int parse_and_run(int argc, char** argv) {
 }  // namespace
 }  // namespace moe_diag
 
+// A closed or full standard error takes nothing away from the exit code.
+static void tell(const char* kind, const char* what) { std::fprintf(stderr, "moe-diag: %s%s\n", kind, what); }
+
 int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // whoever reads the report may stop early; the exit code stands
   std::signal(SIGXFSZ, SIG_IGN);  // a limit on the size of files is told as a full disk is
   try {
     const int code = moe_diag::parse_and_run(argc, argv);
-    if (std::fflush(stdout) == 0 || errno == EPIPE) return code;
+    if (std::ferror(stdout) == 0 && std::fflush(stdout) == 0) return code;
+    if (errno == EPIPE) return code;
     throw moe_diag::Error(moe_diag::ErrorKind::environment,
                           std::string("cannot write to standard output: ") + std::strerror(errno));
   } catch (const moe_diag::Error& e) {
-    fmt::print(stderr, "moe-diag: {}\n", e.what());
+    tell("", e.what());
     return moe_diag::exit_code_of(e);
   } catch (const std::exception& e) {
-    fmt::print(stderr, "moe-diag: unexpected: {}\n", e.what());
+    tell("unexpected: ", e.what());
     return moe_diag::exit_environment;
   }
 }

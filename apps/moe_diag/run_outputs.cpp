@@ -45,6 +45,15 @@ bool is_replaceable_report(const std::string& file) {
   return in.gcount() == 0 || text == begin;
 }
 
+// The same of what is added to: a model is no text.
+bool is_text(const std::string& file) {
+  if (find_output(file).kind != OutputPlace::Kind::file) return true;
+  std::ifstream in(file, std::ios::binary);
+  std::string begin(4096, ' ');
+  in.read(begin.data(), static_cast<std::streamsize>(begin.size()));
+  return begin.find('\0') == std::string::npos;
+}
+
 std::string step_summary(const RunOutputs& outputs) { return outputs.github ? variable("GITHUB_STEP_SUMMARY") : ""; }
 
 }  // namespace
@@ -102,8 +111,9 @@ void deliver_mistakes(const std::string& mistakes, const RunOutputs& outputs, bo
     check_output(outputs.junit, overwrite, "--junit");
     if (is_replaceable_report(outputs.junit)) write_whole_file(outputs.junit, junit_report(mistakes, MOE_DIAG_VERSION));
   });
-  attempt("GITHUB_STEP_SUMMARY", step_summary(outputs),
-          [&] { append(step_summary(outputs), github_summary(mistakes)); });
+  attempt("GITHUB_STEP_SUMMARY", step_summary(outputs), [&] {
+    if (is_text(step_summary(outputs))) append(step_summary(outputs), github_summary(mistakes));
+  });
 }
 
 void deliver_failure(const Verdict& verdict, const RunOptions& options, const RunOutputs& outputs) {

@@ -291,10 +291,14 @@ void add_later_pass(StepExplanation& first, const StepExplanation& later, int po
   const bool has_name = first.cause != StepCause::none && first.cause != StepCause::plain_operator;
   if (!has_name || later.cause == StepCause::none || (later.cause == first.cause && later.text == first.text)) return;
   if (first.text.find("from position ") != std::string::npos) return;  // one later pass is enough to say so
-  if (later.cause == first.cause)
+  if (later.cause == first.cause) {
     first.text += fmt::format("; from position {} on, {}", position, later.text);
-  else
-    first.text += fmt::format("; this does not explain the values from position {} on", position);
+    return;
+  }
+  first.text =
+      fmt::format("nothing tried explains all of it: {}{}{} fits one pass, and not the values from position {} on",
+                  name_of(first.cause), first.text.empty() ? "" : ", ", first.text, position);
+  first.cause = StepCause::plain_operator;
 }
 
 }  // namespace moe_diag

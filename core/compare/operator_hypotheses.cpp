@@ -94,10 +94,26 @@ double angle_of(const Operands& o, const StepUnit& unit, const Values& x, std::i
   return std::atan2(across, along);
 }
 
-// From the pair that turned farthest while surely less than half a circle, in the first row that fails.
+// Whether another theta turns each pair that the model's own turns. Where it does not, a rotation that leaves such
+// pairs out looks the same: a partial one, or one with its angles scaled.
+bool turns_the_same_pairs(const Operands& o, const FailingUnits& failing, double theta) {
+  constexpr double seen = 1e-5;  // radians, beyond the error that is explained in f32
+  const double h = o.config.head_dim, own = o.step.params.theta;
+  double farthest = 0;
+  for (const StepUnit* unit : failing) farthest = std::max(farthest, static_cast<double>(o.position(*unit)));
+  const auto turned = [&](double base, double pair) { return farthest * std::pow(base, -2 * pair / h) > seen; };
+  for (double pair = 1; pair < h / 2; ++pair)
+    if (turned(own, pair) && !turned(theta, pair)) return false;
+  return true;
+}
+
+// From the pair that turned farthest while surely less than half a circle, in the first row that fails. One pair alone
+// always fits some theta.
 std::optional<double> fitted_theta(const Operands& o, const StepUnit& unit) {
   constexpr double least_theta = 100;
+  constexpr std::int64_t least_pairs = 3;  // the first of them turns by the position, whatever theta is
   const double h = o.config.head_dim;
+  if (o.config.head_dim / 2 < least_pairs) return std::nullopt;
   const auto p = static_cast<double>(o.position(unit));
   const Values x = o.input(0, unit);
   for (std::int64_t i = 1; p > 0 && i < o.config.head_dim / 2; ++i) {
@@ -133,7 +149,7 @@ void add_ropes(const Operands& o, const FailingUnits& failing, List& list) {
   std::vector<double> thetas(well_known_thetas.begin(), well_known_thetas.end());
   if (const auto fitted = fitted_theta(o, *failing[0])) thetas.push_back(*fitted);
   for (double other : thetas)
-    if (other != theta)
+    if (other != theta && turns_the_same_pairs(o, failing, other))
       list.add(StepCause::rope_theta, fmt::format("rotated with theta {:.6g} instead of {:.6g}", other, theta),
                rope(0, {other}));
 }
@@ -309,6 +325,7 @@ void add_weighs(const Operands& o, List& list) {
 }
 
 void add_combines(const Operands& o, List& list) {
+  if (o.config.used == 1) return;  // the sum without its only expert is zero, which has a name
   for (int slot = 0; slot < o.config.used; ++slot)
     list.add(StepCause::dropped_expert, fmt::format("the expert of slot {} is not added", slot),
              [o, slot](const StepUnit& unit) {
@@ -349,6 +366,7 @@ void add_choices(const Operands& o, const FailingUnits& failing, List& list) {
            shared([](const Values& chosen, std::size_t slot) { return chosen[slot]; }));
   list.add(StepCause::uniform_weights, fmt::format("all experts weigh 1/{}", o.config.used),
            shared([](const Values& chosen, std::size_t) { return 1.0 / static_cast<double>(chosen.size()); }));
+  if (o.config.used == 1) return;
   list.add(StepCause::dropped_expert, "the best expert weighs nothing",
            shared([](const Values& chosen, std::size_t slot) { return slot == 0 ? 0 : chosen[slot] / sum(chosen); }));
   list.add(StepCause::dropped_expert, "the best expert weighs nothing, the others share its weight",

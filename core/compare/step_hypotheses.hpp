@@ -5,6 +5,7 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/compare/step_units.hpp"
@@ -36,6 +37,11 @@ struct Hypothesis {
   // Chosen elements of units of one part: [units, elements].
   std::function<host::Values(const FailingUnits&, std::span<const std::int64_t>)> elements = {};
 };
+
+// The types that round alike: F16 and TF32 keep as many bits.
+inline std::string_view names_of(host::Rounding rounding) {
+  return rounding == host::Rounding::f16 ? "F16 or TF32" : name_of(rounding);
+}
 
 // Hypotheses about the values themselves, whatever the operator: zeros, a factor, places, bits.
 std::vector<Hypothesis> value_hypotheses(const StepKnowledge& known, const FailingUnits& failing);

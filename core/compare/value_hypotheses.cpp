@@ -79,8 +79,28 @@ Hypothesis scaled(const StepCase& c, const Region& region, double factor) {
   return h;
 }
 
-// True for a factor that another eps than the model's looks like.
-bool may_be_eps(const StepCase& c, double factor) { return c.step->op == Op::rms_norm && std::fabs(factor - 1) < 1e-3; }
+// Whether a norm with another eps than the model's gives all these rows, too: it multiplies each by a factor that
+// depends on its mean square.
+bool may_be_eps(const StepCase& c, const FailingUnits& failing, double factor) {
+  constexpr double largest = 0.1, nearest = 1e-3;  // of eps in use; a factor so near to 1 is of no bug but that one
+  if (c.step->op != Op::rms_norm) return false;
+  if (std::fabs(factor - 1) < nearest) return true;
+  if (!c.in[0]) return true;
+  double eps = -1;
+  for (const StepUnit* unit : failing) {
+    const std::int64_t input = std::int64_t{unit->row} * c.in[0].shape.row() + c.step->params.offset;
+    for (std::int64_t first = 0; first < unit->size; first += unit->run()) {
+      double squares = 0;
+      for (std::int64_t i = 0; i < unit->run(); ++i) squares += std::pow(value_at(c.in[0], input + first + i), 2);
+      squares /= static_cast<double>(unit->run());
+      if (eps < 0) eps = (squares + c.step->params.eps) / (factor * factor) - squares;
+      if (!(eps >= 0) || eps > largest) return false;
+      const double own = std::sqrt((squares + c.step->params.eps) / (squares + eps));
+      if (std::fabs(own - factor) > explained_error * unit->expected * std::fabs(factor)) return false;
+    }
+  }
+  return true;
+}
 
 void add_scale(const StepCase& c, const FailingUnits& failing, std::vector<Hypothesis>& list) {
   const Region region(c, failing);
@@ -96,7 +116,8 @@ void add_scale(const StepCase& c, const FailingUnits& failing, std::vector<Hypot
       bb += b * b;
     }
   const double factor = ab / bb;
-  if (std::isfinite(factor) && factor != 0 && !may_be_eps(c, factor)) list.push_back(scaled(c, region, factor));
+  if (std::isfinite(factor) && factor != 0 && !may_be_eps(c, failing, factor))
+    list.push_back(scaled(c, region, factor));
 }
 
 // ---- one bit -------------------------------------------------------------------------------------------------------
@@ -117,6 +138,21 @@ struct Flip {
   int bit = -1;
 };
 
+// Infinity and the NaN of computations are one bit from 1.0 and 1.5: arithmetic makes them, too.
+bool is_of_arithmetic(const Tensor& tensor, std::int64_t i) {
+  const double value = value_at(tensor, i);
+  if (std::isinf(value)) return true;
+  if (!std::isnan(value)) return false;
+  if (tensor.dtype == DType::f64) {
+    std::uint64_t bits = 0;
+    std::memcpy(&bits, tensor.as<double>() + i, sizeof bits);
+    return (bits << 13) == 0;  // all of the mantissa but the quiet bit
+  }
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, tensor.as<float>() + i, sizeof bits);
+  return (bits << 10) == 0;
+}
+
 // The element of a unit that is farthest off, and the one bit that makes it right.
 std::optional<Flip> flip_of(const StepCase& c, const StepUnit& unit) {
   if (c.a.dtype == DType::i32) return std::nullopt;
@@ -131,6 +167,11 @@ std::optional<Flip> flip_of(const StepCase& c, const StepUnit& unit) {
   }
   if (worst < bitflip_evidence) return std::nullopt;
   const std::int64_t place = unit.in_a(found.element);
+  if (is_of_arithmetic(c.a, place)) return std::nullopt;
+  // The only value of a unit: twice or half of it is a factor as well as a bit.
+  if (unit.size == 1 &&
+      std::fabs(std::remainder(std::log2(std::fabs(value_at(c.a, place) / value_at(c.b, unit.in_b(0)))), 1)) < 1e-4)
+    return std::nullopt;
   const double b = value_at(c.b, unit.in_b(found.element)), tolerance = unit.tolerance(explained_error, std::fabs(b));
   const bool wide = c.a.dtype == DType::f64;
   for (int bit = 0; bit < (wide ? 64 : 32); ++bit) {
@@ -143,10 +184,20 @@ std::optional<Flip> flip_of(const StepCase& c, const StepUnit& unit) {
   return found.bit < 0 ? std::nullopt : std::optional(found);
 }
 
+// Where an element lies in its row, or in its expert's slot.
+std::string element_text(const StepCase& c, const StepUnit& unit, std::int64_t i) {
+  const std::int64_t place = unit.in_a(i);
+  if (c.stage == Stage::attn_scores || c.stage == Stage::attn_softmax)
+    return fmt::format("key {} of head {}", place % c.a.shape[2], place / c.a.shape[2] % c.a.shape[1]);
+  const bool is_of_slot = unit.expert >= 0 && unit.slot >= 0;
+  return fmt::format("element {}", is_of_slot ? i : place % c.a.shape.row());
+}
+
 void add_bitflip(const StepCase& c, const FailingUnits& failing, std::vector<Hypothesis>& list) {
   const auto first = flip_of(c, *failing[0]);
   if (!first) return;
-  Hypothesis h{StepCause::bitflip, fmt::format("bit {} of element {} is flipped", first->bit, first->element)};
+  Hypothesis h{StepCause::bitflip,
+               fmt::format("bit {} of {} is flipped", first->bit, element_text(c, *failing[0], first->element))};
   h.row = [&c, bit = first->bit](const StepUnit& unit) -> Values {
     const auto own = flip_of(c, unit);
     if (!own || own->bit != bit) return {};
@@ -420,7 +471,7 @@ void add_rounding(const StepCase& c, const FailingUnits& failing, std::vector<Hy
   for (const Rounding rounding : {Rounding::bf16, Rounding::f16, Rounding::q8_0, Rounding::q8_1, Rounding::q8_k}) {
     if (failing[0]->size % host::block_of(rounding) != 0 || failing[0]->run() != failing[0]->size) continue;
     Hypothesis h{StepCause::rounded_activations,
-                 fmt::format("the values written are rounded to {}", name_of(rounding))};
+                 fmt::format("the values written are rounded to {}", names_of(rounding))};
     h.row = [&c, rounding](const StepUnit& unit) { return RoundedUnit(c, unit, rounding).take(); };
     list.push_back(std::move(h));
   }

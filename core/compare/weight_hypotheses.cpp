@@ -325,9 +325,9 @@ void add_roundings(const StepKnowledge& known, const Weight& weight, std::vector
   };
   for (const Rounding rounding : {Rounding::bf16, Rounding::f16, Rounding::q8_0, Rounding::q8_1, Rounding::q8_k}) {
     if (weight.cols % host::block_of(rounding) != 0) continue;
-    add(fmt::format("activations rounded to {}", name_of(rounding)), rounding, false);
+    add(fmt::format("activations rounded to {}", names_of(rounding)), rounding, false);
     if (host::block_of(rounding) == 1)
-      add(fmt::format("activations and weights rounded to {}", name_of(rounding)), rounding, true);
+      add(fmt::format("activations and weights rounded to {}", names_of(rounding)), rounding, true);
   }
 }
 

@@ -4,7 +4,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <set>
+#include <system_error>
 
 #include "core/report/text.hpp"
 
@@ -34,9 +36,11 @@ std::set<std::string> lanes_missed(const Verdict& verdict) {
   return roots;
 }
 
-// A case of one step is what `repro` would write.
+// A case of one step is what `repro` would write, which reads the contract again.
 bool is_reproducible(const Verdict& verdict) {
-  return !verdict.contract->step &&
+  std::error_code error;
+  const bool is_file = std::filesystem::is_regular_file(verdict.contract->path, error);
+  return is_file && !verdict.contract->step &&
          std::any_of(verdict.diagnosis.divergences.begin(), verdict.diagnosis.divergences.end(),
                      [](const Divergence& d) { return is_of_step(d.cause); });
 }
@@ -47,7 +51,7 @@ std::string next_steps(const Verdict& verdict, const std::string& verdict_file,
                        const std::vector<std::string>& plugin_dirs) {
   std::string text;
   const auto propose = [&](const std::string& what, std::string_view why) {
-    text += fmt::format("next       {}    {}\n", what, why);
+    text += fmt::format("next       {}    # {}\n", what, why);
   };
   if (!verdict.failure.empty()) return "";
   if (is_reproducible(verdict)) {

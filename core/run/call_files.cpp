@@ -60,7 +60,9 @@ bool is_standard_output(const std::string& path) {
 
 }  // namespace
 
-void CallFiles::read(std::string who, const std::string& path) { inputs_.push_back({std::move(who), path}); }
+void CallFiles::read(std::string who, const std::string& path) {
+  inputs_.push_back({std::move(who), path == "-" ? "/dev/stdin" : path});
+}
 
 void CallFiles::read(const Contract& contract) {
   read("the contract", contract.path);

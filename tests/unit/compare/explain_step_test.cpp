@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Every cause made by the plain operators on real steps of the tiny model, and what the explanation calls it.
 #include "core/compare/explain_step.hpp"
+#include "core/compare/step_hypotheses.hpp"
 
 #include <fmt/format.h>
 
@@ -305,7 +306,7 @@ TEST_CASE("values next to a border between two roundings may fall to either side
   StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
   using host::Rounding;
   for (const Rounding rounding : {Rounding::bf16, Rounding::f16, Rounding::q8_0, Rounding::q8_1, Rounding::q8_k}) {
-    const std::string text = fmt::format("the values written are rounded to {}", host::name_of(rounding));
+    const std::string text = fmt::format("the values written are rounded to {}", names_of(rounding));
     INFO(text);
     Stored stored(bench, rounding);
     CHECK(stored.lane.explain().text == text);

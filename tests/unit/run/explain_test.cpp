@@ -36,6 +36,24 @@ TEST_CASE("a planted fault is the one divergence, with its cause and place, on a
     }
 }
 
+TEST_CASE(
+    "an infinity or NaN that arithmetic makes is no flipped bit, and a flipped bit is told with its place in the row") {
+  const auto first = [](const std::string& fault) {
+    const Verdict verdict = judge(contract_text(claims_about("step")), {fault});
+    INFO(fault);
+    REQUIRE(verdict.diagnosis.divergences.size() == 1);
+    return verdict.diagnosis.divergences[0];
+  };
+  // At position 0 the only key has weight 1, one bit from infinity.
+  const Divergence inf = first("{inject: inf, stage: attn_softmax, layer: 1, positions: 0, lane: step}");
+  CHECK(inf.cause == Cause::nonfinite_origin);
+  const Divergence nan = first("{inject: nan, stage: attn_softmax, layer: 1, positions: 0, lane: step}");
+  CHECK(nan.cause == Cause::nonfinite_origin);
+  const Divergence bit = first("{inject: bitflip, stage: qkv_matmul, layer: 1, index: 600, bit: 22, lane: step}");
+  CHECK(bit.cause == Cause::bitflip);
+  CHECK(bit.text == "bit 22 of element 600 is flipped");
+}
+
 TEST_CASE("what follows from a divergence is inherited, what comes by itself is another one") {
   const Verdict verdict = judge(contract_text(R"(
   - {id: NORM, claim: c, lane: free, stage: attn_norm, layers: 1, metric: rel_l2, at_most: 1e-5}
