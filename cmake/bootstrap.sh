@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# Installs what is missing, and nothing else, on Debian 12 and Ubuntu 24.04:
+# Installs what is missing, and nothing else, on Debian 12, Debian 13 and Ubuntu 24.04:
 #
 #   cmake/bootstrap.sh            what building and testing need, and .venv with what the tests compare with
 #   cmake/bootstrap.sh tidy       the same and the tools of ./dev format and ./dev lint

@@ -77,7 +77,7 @@ TEST_CASE("a part has the tensors of its step, some experts of them, and the siz
   CHECK(part.config().vocab == whole().config().vocab);
   CHECK(part.config().layers == 3);
   REQUIRE(part.view().weights.size() == 1);
-  const Weight& kept = part.view().weights[0];
+  const Weight kept = part.view().weights[0];
   const Weight all = weight_of(whole(), "blk.2.ffn_down_exps.weight");
   CHECK(kept.name == all.name);
   CHECK(part_bytes(whole(), spec) == kept.bytes());
