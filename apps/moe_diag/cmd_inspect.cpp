@@ -239,7 +239,7 @@ std::string json_of(const Model& model, const std::vector<UnsoundBlocks>* unsoun
   return document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-// Of a file that cannot be computed, what it holds is shown before it is refused.
+// Shows what a file holds that cannot be computed, before refusing it.
 Model opened(const std::string& path, bool json) {
   try {
     return Model::open(path);

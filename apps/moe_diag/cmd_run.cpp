@@ -76,7 +76,7 @@ class Runs {
     contracts_.erase(std::remove_if(contracts_.begin(), contracts_.end(), is_left_out), contracts_.end());
   }
 
-  // What one part of the call would write over what another writes.
+  // Refuses two outputs of the call at one place.
   void check_places() {
     std::vector<WrittenPlace> places;
     for (const Contract& contract : contracts_) {

@@ -13,7 +13,7 @@ namespace moe_diag {
 // Error(environment) when it is interrupted.
 std::vector<UnsoundBlocks> scan_model(const Model& model);
 
-// What it found, as a table, or that all is sound.
+// The findings as a table, or one line when all weights are sound.
 std::string weights_text(const Model& model, const std::vector<UnsoundBlocks>& unsound);
 
 }  // namespace moe_diag

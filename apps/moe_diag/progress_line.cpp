@@ -12,7 +12,7 @@ namespace moe_diag {
 namespace {
 constexpr auto shortest_wait = std::chrono::milliseconds(100);
 
-// Of the terminal; a line that is longer would go on below, and stay there.
+// Columns of the terminal: a longer line would wrap, and its first half would stay.
 std::size_t columns() {
   struct winsize size {};
   const bool known = ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;

@@ -45,7 +45,7 @@ bool is_replaceable_report(const std::string& file) {
   return in.gcount() == 0 || text == begin;
 }
 
-// The same of what is added to: a model is no text.
+// A summary is added to a text file only, never to a model.
 bool is_text(const std::string& file) {
   if (find_output(file).kind != OutputPlace::Kind::file) return true;
   std::ifstream in(file, std::ios::binary);
@@ -98,7 +98,7 @@ void add_places(const RunOutputs& outputs, std::vector<WrittenPlace>& places) {
 
 void deliver_mistakes(const std::string& mistakes, const RunOutputs& outputs, bool overwrite, CallFiles inputs) {
   if (outputs.github) print(github_annotations(mistakes, workspace()));
-  // What is wrong with the call is told; that one of its reports cannot be written comes after that.
+  // The caller tells the mistake; a report that cannot be written is left out.
   const auto attempt = [&](const char* who, const std::string& file, const auto& write) {
     if (file.empty()) return;
     try {

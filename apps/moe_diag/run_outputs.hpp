@@ -32,7 +32,7 @@ void add_places(const RunOutputs& outputs, std::vector<WrittenPlace>& places);
 // When nothing was computed, for what is wrong with contracts or the command line: JUnit, annotations and the step's
 // summary, where they were asked for and can be written. None of `inputs` is: the call may name one by mistake.
 void deliver_mistakes(const std::string& mistakes, const RunOutputs& outputs, bool overwrite, CallFiles inputs);
-// Of a contract that could not be run: <out>/verdict.json. Why, was told.
+// Writes <out>/verdict.json of a contract that could not be run. The caller has told why.
 void deliver_failure(const Verdict& verdict, const RunOptions& options, const RunOutputs& outputs);
 
 // One contract's: <out>/verdict.json and the report.

@@ -67,7 +67,7 @@ struct StepExplanation {
 inline constexpr double failing_error = 10, explained_error = 8;
 StepExplanation explain_step(const StepCase& step_case, const Model& model, const Program& program);
 
-// What explains a step is found in one pass. Where a later pass, from `position` on, has another cause or none, the
+// A step is explained from one pass. Where a later pass, from `position` on, has another cause or none, the
 // step is a plain operator, and the text says what fits the one pass.
 void add_later_pass(StepExplanation& first, const StepExplanation& later, int position);
 

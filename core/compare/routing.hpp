@@ -19,7 +19,7 @@ enum class FlipKind : std::uint8_t {
 };
 std::string_view name_of(FlipKind kind);
 
-// What is wrong with the id of an expert by itself.
+// A fault of an expert's id that shows without another lane.
 enum class IdFault : std::uint8_t {
   none,
   named_twice,     // a slot before it in the row has the same id
