@@ -389,7 +389,7 @@ void add_matching(const StepCase& c, const FailingUnits& failing, std::vector<Hy
 
 using host::Rounding;
 
-// What rounding makes of the oracle's values. The lane rounded its own, which are off by the step's expected error:
+// The oracle's values, rounded. The lane rounded its own, which are off by the step's expected error:
 // where that reaches across a border between two roundings, the side that the lane's value is on is taken.
 class RoundedUnit {
  public:

@@ -108,7 +108,7 @@ bool is_result(std::string_view text) { return !text.empty() && std::string_view
 
 using Look = Seen (*)(Trial&);
 
-// What the check says, or what it ended with.
+// The check's answer, or how it ended.
 Seen result_of(Look look, Trial& trial) {
   try {
     return look(trial);
@@ -133,7 +133,7 @@ Seen decoded(std::string_view text) {
 
 [[noreturn]] void run_child(Subject& subject, const fs::path& folder, int trail, Look look) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  // Whoever started this process may have handlers that speak in its name.
+  // Handlers of the parent process may speak in its name.
   for (const int signal : {SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTERM, SIGINT, SIGALRM})
     ::signal(signal, SIG_DFL);
   Trial trial(subject, folder, trail);
@@ -148,7 +148,7 @@ Seen decoded(std::string_view text) {
   ::_exit(0);
 }
 
-// What the child wrote, and whether it was silent for too long before its end.
+// The child's output, and whether it was silent for too long before its end.
 struct Trail {
   std::string last_call = "before its first call";
   std::string result;  // begun or complete

@@ -28,7 +28,7 @@ struct Subject {
   bool writes() const;  // has an option that names a file or folder
 };
 
-// What a sink is told in open(): the recorded run, with this folder for its output.
+// The RunInfo for open(): the recorded run, with this folder for its output.
 struct TrialRun {
   explicit TrialRun(const std::filesystem::path& folder) : out(folder.string()), info(recorded_run().info()) {
     info.out = out;

@@ -11,7 +11,7 @@ struct ContractText {
 };
 
 // The text of a contract: a file, a pipe or, for "-", standard input. Throws Error(usage) when it cannot be read.
-// Whoever writes to a pipe has ten seconds for each piece, so nothing waits for ever.
+// A pipe's writer has ten seconds for each piece, so nothing waits for ever.
 ContractText read_contract_text(const std::string& path);
 
 }  // namespace moe_diag

@@ -85,7 +85,7 @@ std::string quoted(std::string_view text) {
 // allocated by a number from the file.
 class GgufParser {
  public:
-  // Of an outline, types and places of tensors are taken as they are.
+  // An outline takes types and places of tensors as they are.
   GgufParser(std::span<const std::byte> bytes, std::string source, bool outline) : outline_(outline) {
     file_.bytes_ = bytes;
     file_.source_ = std::move(source);

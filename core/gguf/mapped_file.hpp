@@ -45,7 +45,7 @@ class MappedFile {
   std::unique_ptr<Impl> impl_;
 };
 
-// Of any MappedFile that lives. For signal handlers: SIGBUS at such an address is the file's fault.
+// True for an address in any living MappedFile. For signal handlers: SIGBUS at such an address is the file's fault.
 bool lies_in_mapped_file(const void* address);
 
 }  // namespace moe_diag
