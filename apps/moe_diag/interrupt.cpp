@@ -19,9 +19,12 @@ void note(int signal) {
 
 }  // namespace
 
+// Without SA_RESTART: who waits for the reader of a FIFO stops waiting.
 void note_interrupts() {
-  std::signal(SIGINT, note);
-  std::signal(SIGTERM, note);
+  struct sigaction action {};
+  action.sa_handler = note;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
 }
 
 bool is_interrupted() { return interrupted; }

@@ -221,7 +221,7 @@ StepExplanation explain_part(const StepKnowledge& known, const FailingUnits& fai
   append(operator_hypotheses(known, failing), all);
   choose(c, failing, std::move(all), storage, result);
   if (result.cause != StepCause::plain_operator)
-    result.text += fmt::format("; the values written are rounded to {}", name_of(storage->type));
+    result.text += fmt::format("; the values written are rounded to {}", names_of(storage->type));
   return result;
 }
 

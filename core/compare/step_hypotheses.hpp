@@ -38,9 +38,17 @@ struct Hypothesis {
   std::function<host::Values(const FailingUnits&, std::span<const std::int64_t>)> elements = {};
 };
 
-// The types that round alike: F16 and TF32 keep as many bits.
+// The types that round alike, as one text: F16 and TF32 keep as many bits, and what Q8_1 and Q8_K do is also done by
+// formats without a name.
 inline std::string_view names_of(host::Rounding rounding) {
-  return rounding == host::Rounding::f16 ? "F16 or TF32" : name_of(rounding);
+  switch (rounding) {
+    case host::Rounding::bf16: return "BF16";
+    case host::Rounding::f16: return "F16 or TF32";
+    case host::Rounding::q8_0: return "8 bits in blocks of 32 with F16 scales, as Q8_0";
+    case host::Rounding::q8_1: return "8 bits in blocks of 32 with F32 scales, as Q8_1";
+    case host::Rounding::q8_k: return "8 bits in blocks of 256 with F32 scales, as Q8_K";
+  }
+  return {};
 }
 
 // Hypotheses about the values themselves, whatever the operator: zeros, a factor, places, bits.

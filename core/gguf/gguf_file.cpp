@@ -144,11 +144,11 @@ class GgufParser {
     tensors_ = number<std::uint64_t>("the number of tensors", "the header");
     entries_ = number<std::uint64_t>("the number of metadata entries", "the header");
     if (entries_ > left() / least_entry_bytes)
-      refuse("the header announces {} metadata entries, the {} bytes that follow hold {} at most", entries_, left(),
-             left() / least_entry_bytes);
+      refuse("the header announces {} metadata entries, the {} bytes that follow hold {} at most; {}", entries_, left(),
+             left() / least_entry_bytes, cut_short);
     if (tensors_ > left() / least_tensor_bytes)
-      refuse("the header announces {} tensors, the {} bytes that follow hold {} at most", tensors_, left(),
-             left() / least_tensor_bytes);
+      refuse("the header announces {} tensors, the {} bytes that follow hold {} at most; {}", tensors_, left(),
+             left() / least_tensor_bytes, cut_short);
   }
 
   GgufType value_type(std::string_view what, std::string_view of) {

@@ -17,7 +17,8 @@
 
 namespace moe_diag {
 
-// HDF5 prints its errors unless told otherwise, thread by thread: not while this lives.
+// HDF5 prints its errors unless told otherwise, thread by thread: not while this lives. A thread that ends with errors
+// on its stack would keep HDF5 from closing, about which it prints a line at exit.
 class Quiet {
  public:
   Quiet() {
@@ -26,7 +27,10 @@ class Quiet {
   }
   Quiet(const Quiet&) = delete;
   Quiet& operator=(const Quiet&) = delete;
-  ~Quiet() { H5Eset_auto2(H5E_DEFAULT, print_, data_); }
+  ~Quiet() {
+    H5Eclear2(H5E_DEFAULT);
+    H5Eset_auto2(H5E_DEFAULT, print_, data_);
+  }
 
  private:
   H5E_auto2_t print_ = nullptr;

@@ -355,7 +355,7 @@ TEST_CASE("activations next to a border between two roundings may be read as eit
       std::copy(y.begin(), y.end(), lane.values.begin());
       return lane.explain();
     };
-    const std::string text = fmt::format("activations rounded to {}", host::name_of(rounding));
+    const std::string text = fmt::format("activations rounded to {}", names_of(rounding));
     CHECK(explained(0).text == text);
     CHECK(explained(1).text == text);
     CHECK(explained(3).cause == StepCause::plain_operator);

@@ -99,6 +99,7 @@ TEST_CASE("files with random bytes in them are read or refused, never more") {
 }
 
 TEST_CASE("each thing wrong with a header has its message") {
+  const std::string incomplete = "a download may be incomplete: compare the file's size with that at its source";
   const auto wrong = [](const Bytes& bytes) { return refusal(bytes.done()); };
   CHECK(wrong(Bytes().raw("GGML").zeros(60)) ==
         "m.gguf: not a GGUF file: it starts with the bytes 47 47 4d 4c, expected 47 47 55 46 (\"GGUF\")");
@@ -108,9 +109,11 @@ TEST_CASE("each thing wrong with a header has its message") {
   CHECK(wrong(Bytes().preamble(0, 0, 0x03000000)) ==
         "m.gguf: a big-endian GGUF file; convert it with gguf-convert-endian of the gguf package");
   CHECK(wrong(Bytes().preamble(0, std::uint64_t{1} << 60).zeros(26)) ==
-        "m.gguf: the header announces 1152921504606846976 metadata entries, the 26 bytes that follow hold 2 at most");
+        "m.gguf: the header announces 1152921504606846976 metadata entries, the 26 bytes that follow hold 2 at most; " +
+            incomplete);
   CHECK(wrong(Bytes().preamble(std::uint64_t{1} << 60, 0).zeros(64)) ==
-        "m.gguf: the header announces 1152921504606846976 tensors, the 64 bytes that follow hold 2 at most");
+        "m.gguf: the header announces 1152921504606846976 tensors, the 64 bytes that follow hold 2 at most; " +
+            incomplete);
 }
 
 TEST_CASE("each thing wrong with metadata has its message") {

@@ -74,6 +74,27 @@ TEST_CASE("an output file is replaced with --overwrite only, and no other file b
   CHECK(place.entries() == 5);
 }
 
+TEST_CASE("one signal ends the wait for somebody who reads a FIFO") {
+  const Place place;
+  const Finished done = place.shell("mkfifo json && { timeout 100 env " + moe_diag::tool() +
+                                    " run a.yaml --out o --json json & } && until [ -e o/verdict.json ]; do sleep 0.1; "
+                                    "done && sleep 2 && kill $! && wait $!");
+  INFO(done.out << done.err);
+  CHECK(done.code == 4);
+  CHECK_THAT(done.err, Contains("json: cannot open for writing: Interrupted"));
+}
+
+TEST_CASE("what HDF5 refuses is told in one line") {
+  const Place place(gate_text("a", held_claim,
+                              "capture: [{stages: lm_head, lanes: truth, to: dump}]\n"
+                              "sinks: {dump: {sink: hdf5, file: dump.h5}}\n"));
+  write_text(place / "dump.h5", "mine");
+  const Finished done = place.run("--out .");
+  refuses(done, {"dump.h5: not a capture of moe-diag"});
+  CHECK_THAT(done.err, !Contains("HDF5:"));
+  CHECK(read_text(place / "dump.h5") == "mine");
+}
+
 TEST_CASE("a FIFO is written through, and stays") {
   const Place place;
   CHECK(is_verdict(place.through("json", "run a.yaml --out o1 --json json")));
