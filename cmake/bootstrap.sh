@@ -12,6 +12,7 @@ packages=(
   libboost-dev libyaml-cpp-dev libcli11-dev libfmt-dev nlohmann-json3-dev libxxhash-dev libtbb-dev libhwy-dev
   libhdf5-dev hdf5-tools
   catch2 libbenchmark-dev python3 python3-venv locales
+  file  # with which CPack finds what a Debian package depends on
 )
 tidy_packages=(clang-format clang-tidy)
 

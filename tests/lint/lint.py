@@ -123,6 +123,15 @@ def check_includes(tree):
                     yield path, number, f"<{target}> is included only by {', '.join(allowed) or 'nobody'}"
 
 
+def check_own_header_first(tree):
+    """So that a header which lacks an include breaks its own source."""
+    for path, text in tree.files({".cpp"}):
+        own = path.removesuffix(".cpp") + ".hpp"
+        first = next(includes(text), None)
+        if own in tree.texts and (first is None or first[2] != own):
+            yield path, first[0] if first else 1, f'the first include is "{own}", found "{first[2] if first else "none"}"'
+
+
 def check_spdx(tree):
     for path, text in tree.texts.items():
         script = is_script(path, text)
@@ -175,6 +184,7 @@ def check_machine_paths(tree):
 
 RULES = {
     "includes": check_includes,
+    "own_header_first": check_own_header_first,
     "spdx": check_spdx,
     "pragma_once": check_pragma_once,
     "using_namespace": check_using_namespace,

@@ -38,6 +38,10 @@ PLANTED = {
         "Catch2 outside": ("tests/unit/x/a.cpp", SPDX + "#include <catch2/catch.hpp>\n", 2),
         "a header that GCC 12 lacks": ("core/api/a.cpp", SPDX + "#include <format>\n", 2),
     },
+    "own_header_first": {
+        "another first": ("core/gguf/reader.cpp", SPDX + '#include <vector>\n#include "core/gguf/reader.hpp"\n', 2),
+        "not at all": ("core/gguf/reader.cpp", SPDX, 1),
+    },
     "spdx": {
         "none": ("core/api/a.cpp", "int a;\n", 1),
         "an empty file": ("core/api/a.cpp", "", 1),
