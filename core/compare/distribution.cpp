@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "core/compare/values.hpp"
+#include "core/model/values.hpp"
 
 namespace moe_diag {
 namespace {

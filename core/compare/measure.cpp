@@ -8,7 +8,7 @@
 #include <cstring>
 #include <limits>
 
-#include "core/compare/values.hpp"
+#include "core/model/values.hpp"
 
 namespace moe_diag {
 namespace {
@@ -150,17 +150,6 @@ std::int64_t count_nonfinite(const Tensor& a, std::int64_t at, std::int64_t n) {
     std::int64_t count = 0;
     for (std::int64_t k = 0; k < n; ++k) count += !is_finite(static_cast<double>(p[k]));
     return count;
-  });
-}
-
-std::int64_t argmax(const Tensor& a, std::int64_t at, std::int64_t n) {
-  return with_values(a, at, [&](const auto* p) {
-    std::int64_t best = 0;
-    for (std::int64_t k = 0; k < n; ++k) {
-      if (std::isnan(static_cast<double>(p[k]))) return std::int64_t{-1};
-      if (p[k] > p[best]) best = k;
-    }
-    return best;
   });
 }
 

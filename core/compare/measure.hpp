@@ -44,9 +44,6 @@ double noise_ratio(double error, double floor);
 // Non-finite elements of one run of values.
 std::int64_t count_nonfinite(const Tensor& a, std::int64_t at, std::int64_t n);
 
-// Index of the largest of n elements from `at`, the lower one of equals; -1 when one is NaN.
-std::int64_t argmax(const Tensor& a, std::int64_t at, std::int64_t n);
-
 // Sum of n elements from `at`.
 double sum(const Tensor& a, std::int64_t at, std::int64_t n);
 

@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "core/compare/chosen.hpp"
-#include "core/compare/values.hpp"
+#include "core/model/values.hpp"
 
 namespace moe_diag {
 namespace {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/forward/forward.hpp"
+#include "core/forward/sequences.hpp"
 #include "core/model/model.hpp"
 #include "core/plan/budget.hpp"
 #include "core/plan/plan.hpp"
@@ -18,7 +19,6 @@
 #include "core/run/kept_caches.hpp"
 #include "core/run/oracle_record.hpp"
 #include "core/run/run.hpp"
-#include "core/run/sequences.hpp"
 #include "core/run/solo.hpp"
 #include "core/verdict/judge.hpp"
 #include "core/verdict/oracle_watch.hpp"

@@ -7,8 +7,8 @@
 #include "core/compare/expected.hpp"
 #include "core/compare/measure.hpp"
 #include "core/compare/step_units.hpp"
-#include "core/compare/values.hpp"
 #include "core/forward/program.hpp"
+#include "core/model/values.hpp"
 
 namespace moe_diag {
 namespace {

@@ -16,6 +16,7 @@
 #include "core/compare/distribution.hpp"
 #include "core/compare/expected.hpp"
 #include "core/compare/samples.hpp"
+#include "core/model/values.hpp"
 #include "core/verdict/controls.hpp"
 
 namespace moe_diag {

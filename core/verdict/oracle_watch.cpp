@@ -10,8 +10,8 @@
 
 #include "core/compare/measure.hpp"
 #include "core/compare/step_units.hpp"
-#include "core/compare/values.hpp"
 #include "core/forward/program.hpp"
+#include "core/model/values.hpp"
 #include "core/verdict/model_blocks.hpp"
 
 namespace moe_diag {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "core/api/tensor.hpp"
@@ -21,6 +22,18 @@ template <class F>
 auto with_pair(const Tensor& a, std::int64_t at_a, const Tensor& b, std::int64_t at_b, F f) {
   return with_values(a, at_a,
                      [&](const auto* pa) { return with_values(b, at_b, [&](const auto* pb) { return f(pa, pb); }); });
+}
+
+// Index of the largest of n elements from `at`, the lower one of equals; -1 when one is NaN.
+inline std::int64_t argmax(const Tensor& a, std::int64_t at, std::int64_t n) {
+  return with_values(a, at, [&](const auto* p) {
+    std::int64_t best = 0;
+    for (std::int64_t k = 0; k < n; ++k) {
+      if (std::isnan(static_cast<double>(p[k]))) return std::int64_t{-1};
+      if (p[k] > p[best]) best = k;
+    }
+    return best;
+  });
 }
 
 // x - x is 0 for finite x and NaN otherwise: a test that vectorises.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/sequences.hpp"
+#include "core/forward/sequences.hpp"
 
 #include <fmt/format.h>
 
-#include "core/compare/measure.hpp"
+#include "core/model/values.hpp"
 
 namespace moe_diag {
 
