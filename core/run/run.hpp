@@ -10,11 +10,11 @@
 #include <string_view>
 #include <vector>
 
+#include "core/alone/digests.hpp"
 #include "core/api/error.hpp"
 #include "core/contract/contract.hpp"
 #include "core/model/model.hpp"
 #include "core/plugin/host.hpp"
-#include "core/report/digests.hpp"
 #include "core/report/plan_report.hpp"
 #include "core/run/call_files.hpp"
 #include "core/verdict/verdict.hpp"

@@ -6,12 +6,12 @@
 
 #include <algorithm>
 
+#include "core/alone/timing.hpp"
 #include "core/api/output_file.hpp"
 #include "core/plan/memory.hpp"
 #include "core/report/diagnosis_text.hpp"
 #include "core/run/evidence.hpp"
 #include "core/run/explain.hpp"
-#include "core/run/timing.hpp"
 #include "core/verdict/causes.hpp"
 #include "core/verdict/controls.hpp"
 #include "core/verdict/coverage.hpp"

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/alone/identity.hpp"
 #include "core/forward/forward.hpp"
 #include "core/forward/sequences.hpp"
 #include "core/model/model.hpp"
@@ -19,7 +20,6 @@
 #include "core/run/kept_caches.hpp"
 #include "core/run/oracle_record.hpp"
 #include "core/run/run.hpp"
-#include "core/run/solo.hpp"
 #include "core/verdict/judge.hpp"
 #include "core/verdict/oracle_watch.hpp"
 

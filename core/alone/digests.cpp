@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/report/digests.hpp"
+#include "core/alone/digests.hpp"
 
 #include <fmt/format.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/row_record.hpp"
+#include "core/alone/row_record.hpp"
 
 #include <xxhash.h>
 

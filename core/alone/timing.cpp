@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/timing.hpp"
+#include "core/alone/timing.hpp"
 
 #include <fmt/format.h>
 

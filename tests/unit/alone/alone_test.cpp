@@ -4,10 +4,10 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/alone/digests.hpp"
+#include "core/alone/timing.hpp"
 #include "core/model/model.hpp"
-#include "core/report/digests.hpp"
 #include "core/report/report.hpp"
-#include "core/run/timing.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/process.hpp"
 #include "tests/support/small_contract.hpp"

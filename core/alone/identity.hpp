@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "core/alone/digests.hpp"
+#include "core/alone/row_record.hpp"
 #include "core/forward/sequences.hpp"
 #include "core/model/model.hpp"
 #include "core/plan/plan.hpp"
-#include "core/report/digests.hpp"
-#include "core/run/row_record.hpp"
 #include "core/verdict/verdict.hpp"
 
 namespace moe_diag {

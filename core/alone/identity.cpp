@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/solo.hpp"
+#include "core/alone/identity.hpp"
 
 #include <fmt/format.h>
 

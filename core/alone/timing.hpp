@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "core/run/solo.hpp"
+#include "core/alone/identity.hpp"
 
 namespace moe_diag {
 
