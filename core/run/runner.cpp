@@ -8,9 +8,9 @@
 
 #include "core/alone/timing.hpp"
 #include "core/api/output_file.hpp"
+#include "core/capture/evidence.hpp"
 #include "core/plan/memory.hpp"
 #include "core/report/diagnosis_text.hpp"
-#include "core/run/evidence.hpp"
 #include "core/run/explain.hpp"
 #include "core/verdict/causes.hpp"
 #include "core/verdict/controls.hpp"

@@ -11,12 +11,12 @@
 #include <vector>
 
 #include "core/alone/identity.hpp"
+#include "core/capture/capture.hpp"
 #include "core/forward/forward.hpp"
 #include "core/forward/sequences.hpp"
 #include "core/model/model.hpp"
 #include "core/plan/budget.hpp"
 #include "core/plan/plan.hpp"
-#include "core/run/capture.hpp"
 #include "core/run/kept_caches.hpp"
 #include "core/run/oracle_record.hpp"
 #include "core/run/run.hpp"

@@ -15,9 +15,9 @@
 #include <vector>
 
 #include "core/api/output_file.hpp"
+#include "core/capture/event_queue.hpp"
 #include "core/contract/contract.hpp"
 #include "core/plugin/host.hpp"
-#include "core/run/event_queue.hpp"
 #include "tests/support/made_run.hpp"
 #include "tests/support/temporary_folder.hpp"
 

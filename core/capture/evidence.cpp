@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/evidence.hpp"
+#include "core/capture/evidence.hpp"
 
 #include <map>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Events reach their consumer whole, in order and each once, whatever the queue's size and whoever is slow.
-#include "core/run/event_queue.hpp"
+#include "core/capture/event_queue.hpp"
 
 #include <atomic>
 #include <chrono>

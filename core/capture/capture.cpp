@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/capture.hpp"
+#include "core/capture/capture.hpp"
 
 #include <fmt/format.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/event_queue.hpp"
+#include "core/capture/event_queue.hpp"
 
 #include <fmt/format.h>
 

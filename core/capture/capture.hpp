@@ -11,10 +11,10 @@
 
 #include "core/api/sink.hpp"
 #include "core/bus/bus.hpp"
+#include "core/capture/event_queue.hpp"
 #include "core/plan/plan.hpp"
 #include "core/plugin/host.hpp"
 #include "core/plugin/slow_calls.hpp"
-#include "core/run/event_queue.hpp"
 
 namespace moe_diag {
 
