@@ -10,11 +10,11 @@
 #include "core/compare/explain_step.hpp"
 #include "core/contract/metric.hpp"
 #include "core/contract/nearest.hpp"
+#include "core/explain/examiner.hpp"
 #include "core/run/call_files.hpp"
 #include "core/run/case_writer.hpp"
 #include "core/run/runner.hpp"
 #include "core/verdict/controls.hpp"
-#include "core/verdict/examiner.hpp"
 
 namespace moe_diag {
 namespace {

@@ -9,10 +9,10 @@
 #include "core/alone/timing.hpp"
 #include "core/api/output_file.hpp"
 #include "core/capture/evidence.hpp"
+#include "core/explain/causes.hpp"
+#include "core/explain/explain.hpp"
 #include "core/plan/memory.hpp"
 #include "core/report/diagnosis_text.hpp"
-#include "core/run/explain.hpp"
-#include "core/verdict/causes.hpp"
 #include "core/verdict/controls.hpp"
 #include "core/verdict/coverage.hpp"
 

@@ -12,16 +12,16 @@
 
 #include "core/alone/identity.hpp"
 #include "core/capture/capture.hpp"
+#include "core/explain/kept_caches.hpp"
+#include "core/explain/oracle_record.hpp"
+#include "core/explain/oracle_watch.hpp"
 #include "core/forward/forward.hpp"
 #include "core/forward/sequences.hpp"
 #include "core/model/model.hpp"
 #include "core/plan/budget.hpp"
 #include "core/plan/plan.hpp"
-#include "core/run/kept_caches.hpp"
-#include "core/run/oracle_record.hpp"
 #include "core/run/run.hpp"
 #include "core/verdict/judge.hpp"
-#include "core/verdict/oracle_watch.hpp"
 
 namespace moe_diag {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/verdict/examiner.hpp"
+#include "core/explain/examiner.hpp"
 
 #include <algorithm>
 #include <cmath>

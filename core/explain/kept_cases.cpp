@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/verdict/kept_cases.hpp"
+#include "core/explain/kept_cases.hpp"
 
 #include <algorithm>
 #include <array>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/verdict/model_blocks.hpp"
+#include "core/explain/model_blocks.hpp"
 
 #include <fmt/format.h>
 

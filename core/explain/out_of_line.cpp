@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/verdict/out_of_line.hpp"
+#include "core/explain/out_of_line.hpp"
 
 #include <algorithm>
 #include <cmath>

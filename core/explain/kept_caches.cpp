@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/kept_caches.hpp"
+#include "core/explain/kept_caches.hpp"
 
 #include <algorithm>
 

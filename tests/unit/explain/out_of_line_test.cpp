@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Positions whose keys or values are further off than those that were looked at are found.
-#include "core/verdict/out_of_line.hpp"
+#include "core/explain/out_of_line.hpp"
 
 #include <limits>
 #include <vector>

@@ -11,16 +11,16 @@
 #include <vector>
 
 #include "core/bus/fault.hpp"
+#include "core/explain/examiner.hpp"
+#include "core/explain/kept_caches.hpp"
+#include "core/explain/oracle_record.hpp"
+#include "core/explain/oracle_watch.hpp"
 #include "core/forward/forward.hpp"
 #include "core/forward/sequences.hpp"
 #include "core/forward/step_feed.hpp"
 #include "core/lane/lanes.hpp"
 #include "core/model/model.hpp"
 #include "core/plan/plan.hpp"
-#include "core/run/kept_caches.hpp"
-#include "core/run/oracle_record.hpp"
-#include "core/verdict/examiner.hpp"
-#include "core/verdict/oracle_watch.hpp"
 #include "core/verdict/verdict.hpp"
 
 namespace moe_diag {

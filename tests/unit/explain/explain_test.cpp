@@ -8,11 +8,11 @@
 #include <string>
 #include <vector>
 
+#include "core/explain/causes.hpp"
 #include "core/report/diagnosis_text.hpp"
 #include "core/report/github.hpp"
 #include "core/report/junit.hpp"
 #include "core/report/report.hpp"
-#include "core/verdict/causes.hpp"
 #include "core/verdict/controls.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/explained.hpp"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/explain.hpp"
+#include "core/explain/explain.hpp"
 
 #include <fmt/format.h>
 
@@ -8,10 +8,10 @@
 #include <set>
 #include <utility>
 
+#include "core/explain/causes.hpp"
+#include "core/explain/examiner.hpp"
+#include "core/explain/out_of_line.hpp"
 #include "core/plan/memory.hpp"
-#include "core/verdict/causes.hpp"
-#include "core/verdict/examiner.hpp"
-#include "core/verdict/out_of_line.hpp"
 
 namespace moe_diag {
 namespace {

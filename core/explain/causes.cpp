@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/verdict/causes.hpp"
+#include "core/explain/causes.hpp"
 
 #include <fmt/format.h>
 
@@ -9,9 +9,9 @@
 #include <set>
 #include <tuple>
 
+#include "core/explain/model_blocks.hpp"
 #include "core/forward/program.hpp"
 #include "core/verdict/controls.hpp"
-#include "core/verdict/model_blocks.hpp"
 
 namespace moe_diag {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/verdict/oracle_watch.hpp"
+#include "core/explain/oracle_watch.hpp"
 
 #include <fmt/format.h>
 
@@ -10,9 +10,9 @@
 
 #include "core/compare/measure.hpp"
 #include "core/compare/step_units.hpp"
+#include "core/explain/model_blocks.hpp"
 #include "core/forward/program.hpp"
 #include "core/model/values.hpp"
-#include "core/verdict/model_blocks.hpp"
 
 namespace moe_diag {
 namespace {

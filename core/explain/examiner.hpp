@@ -12,10 +12,10 @@
 #include "core/bus/bus.hpp"
 #include "core/compare/explain_step.hpp"
 #include "core/compare/samples.hpp"
+#include "core/explain/kept_cases.hpp"
 #include "core/model/model.hpp"
 #include "core/plan/plan.hpp"
 #include "core/verdict/divergence.hpp"
-#include "core/verdict/kept_cases.hpp"
 
 namespace moe_diag {
 

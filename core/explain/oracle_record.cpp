@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/oracle_record.hpp"
+#include "core/explain/oracle_record.hpp"
 
 #include <algorithm>
 #include <new>

@@ -4,8 +4,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/explain/examiner.hpp"
 #include "core/plan/plan.hpp"
-#include "core/verdict/examiner.hpp"
 #include "core/verdict/verdict.hpp"
 
 namespace moe_diag {
