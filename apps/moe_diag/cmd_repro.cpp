@@ -9,7 +9,7 @@
 #include "apps/moe_diag/interrupt.hpp"
 #include "apps/moe_diag/progress_line.hpp"
 #include "apps/moe_diag/run_outputs.hpp"
-#include "core/run/repro.hpp"
+#include "core/repro/repro.hpp"
 
 namespace moe_diag {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "core/api/error.hpp"
 #include "core/gguf/file_state.hpp"
-#include "core/report/recorded_verdict.hpp"
+#include "core/run/recorded_verdict.hpp"
 
 namespace moe_diag {
 namespace {

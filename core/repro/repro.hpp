@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "core/report/recorded_verdict.hpp"
+#include "core/run/recorded_verdict.hpp"
 #include "core/run/run.hpp"
 
 namespace moe_diag {

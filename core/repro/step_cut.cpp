@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/step_cut.hpp"
+#include "core/repro/step_cut.hpp"
 
 #include <algorithm>
 #include <cmath>

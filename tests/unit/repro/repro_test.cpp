@@ -14,7 +14,7 @@
 #include "core/api/output_file.hpp"
 #include "core/contract/fault.hpp"
 #include "core/report/report.hpp"
-#include "core/run/repro.hpp"
+#include "core/repro/repro.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/process.hpp"
 #include "tests/support/round.hpp"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/case_text.hpp"
+#include "core/repro/case_text.hpp"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>

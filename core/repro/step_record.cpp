@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/step_record.hpp"
+#include "core/repro/step_record.hpp"
 
 #include <algorithm>
 #include <utility>

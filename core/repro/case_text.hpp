@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "core/contract/contract.hpp"
-#include "core/run/step_cut.hpp"
+#include "core/repro/step_cut.hpp"
 
 namespace moe_diag {
 

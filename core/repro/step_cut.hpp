@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "core/run/step_record.hpp"
+#include "core/repro/step_record.hpp"
 
 namespace moe_diag {
 

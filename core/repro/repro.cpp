@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/repro.hpp"
+#include "core/repro/repro.hpp"
 
 #include <fmt/format.h>
 
@@ -11,8 +11,8 @@
 #include "core/contract/metric.hpp"
 #include "core/contract/nearest.hpp"
 #include "core/explain/examiner.hpp"
+#include "core/repro/case_writer.hpp"
 #include "core/run/call_files.hpp"
-#include "core/run/case_writer.hpp"
 #include "core/run/runner.hpp"
 #include "core/verdict/controls.hpp"
 

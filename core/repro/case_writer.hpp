@@ -4,11 +4,11 @@
 #include <string>
 #include <vector>
 
-#include "core/report/recorded_verdict.hpp"
-#include "core/run/case_folder.hpp"
-#include "core/run/case_text.hpp"
+#include "core/repro/case_folder.hpp"
+#include "core/repro/case_text.hpp"
+#include "core/repro/step_record.hpp"
+#include "core/run/recorded_verdict.hpp"
 #include "core/run/runner.hpp"
-#include "core/run/step_record.hpp"
 
 namespace moe_diag {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/report/recorded_verdict.hpp"
+#include "core/run/recorded_verdict.hpp"
 
 #include <fmt/format.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/case_writer.hpp"
+#include "core/repro/case_writer.hpp"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>

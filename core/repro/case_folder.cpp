@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/case_folder.hpp"
+#include "core/repro/case_folder.hpp"
 
 #include <fmt/format.h>
 #include <sys/stat.h>
@@ -15,7 +15,7 @@
 #include "core/api/error.hpp"
 #include "core/api/npy.hpp"
 #include "core/api/output_file.hpp"
-#include "core/run/case_text.hpp"
+#include "core/repro/case_text.hpp"
 
 namespace moe_diag {
 namespace {
