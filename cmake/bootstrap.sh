@@ -10,7 +10,7 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 packages=(
   build-essential cmake ninja-build pkg-config git ca-certificates
   libboost-dev libyaml-cpp-dev libcli11-dev libfmt-dev nlohmann-json3-dev libxxhash-dev libtbb-dev libhwy-dev
-  libhdf5-dev hdf5-tools
+  libutfcpp-dev libhdf5-dev hdf5-tools
   catch2 libbenchmark-dev python3 python3-venv locales
   file  # with which CPack finds what a Debian package depends on
 )

@@ -22,6 +22,11 @@ if(NOT TARGET yaml-cpp::yaml-cpp)
   add_library(yaml-cpp::yaml-cpp ALIAS yaml-cpp)
 endif()
 
+# utf8cpp, header-only: its target has another name in each version.
+find_path(MOE_DIAG_UTF8 utf8.h PATH_SUFFIXES utf8cpp REQUIRED)
+add_library(moe_diag_utf8 INTERFACE)
+target_include_directories(moe_diag_utf8 SYSTEM INTERFACE ${MOE_DIAG_UTF8})
+
 # Boost.DLL, header-only: with std::filesystem nothing of Boost is linked.
 add_library(moe_diag_boost_dll INTERFACE)
 target_link_libraries(moe_diag_boost_dll INTERFACE Boost::headers ${CMAKE_DL_LIBS})

@@ -25,6 +25,6 @@ include(CPack)
 
 # The licences of the project and of what is compiled into it, where Debian packages keep them.
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION share/doc/moe-diag RENAME copyright)
-foreach(package libboost-dev libcli11-dev nlohmann-json3-dev libfmt-dev libhwy-dev libxxhash-dev)
+foreach(package libboost-dev libcli11-dev nlohmann-json3-dev libfmt-dev libhwy-dev libxxhash-dev libutfcpp-dev)
   install(FILES /usr/share/doc/${package}/copyright DESTINATION share/doc/moe-diag/licences RENAME ${package} OPTIONAL)
 endforeach()

@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "core/api/error.hpp"
-#include "core/contract/nearest.hpp"
+#include "core/text/nearest.hpp"
 
 namespace moe_diag {
 namespace {

@@ -14,6 +14,7 @@
 #include "core/gguf/ggml_type.hpp"
 #include "core/gguf/gguf_file.hpp"
 #include "core/gguf/mapped_file.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

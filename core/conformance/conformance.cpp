@@ -14,8 +14,8 @@
 
 #include "core/conformance/trial.hpp"
 #include "core/conformance/write_watch.hpp"
-#include "core/contract/nearest.hpp"
 #include "core/plugin/manifest.hpp"
+#include "core/text/nearest.hpp"
 
 namespace moe_diag {
 namespace {

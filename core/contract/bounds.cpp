@@ -5,8 +5,9 @@
 #include <utility>
 
 #include "core/contract/metric.hpp"
-#include "core/contract/nearest.hpp"
 #include "core/contract/section.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

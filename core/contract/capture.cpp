@@ -4,8 +4,9 @@
 #include <algorithm>
 #include <utility>
 
-#include "core/contract/nearest.hpp"
 #include "core/contract/section.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

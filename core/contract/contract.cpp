@@ -11,9 +11,10 @@
 
 #include "core/api/error.hpp"
 #include "core/contract/contract_text.hpp"
-#include "core/contract/nearest.hpp"
 #include "core/contract/section.hpp"
 #include "core/model/synthetic.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

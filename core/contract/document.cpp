@@ -12,7 +12,9 @@
 #include <sstream>
 
 #include "core/api/error.hpp"
-#include "core/contract/nearest.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
+#include "core/text/utf8.hpp"
 
 namespace moe_diag {
 namespace {
@@ -186,28 +188,6 @@ std::string remedy(const YAML::Exception& e, const Lines& lines) {
   return "quote the text";
 }
 
-// Where the first byte stands that is not UTF-8, surrogates and over-long forms included; nothing: all of it is.
-std::optional<std::size_t> first_bad_utf8(std::string_view s) {
-  const auto byte = [&](std::size_t i) { return i < s.size() ? static_cast<unsigned char>(s[i]) : 0u; };
-  for (std::size_t i = 0; i < s.size();) {
-    const unsigned c = byte(i);
-    const std::size_t n = c < 0x80                ? 1
-                          : c >= 0xC2 && c < 0xE0 ? 2
-                          : c >= 0xE0 && c < 0xF0 ? 3
-                          : c >= 0xF0 && c < 0xF5 ? 4
-                                                  : 0;
-    if (n == 0) return i;
-    for (std::size_t k = 1; k < n; ++k)
-      if ((byte(i + k) & 0xC0u) != 0x80u) return i;
-    const unsigned next = byte(i + 1);
-    if ((c == 0xE0 && next < 0xA0) || (c == 0xED && next > 0x9F) || (c == 0xF0 && next < 0x90) ||
-        (c == 0xF4 && next > 0x8F))
-      return i;
-    i += n;
-  }
-  return std::nullopt;
-}
-
 Where where_at(std::string_view text, std::size_t offset) {
   const std::string_view head = text.substr(0, offset);
   const std::size_t start = head.rfind('\n') == std::string_view::npos ? 0 : head.rfind('\n') + 1;
@@ -220,7 +200,7 @@ bool is_plain_text(std::string_view text, const std::string& origin, Mistakes& m
     mistakes.add(Where{1, 1}, origin, fmt::format("larger than {} bytes: this is not a contract", largest));
     return false;
   }
-  if (const auto bad = first_bad_utf8(text)) {
+  if (const auto bad = first_not_utf8(text)) {
     mistakes.add(where_at(text, *bad), origin, "not UTF-8: save the file as UTF-8");
     return false;
   }

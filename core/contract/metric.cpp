@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-#include "core/contract/nearest.hpp"
+#include "core/text/nearest.hpp"
 
 namespace moe_diag {
 

@@ -13,7 +13,8 @@
 #include <system_error>
 
 #include "core/api/error.hpp"
-#include "core/contract/nearest.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

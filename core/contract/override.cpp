@@ -9,7 +9,8 @@
 #include <string_view>
 #include <vector>
 
-#include "core/contract/nearest.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

@@ -6,8 +6,9 @@
 #include <algorithm>
 
 #include "core/api/error.hpp"
-#include "core/contract/glob.hpp"
-#include "core/contract/nearest.hpp"
+#include "core/text/glob.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

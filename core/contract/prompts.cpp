@@ -7,9 +7,10 @@
 #include <map>
 #include <utility>
 
-#include "core/contract/nearest.hpp"
 #include "core/contract/section.hpp"
 #include "core/contract/tokens_file.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

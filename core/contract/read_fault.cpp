@@ -8,8 +8,9 @@
 #include <vector>
 
 #include "core/contract/fault.hpp"
-#include "core/contract/nearest.hpp"
 #include "core/contract/section.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

@@ -11,7 +11,8 @@
 #include <set>
 #include <utility>
 
-#include "core/contract/nearest.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

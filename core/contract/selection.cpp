@@ -7,8 +7,9 @@
 #include <charconv>
 #include <stdexcept>
 
-#include "core/contract/glob.hpp"
-#include "core/contract/nearest.hpp"
+#include "core/text/glob.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

@@ -6,8 +6,9 @@
 #include <set>
 #include <stdexcept>
 
-#include "core/contract/nearest.hpp"
 #include "core/contract/section.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

@@ -6,9 +6,10 @@
 #include <filesystem>
 #include <utility>
 
-#include "core/contract/nearest.hpp"
 #include "core/contract/npy_file.hpp"
 #include "core/contract/section.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

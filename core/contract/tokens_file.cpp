@@ -12,8 +12,9 @@
 #include <utility>
 
 #include "core/api/error.hpp"
-#include "core/contract/nearest.hpp"
 #include "core/contract/npy_file.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

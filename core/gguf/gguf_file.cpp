@@ -12,6 +12,7 @@
 
 #include "core/api/error.hpp"
 #include "core/gguf/ggml_type.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 
@@ -66,19 +67,6 @@ std::string_view name_of(GgufType type) {
   constexpr std::string_view names[] = {"u8",      "i8",   "u16",   "i16", "u32", "i32", "f32",
                                         "boolean", "text", "array", "u64", "i64", "f64"};
   return names[static_cast<std::size_t>(type)];
-}
-
-std::string quoted(std::string_view text) {
-  constexpr std::size_t longest = 96;
-  std::string out = "'";
-  for (const char c : text.substr(0, longest)) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte >= 0x7F)
-      out += fmt::format("\\x{:02x}", byte);
-    else
-      out += c;
-  }
-  return out + (text.size() > longest ? "...'" : "'");
 }
 
 // Reads the file front to back. Nothing is believed before it was compared with the bytes that are left, and nothing is

@@ -85,7 +85,4 @@ class GgufFile {
   std::unordered_map<std::string_view, std::size_t> keys_, names_;
 };
 
-// Text from a file as it may stand in a message: quoted, escaped, cut when long.
-std::string quoted(std::string_view text);
-
 }  // namespace moe_diag

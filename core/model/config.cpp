@@ -12,6 +12,7 @@
 
 #include "core/api/error.hpp"
 #include "core/model/part.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

@@ -21,6 +21,7 @@
 #include "core/model/digest_memory.hpp"
 #include "core/model/part.hpp"
 #include "core/model/tensors.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 

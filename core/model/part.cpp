@@ -13,6 +13,7 @@
 #include "core/api/output_file.hpp"
 #include "core/gguf/gguf_header.hpp"
 #include "core/model/config.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

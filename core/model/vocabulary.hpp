@@ -31,7 +31,4 @@ class Vocabulary {
 // Source: bytes_to_unicode() of OpenAI's gpt-2, src/encoder.py.
 std::string bytes_of_byte_level(std::string_view text);
 
-// Text in quotes, on one line: control characters and what is not UTF-8 escaped, long text cut.
-std::string quoted_line(std::string_view text);
-
 }  // namespace moe_diag

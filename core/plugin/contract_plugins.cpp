@@ -6,7 +6,8 @@
 #include <algorithm>
 #include <sstream>
 
-#include "core/contract/nearest.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

@@ -15,10 +15,11 @@
 #include <optional>
 #include <set>
 
-#include "core/contract/nearest.hpp"
 #include "core/plugin/crash.hpp"
 #include "core/plugin/guard.hpp"
 #include "core/plugin/manifest.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 

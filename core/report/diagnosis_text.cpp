@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/report/text.hpp"
+#include "core/text/quote.hpp"
 #include "core/verdict/controls.hpp"
 
 namespace moe_diag {

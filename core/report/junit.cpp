@@ -11,6 +11,7 @@
 #include "core/report/diagnosis_text.hpp"
 #include "core/report/host.hpp"
 #include "core/report/text.hpp"
+#include "core/text/utf8.hpp"
 
 namespace moe_diag {
 namespace {

@@ -9,6 +9,7 @@
 #include <system_error>
 
 #include "core/report/text.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

@@ -41,23 +41,6 @@ std::string values_text(const Measure& m) {
   return text;
 }
 
-// Bytes of the character that starts the text; 0 when it is not one that XML and UTF-8 allow.
-std::size_t character_bytes(std::string_view text) {
-  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-  if (byte(0) < 0x80) return byte(0) >= 0x20 && byte(0) != 0x7f ? 1 : 0;
-  const std::size_t bytes = byte(0) >= 0xf0 ? 4 : byte(0) >= 0xe0 ? 3 : 2;
-  if (byte(0) < 0xc2 || byte(0) > 0xf4 || text.size() < bytes) return 0;
-  std::uint32_t code = byte(0) & (0x7fU >> bytes);
-  for (std::size_t i = 1; i < bytes; ++i) {
-    if ((byte(i) & 0xc0) != 0x80) return 0;
-    code = code << 6 | (byte(i) & 0x3fU);
-  }
-  constexpr std::uint32_t lowest[] = {0, 0, 0x80, 0x800, 0x10000};
-  const bool surrogate = code >= 0xd800 && code < 0xe000, control = code < 0xa0;
-  const bool none = code == 0xfffe || code == 0xffff || code > 0x10ffff || code < lowest[bytes];
-  return surrogate || control || none ? 0 : bytes;
-}
-
 }  // namespace
 
 std::string_view word_of(const Verdict& verdict) {
@@ -168,29 +151,8 @@ std::string lane_text(const LaneReport& lane) {
   return text;
 }
 
-std::string shell_word(std::string_view text) {
-  const auto is_plain = [](char c) {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-           std::string_view("/._-+=:,@%").find(c) != std::string_view::npos;
-  };
-  if (!text.empty() && std::all_of(text.begin(), text.end(), is_plain)) return std::string(text);
-  std::string word = "'";
-  for (const char c : text) word += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return word + "'";
-}
-
 std::string counted(std::size_t number, std::string_view what) {
   return fmt::format("{} {}{}", number, what, number == 1 ? "" : "s");
-}
-
-std::string clean_text(std::string_view text) {
-  std::string out;
-  while (!text.empty()) {
-    const std::size_t bytes = text[0] == '\n' || text[0] == '\t' ? 1 : character_bytes(text);
-    out += bytes > 0 ? text.substr(0, bytes) : "\uFFFD";
-    text.remove_prefix(bytes > 0 ? bytes : 1);
-  }
-  return out;
 }
 
 }  // namespace moe_diag

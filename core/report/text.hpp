@@ -38,13 +38,7 @@ std::string reason_text(const Verdict& verdict, const Judgement& judgement);
 // "cpu f32 on cpu, 2 threads, avx512": what a lane computes in.
 std::string lane_text(const LaneReport& lane);
 
-// Text as one word of a shell's command line, quoted where it has to be.
-std::string shell_word(std::string_view text);
-
 // "1 prompt", "2 prompts"
 std::string counted(std::size_t number, std::string_view what);
-
-// Valid UTF-8 without control characters: what is not becomes U+FFFD. Line feeds and tabs stay.
-std::string clean_text(std::string_view text);
 
 }  // namespace moe_diag

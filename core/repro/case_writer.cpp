@@ -14,6 +14,7 @@
 #include "core/model/part.hpp"
 #include "core/plan/budget.hpp"
 #include "core/report/text.hpp"
+#include "core/text/quote.hpp"
 #include "core/verdict/controls.hpp"
 
 namespace moe_diag {

@@ -9,11 +9,12 @@
 
 #include "core/compare/explain_step.hpp"
 #include "core/contract/metric.hpp"
-#include "core/contract/nearest.hpp"
 #include "core/explain/examiner.hpp"
 #include "core/repro/case_writer.hpp"
 #include "core/run/call_files.hpp"
 #include "core/run/runner.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 #include "core/verdict/controls.hpp"
 
 namespace moe_diag {

@@ -9,9 +9,10 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "core/contract/nearest.hpp"
 #include "core/contract/npy_file.hpp"
 #include "core/report/report.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {

@@ -35,19 +35,4 @@ TEST_CASE("every byte has its character") {
   }
 }
 
-TEST_CASE("texts are shown on one line of UTF-8, whatever they hold") {
-  CHECK(quoted_line(" the") == "' the'");
-  CHECK(quoted_line("") == "''");
-  CHECK(quoted_line("\u4F60\u597D \U0001F600") == "'\u4F60\u597D \U0001F600'");
-  CHECK(quoted_line("a\nb\t\r'\\") == R"('a\nb\t\r\'\\')");
-  CHECK(quoted_line(std::string("\0\x1b[31m\x7f", 7)) == R"('\x00\x1b[31m\x7f')");
-  CHECK(quoted_line("\u0085\u202E\u200B\uFEFF") == R"('\u{85}\u{202e}\u{200b}\u{feff}')");
-  CHECK(quoted_line("\xE4\xBD") == R"('\xe4\xbd')");          // a character cut short
-  CHECK(quoted_line("\xC0\xAF\xFF") == R"('\xc0\xaf\xff')");  // over-long, and no head at all
-  CHECK(quoted_line("\xED\xA0\x80") == R"('\xed\xa0\x80')");  // a surrogate
-  CHECK(quoted_line("\xF4\x90\x80\x80") == R"('\xf4\x90\x80\x80')");
-  CHECK(quoted_line(std::string(64, 'x')) == "'" + std::string(64, 'x') + "'");
-  CHECK(quoted_line(std::string(1000, 'x')) == "'" + std::string(64, 'x') + "...'");
-}
-
 }  // namespace moe_diag

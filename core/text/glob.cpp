@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/contract/glob.hpp"
+#include "core/text/glob.hpp"
 
 #include <cstddef>
 

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
-#include "core/contract/nearest.hpp"
+#include "core/text/nearest.hpp"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cstddef>
+
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {
@@ -12,7 +14,6 @@ namespace {
 constexpr std::size_t longest_name = 64;      // longer names are not misspelt, they are something else
 constexpr std::size_t most_candidates = 200;  // a contract with more lanes than this gets no suggestion
 constexpr std::size_t most_listed = 30;
-constexpr std::size_t longest_shown = 60;
 
 // Insertions, deletions, replacements and swaps of neighbours that turn a into b.
 std::size_t distance(std::string_view a, std::string_view b) {
@@ -72,18 +73,6 @@ std::string unknown(std::string_view what, std::string_view name, const std::vec
   const auto close = nearest(name, known);
   out += close ? fmt::format(", did you mean '{}'?", *close) : ".";
   return out + (known.empty() ? fmt::format(" There is no {} here", what) : " Known: " + listed(known));
-}
-
-std::string shown(std::string_view text) {
-  std::string out(text.substr(0, longest_shown));
-  for (char& c : out)
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
-  // A character cut in the middle would make the message invalid UTF-8.
-  if (text.size() > longest_shown) {
-    while (!out.empty() && (static_cast<unsigned char>(text[out.size()]) & 0xC0) == 0x80) out.pop_back();
-    out += "...";
-  }
-  return out;
 }
 
 }  // namespace moe_diag

@@ -17,9 +17,6 @@ std::string unknown(std::string_view what, std::string_view name, const std::vec
 // "a, b, c"; a long list is cut, and says so.
 std::string listed(const std::vector<std::string>& names);
 
-// Text of a user, fit for a one-line message: control characters replaced, long text cut.
-std::string shown(std::string_view text);
-
 // ASCII only, so that no locale has a say.
 std::string lower(std::string_view text);
 
