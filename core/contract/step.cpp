@@ -6,8 +6,9 @@
 #include <filesystem>
 #include <utility>
 
-#include "core/contract/npy_file.hpp"
 #include "core/contract/section.hpp"
+#include "core/file/bounded_file.hpp"
+#include "core/file/npy_file.hpp"
 #include "core/text/nearest.hpp"
 #include "core/text/quote.hpp"
 

@@ -12,7 +12,8 @@
 #include <utility>
 
 #include "core/api/error.hpp"
-#include "core/contract/npy_file.hpp"
+#include "core/file/bounded_file.hpp"
+#include "core/file/npy_file.hpp"
 #include "core/text/nearest.hpp"
 #include "core/text/quote.hpp"
 

@@ -9,7 +9,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "core/contract/npy_file.hpp"
+#include "core/file/bounded_file.hpp"
 #include "core/report/report.hpp"
 #include "core/text/nearest.hpp"
 #include "core/text/quote.hpp"

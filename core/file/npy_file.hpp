@@ -21,7 +21,4 @@ struct NpyArray {
 // wrong.
 NpyArray parse_npy(std::string_view file);
 
-// A regular file's bytes. Throws Error(usage) when there is none, or it has more than `largest` bytes.
-std::string read_bounded(const std::string& path, std::size_t largest);
-
 }  // namespace moe_diag
