@@ -9,8 +9,9 @@
 #include <type_traits>
 #include <utility>
 
-#include "core/bus/wrong_step.hpp"
 #include "core/contract/fault.hpp"
+#include "core/ops/operator.hpp"
+#include "core/ops/topk.hpp"
 
 namespace moe_diag {
 namespace {
@@ -71,7 +72,7 @@ void edit_choice(const FaultSpec& spec, std::span<std::int32_t> row, int experts
 FaultPlanter::FaultPlanter(PlantedFault fault, const Step& step) : fault_(std::move(fault)), step_(step) {}
 
 std::vector<Stage> FaultPlanter::reads() const {
-  if (is_computed(fault_.spec) && step_.op == Op::scores) return {step_.in[0]};  // and the cache
+  if (is_computed(fault_.spec) && reads_cache(step_)) return {step_.in[0]};  // and the cache
   if (is_computed(fault_.spec)) return {step_.in.begin(), step_.in.end()};
   if (fault_.spec.kind == Kind::swap_tie) return {Stage::moe_router_probs};
   if (fault_.spec.expert >= 0) return {Stage::moe_router_indices};
@@ -136,9 +137,10 @@ template <class T>
 void FaultPlanter::recompute(std::span<T> values, Sighting& sighting, const ModelConfig& config) {
   StepInputs inputs;
   inputs.total = sighting.pass.total;
+  if (fault_.spec.kind == Kind::stale_kv) inputs.stale = fault_.spec.positions.resolve(inputs.total);
   const std::vector<int> rows = rows_to_change(sighting);
   for (std::size_t i = 0; i < step_.in.size(); ++i) {
-    inputs.in[i] = i == 1 && step_.op == Op::scores ? read_keys(sighting) : read_rows(step_.in[i], sighting);
+    inputs.in[i] = i == 1 && reads_cache(step_) ? read_keys(sighting) : read_rows(step_.in[i], sighting);
     if (inputs.in[i].empty()) return;
   }
   for (int r : rows) inputs.positions.push_back(sighting.position(r));

@@ -8,7 +8,7 @@
 #include "core/api/step.hpp"
 #include "core/bus/bus.hpp"
 #include "core/contract/contract.hpp"
-#include "core/model/host_ops.hpp"
+#include "core/ops/values.hpp"
 
 namespace moe_diag {
 

@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "core/model/values.hpp"
+#include "core/ops/values.hpp"
 
 namespace moe_diag {
 namespace {

@@ -11,7 +11,10 @@
 #include <optional>
 #include <utility>
 
-#include "core/compare/step_hypotheses.hpp"
+#include "core/compare/samples.hpp"
+#include "core/compare/step_units.hpp"
+#include "core/ops/hypotheses.hpp"
+#include "core/ops/topk.hpp"
 
 namespace moe_diag {
 namespace {
@@ -258,20 +261,12 @@ StepExplanation explain_choice(const StepCase& c, const ModelConfig& config) {
 
 }  // namespace
 
-std::string_view name_of(StepCause cause) {
-  constexpr std::string_view names[] = {
-      "none",        "uniform_weights",     "dropped_expert", "zero",       "bitflip",      "skipped",
-      "permutation", "shifted_position",    "stale_kv",       "rope_theta", "wrong_tensor", "transposed",
-      "wrong_type",  "rounded_activations", "scale",          "operator"};
-  return names[static_cast<std::size_t>(cause)];
-}
-
 StepExplanation explain_step(const StepCase& c, const Model& model, const Program& program) {
   if (info(c.stage).payload == Payload::indices) {
     check_case(c, model.config());
     return explain_choice(c, model.config());
   }
-  const StepKnowledge known{c, model, program};
+  const StepKnowledge known{c, model.config(), program};
   const std::vector<StepUnit> units = units_of(c, model.config());
   std::map<std::size_t, FailingUnits> parts;
   for (const StepUnit& unit : units)

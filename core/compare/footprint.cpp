@@ -7,7 +7,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "core/compare/step_units.hpp"
+#include "core/ops/operator.hpp"
+#include "core/ops/step_case.hpp"
 
 namespace moe_diag {
 namespace {
@@ -24,22 +25,6 @@ std::int64_t stride_of(const std::vector<std::int64_t>& columns) {
   for (std::int64_t column : columns) stride = std::gcd(stride, column - columns.front());
   const std::int64_t places = (columns.back() - columns.front()) / std::max<std::int64_t>(stride, 1) + 1;
   return stride > 1 && static_cast<double>(columns.size()) >= nearly_all * static_cast<double>(places) ? stride : 0;
-}
-
-std::string ranges_text(const std::vector<Range>& ranges) {
-  std::string text;
-  for (const Range& range : ranges) text += (text.empty() ? "" : ", ") + range_text(range);
-  return text;
-}
-
-std::vector<Range> ranges_of(const std::vector<int>& ascending) {
-  std::vector<Range> ranges;
-  for (const int number : ascending)
-    if (!ranges.empty() && ranges.back().second == number - 1)
-      ranges.back().second = number;
-    else
-      ranges.push_back({number, number});
-  return ranges;
 }
 
 // The same where only a number of `all` between two others ends a range.
@@ -97,13 +82,6 @@ std::string short_name(const std::string& tensor) {
 }
 
 }  // namespace
-
-std::string range_text(Range range) {
-  return range.first == range.second ? fmt::format("{}", range.first)
-                                     : fmt::format("{} to {}", range.first, range.second);
-}
-
-std::string numbers_text(const std::vector<int>& numbers) { return ranges_text(ranges_of(numbers)); }
 
 void FootprintMaker::add(const StepCase& c, const std::vector<StepUnit>& units) {
   step_ = c.step;
@@ -225,7 +203,7 @@ std::vector<Range> FootprintMaker::ranges() const {
 std::vector<Footprint::OfTensor> FootprintMaker::tensors(const std::vector<Range>& columns) const {
   std::vector<Footprint::OfTensor> tensors;
   if (!step_) return tensors;
-  const bool side_by_side = step_->op == Op::linear;
+  const bool side_by_side = operator_of(*step_).weights == WeightRows::all;
   const auto width = static_cast<std::int64_t>(columns_.size());
   std::int64_t first = 0;
   for (std::size_t part = 0; part < step_->weights.size(); ++part) {
@@ -269,7 +247,7 @@ std::string FootprintMaker::columns_text(const Footprint& print) const {
     text = fmt::format("every {}th column from {} to {}", stride, columns.front(), columns.back());
   else if (print.columns.size() > most_ranges)
     text = fmt::format("{} columns between {} and {}", columns.size(), columns.front(), columns.back());
-  if (step_->op != Op::linear || step_->weights.size() == 1) return text;
+  if (operator_of(*step_).weights != WeightRows::all || step_->weights.size() == 1) return text;
   std::string whole, part;
   for (const Footprint::OfTensor& tensor : print.tensors) {
     std::string& names = tensor.columns == std::vector<Range>{tensor.all} ? whole : part;

@@ -5,18 +5,13 @@
 #include <map>
 #include <set>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "core/api/tensor.hpp"
-#include "core/forward/program.hpp"
+#include "core/api/step.hpp"
+#include "core/ops/step_case.hpp"
+#include "core/text/numbers.hpp"
 
 namespace moe_diag {
-
-struct StepCase;
-struct StepUnit;
-
-using Range = std::pair<std::int64_t, std::int64_t>;  // first and last
 
 // Which elements of a step's output are wrong: those farther from the oracle's than their error explains. Columns are
 // of a row, or of an expert's slot. A range holds columns that are right by chance, as their neighbours' errors let
@@ -75,9 +70,5 @@ class FootprintMaker {
   std::vector<std::int32_t> failing_;      // by column: failing units that hold it
   std::int64_t off_ = 0, barely_off_ = 0;  // elements of failing units beyond their tolerance; by less than 10 times
 };
-
-// "3", "3 to 5", "3 to 5, 7": ascending numbers as inclusive ranges.
-std::string numbers_text(const std::vector<int>& numbers);
-std::string range_text(Range range);
 
 }  // namespace moe_diag

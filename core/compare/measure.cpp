@@ -8,7 +8,7 @@
 #include <cstring>
 #include <limits>
 
-#include "core/model/values.hpp"
+#include "core/ops/values.hpp"
 
 namespace moe_diag {
 namespace {

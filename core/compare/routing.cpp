@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "core/compare/chosen.hpp"
-#include "core/model/values.hpp"
+#include "core/ops/values.hpp"
 
 namespace moe_diag {
 namespace {

@@ -7,6 +7,7 @@
 #include "core/api/model.hpp"
 #include "core/api/stage.hpp"
 #include "core/api/tensor.hpp"
+#include "core/ops/step_case.hpp"
 
 namespace moe_diag {
 
@@ -17,11 +18,6 @@ struct Pair {
   Tensor routing_a, routing_b;  // moe_router_indices of these rows; only for per-expert stages
   int first_position = 0;       // of row 0
   int experts = 0;              // of the model; only for per-expert stages
-};
-
-// Elements to be compared together: `n` of them, at `a` in one tensor and at `b` in the other.
-struct Segment {
-  std::int64_t a = 0, b = 0, n = 0;
 };
 
 // What one comparison of a metric is made of.

@@ -8,9 +8,9 @@
 #include <limits>
 
 #include "core/api/error.hpp"
-#include "core/compare/expected.hpp"
 #include "core/compare/measure.hpp"
-#include "core/forward/program.hpp"
+#include "core/compare/samples.hpp"
+#include "core/ops/operator.hpp"
 
 namespace moe_diag {
 namespace {
@@ -85,15 +85,6 @@ void add_samples(const StepCase& c, const ModelConfig& config, int row, std::vec
 
 }  // namespace
 
-double value_at(const Tensor& tensor, std::int64_t i) {
-  switch (tensor.dtype) {
-    case DType::f32: return tensor.as<float>()[i];
-    case DType::f64: return tensor.as<double>()[i];
-    case DType::i32: return tensor.as<std::int32_t>()[i];
-  }
-  return 0;
-}
-
 void check_case(const StepCase& c, const ModelConfig& config) {
   if (std::find(c.step->out.begin(), c.step->out.end(), c.stage) == c.step->out.end())
     fail(c, "the step does not write this stage");
@@ -123,32 +114,12 @@ std::vector<StepUnit> units_of(const StepCase& c, const ModelConfig& config) {
   check_case(c, config);
   std::vector<StepUnit> units;
   for (int row = 0; row < static_cast<int>(c.a.shape[0]); ++row)
-    if (c.step->op == Op::linear)
+    if (operator_of(*c.step).weights == WeightRows::all)
       add_parts(c, config, row, units);
     else
       add_samples(c, config, row, units);
   for (StepUnit& unit : units) measure(c, unit);
   return units;
-}
-
-std::vector<double> errors_of_elements(const StepCase& c, const StepUnit& unit) {
-  std::vector<double> off(static_cast<std::size_t>(unit.size));
-  for (std::int64_t i = 0; i < unit.size; ++i) {
-    const double b = value_at(c.b, unit.in_b(i)), difference = std::fabs(value_at(c.a, unit.in_a(i)) - b);
-    off[static_cast<std::size_t>(i)] = difference / unit.tolerance(1, std::fabs(b));
-  }
-  return off;
-}
-
-std::vector<std::int64_t> wrong_elements(const StepCase& c, const StepUnit& unit, double of_the_worst) {
-  const std::vector<double> off = errors_of_elements(c, unit);
-  double worst = 0;
-  for (const double x : off)
-    if (std::isfinite(x)) worst = std::max(worst, x);
-  std::vector<std::int64_t> wrong;
-  for (std::int64_t i = 0; i < unit.size; ++i)
-    if (!(off[static_cast<std::size_t>(i)] <= std::max(element_error, of_the_worst * worst))) wrong.push_back(i);
-  return wrong;
 }
 
 double error_of(const StepCase& c, const StepUnit& unit, std::span<const std::int64_t> elements,

@@ -16,6 +16,7 @@
 #include "core/contract/override.hpp"
 #include "core/contract/selection.hpp"
 #include "core/contract/where.hpp"
+#include "core/ops/fault.hpp"
 
 namespace moe_diag {
 
@@ -102,41 +103,11 @@ struct CaptureSpec {
   Where where;
 };
 
-// A planted change of one lane. What each kind does stands in contracts/README.md, "Faults".
-struct FaultSpec {
-  enum class Kind {
-    nan,
-    inf,
-    scale,
-    zero,
-    bitflip,
-    wrong_expert,
-    drop_top_expert,
-    uniform_weights,
-    swap_tie,
-    wrong_type,
-    skip_norm,
-    skip_qk_norm,
-    rope_theta,
-    rope_interleaved,
-    quantise_activations,
-    transpose,
-    off_by_one_position,
-    stale_kv,
-  };
-  Kind kind = Kind::nan;
-  Stage stage = Stage::embedding;
-  int layer = -1;                 // -1 for stages of the whole model
-  std::string lane;               // of `planted` and `run --inject`; controls take their falsifier's lane
-  IndexSelection positions;       // default all; of stale_kv: the keys'
-  int index = 0;                  // nan, inf, bitflip: element of the row
-  int bit = -1;                   // bitflip; -1: the highest of the mantissa
-  double factor = 2;              // scale
-  int expert = -1;                // zero: only this expert's slot; -1: the row
-  std::optional<BlockType> type;  // wrong_type; none: Q4_K and Q6_K for each other
-  double theta = 10000;           // rope_theta
-  int block = 256;                // quantise_activations: values that share a step
-  std::string text;               // as written, for reports: "nan at moe_expert_out, layer 6"
+// A fault that a contract or a call plants in one lane.
+struct FaultSpec : Fault {
+  std::string lane;          // of `planted` and `run --inject`; controls take their falsifier's lane
+  IndexSelection positions;  // default all; of stale_kv: the keys'
+  std::string text;          // as written, for reports: "nan at moe_expert_out, layer 6"
   Where where;
 };
 
@@ -270,7 +241,6 @@ FaultSpec parse_fault(const std::string& text, const Contract& contract);
 std::string flow_text(const FaultSpec& fault);
 
 std::string_view name_of(Metric metric);
-std::string_view name_of(FaultSpec::Kind kind);
 std::string_view name_of(Bound::Kind kind);
 std::string_view name_of(Twin to);
 // True when the metric is of passes that the lane computes alone, after the lockstep run.
@@ -279,7 +249,5 @@ bool is_solo(Metric metric);
 bool has_stage(Metric metric);
 // True when the metric can be computed at the stage.
 bool fits(Metric metric, Stage stage);
-// True when the fault can be planted at the stage.
-bool fits(FaultSpec::Kind kind, Stage stage);
 
 }  // namespace moe_diag

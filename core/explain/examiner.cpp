@@ -4,11 +4,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/compare/expected.hpp"
 #include "core/compare/measure.hpp"
 #include "core/compare/step_units.hpp"
 #include "core/forward/program.hpp"
-#include "core/model/values.hpp"
+#include "core/ops/operator.hpp"
+#include "core/ops/predicted.hpp"
+#include "core/ops/values.hpp"
 
 namespace moe_diag {
 namespace {

@@ -11,6 +11,7 @@
 #include "core/explain/causes.hpp"
 #include "core/explain/examiner.hpp"
 #include "core/explain/out_of_line.hpp"
+#include "core/ops/operator.hpp"
 #include "core/plan/memory.hpp"
 
 namespace moe_diag {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "core/explain/kept_caches.hpp"
+#include "core/ops/operator.hpp"
 
 #include <algorithm>
 

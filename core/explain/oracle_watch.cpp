@@ -12,7 +12,8 @@
 #include "core/compare/step_units.hpp"
 #include "core/explain/model_blocks.hpp"
 #include "core/forward/program.hpp"
-#include "core/model/values.hpp"
+#include "core/ops/operator.hpp"
+#include "core/ops/values.hpp"
 
 namespace moe_diag {
 namespace {
@@ -46,7 +47,7 @@ void insert(Runs& runs, int position) {
 // The weights that made the value: of those that write side by side, the one of its column.
 std::vector<const Weight*> weights_of(const Step& step, std::int64_t element) {
   std::vector<const Weight*> weights(step.weights.begin(), step.weights.end());
-  if (step.op != Op::linear || weights.size() < 2) return weights;
+  if (operator_of(step).weights != WeightRows::all || weights.size() < 2) return weights;
   for (const Weight* weight : weights) {
     if (element < weight->rows) return {weight};
     element -= weight->rows;

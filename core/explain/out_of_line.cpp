@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/compare/measure.hpp"
+#include "core/ops/operator.hpp"
 
 namespace moe_diag {
 namespace {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/contract/fault.hpp"
+#include "core/ops/operator.hpp"
 
 namespace moe_diag {
 namespace {

@@ -29,13 +29,6 @@ std::vector<Site> inputs_of(const Program& program, Site site);
 // The sites whose values depend on the one given, itself first, in forward order.
 std::vector<Site> reached_from(const Program& program, Site site);
 
-// True for a step that reads keys or values of all positions so far, in its second input, and puts those of its pass
-// into the cache.
-inline bool reads_cache(const Step& step) { return step.op == Op::scores || step.op == Op::mix; }
-
-// What of the cache such a step reads.
-inline CachePart cache_part(const Step& step) { return step.op == Op::scores ? CachePart::keys : CachePart::values; }
-
 // Where a step's output stands.
 inline Site site_of(const Step& step, Stage stage) { return {stage, step.layer}; }
 

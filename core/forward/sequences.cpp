@@ -3,7 +3,7 @@
 
 #include <fmt/format.h>
 
-#include "core/model/values.hpp"
+#include "core/ops/values.hpp"
 
 namespace moe_diag {
 

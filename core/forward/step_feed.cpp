@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "core/ops/operator.hpp"
+
 namespace moe_diag {
 namespace {
 
@@ -14,7 +16,7 @@ bool has(const std::vector<Stage>& stages, Stage stage) {
 
 std::vector<Stage> stages_fed(const Step& step) {
   std::vector<Stage> stages(step.in.begin(), step.in.end());
-  const bool chooses = step.op == Op::topk;
+  const bool chooses = operator_of(step).chooses_experts;
   const bool by_expert = !chooses && step.out.size() > 0 && is_per_expert(step.out[0]);
   if (by_expert && !has(stages, Stage::moe_router_indices)) stages.push_back(Stage::moe_router_indices);
   if (chooses) stages.push_back(Stage::moe_router_logits);
@@ -31,7 +33,7 @@ std::vector<Stretch> StepFeed::stretches() const {
 
 // The head's stages have every row where the step is one of them; else only the one that each pass has.
 Pass StepFeed::pass_over(std::span<const std::int32_t> sequence, Stretch stretch) const {
-  const bool of_head = step_.out[0] >= Stage::final_norm;
+  const bool of_head = is_of_head(step_);
   return moe_diag::pass_over(sequence, stretch, of_head ? stretch.first : stretch.end() - 1);
 }
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/contract/fault.hpp"
-#include "core/model/host_ops.hpp"
+#include "core/ops/matrix.hpp"
 #include "core/plan/plan.hpp"
 
 namespace moe_diag {

@@ -161,24 +161,7 @@ Workload workload_of(const Contract& contract, const Plan& plan, const Program& 
 }
 
 Cost cost_of(const Step& step, const ModelConfig& config, int rows, int total, int head_rows) {
-  Cost cost;
-  const double r = step.layer < 0 && step.op != Op::embed ? head_rows : rows;
-  for (const Weight* w : step.weights) {
-    const double size = static_cast<double>(w->cols) * static_cast<double>(w->rows);
-    if (step.op == Op::embed) {
-      cost.decoded += r * static_cast<double>(w->cols);
-    } else if (step.op == Op::expert_linear) {
-      // As many experts as tokens that choose at random would reach.
-      const double missed = std::pow(1 - static_cast<double>(config.used) / config.experts, r);
-      cost.decoded += size * config.experts * (1 - missed);
-      cost.products += size * r * config.used;
-    } else {
-      cost.decoded += size;
-      cost.products += size * r;
-    }
-  }
-  if (reads_cache(step)) cost.products += r * total * config.q_width();
-  return cost;
+  return operator_of(step).cost(step, config, is_of_head(step) ? head_rows : rows, total);
 }
 
 }  // namespace moe_diag

@@ -7,6 +7,7 @@
 
 #include "core/api/sink.hpp"
 #include "core/forward/program.hpp"
+#include "core/ops/operator.hpp"
 #include "core/plan/plan.hpp"
 
 namespace moe_diag {
@@ -43,15 +44,7 @@ Load load_of(int sink, const std::vector<WatchedCapture>& captures, const Contra
 
 Workload workload_of(const Contract& contract, const Plan& plan, const Program& program, const Lanes& lanes);
 
-// What a step costs: weights to be decoded, and multiplications with them, for so many rows of a sequence of `total`.
-struct Cost {
-  double decoded = 0, products = 0;
-  Cost& operator+=(const Cost& other) {
-    decoded += other.decoded;
-    products += other.products;
-    return *this;
-  }
-};
+// Of so many rows of a sequence of `total`, of which the head computes `head_rows`.
 Cost cost_of(const Step& step, const ModelConfig& config, int rows, int total, int head_rows);
 
 }  // namespace moe_diag

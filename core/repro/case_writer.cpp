@@ -10,8 +10,8 @@
 #include <utility>
 
 #include "core/compare/measure.hpp"
-#include "core/model/host_ops.hpp"
 #include "core/model/part.hpp"
+#include "core/ops/values.hpp"
 #include "core/plan/budget.hpp"
 #include "core/report/text.hpp"
 #include "core/text/quote.hpp"

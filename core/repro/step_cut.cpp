@@ -9,7 +9,8 @@
 #include <set>
 
 #include "core/forward/step_feed.hpp"
-#include "core/model/host_ops.hpp"
+#include "core/ops/operator.hpp"
+#include "core/ops/values.hpp"
 
 namespace moe_diag {
 namespace {
@@ -88,10 +89,11 @@ std::vector<Cut> cuts_of(const StepRecord& record, const Step& step, const Model
                          const std::vector<std::int32_t>& tokens, const std::vector<std::int32_t>& elements) {
   const auto narrowed = [&](int first, int count) {
     Cut cut{first, count, {}, {}};
-    if (step.op == Op::expert_linear) cut.experts = experts_of(record, first - record.first, count, config);
+    const WeightRows reads = operator_of(step).weights;
+    if (reads == WeightRows::of_experts) cut.experts = experts_of(record, first - record.first, count, config);
     if (step.out[0] == Stage::lm_head)
       cut.vocabulary = rows_of_head(record, position - record.first, config.vocab, elements);
-    if (step.op == Op::embed) {
+    if (reads == WeightRows::of_tokens) {
       Ids ids(tokens.begin() + first, tokens.begin() + first + count);
       add_neighbours(ids, config.vocab);
       cut.vocabulary = list_of(ids);

@@ -14,9 +14,9 @@
 #include <utility>
 
 #include "core/compare/distribution.hpp"
-#include "core/compare/expected.hpp"
 #include "core/compare/samples.hpp"
-#include "core/model/values.hpp"
+#include "core/ops/predicted.hpp"
+#include "core/ops/values.hpp"
 #include "core/verdict/controls.hpp"
 
 namespace moe_diag {

@@ -8,9 +8,9 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "core/compare/expected.hpp"
 #include "core/compare/measure.hpp"
 #include "core/forward/program.hpp"
+#include "core/ops/predicted.hpp"
 #include "tests/support/caches.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"

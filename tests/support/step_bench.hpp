@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "core/compare/expected.hpp"
 #include "core/compare/explain_step.hpp"
-#include "core/model/host_ops.hpp"
+#include "core/ops/plain.hpp"
+#include "core/ops/predicted.hpp"
 #include "tests/support/lockstep.hpp"
 
 namespace moe_diag::test {

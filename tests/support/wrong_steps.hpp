@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
-#include "core/compare/expected.hpp"
 #include "core/compare/explain_step.hpp"
+#include "core/ops/predicted.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/step_bench.hpp"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Every cause made by the plain operators on real steps of the tiny model, and what the explanation calls it.
 #include "core/compare/explain_step.hpp"
-#include "core/compare/step_hypotheses.hpp"
+#include "core/ops/hypotheses.hpp"
 
 #include <fmt/format.h>
 
@@ -15,7 +15,7 @@
 #include <set>
 
 #include "core/api/error.hpp"
-#include "core/compare/expected.hpp"
+#include "core/ops/predicted.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/step_bench.hpp"
 #include "tests/support/unknown_steps.hpp"

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "core/compare/step_units.hpp"
+#include "core/ops/operator.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/step_bench.hpp"
 

@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include "core/model/values.hpp"
+#include "core/ops/values.hpp"
 #include "tests/support/catch.hpp"
 
 namespace moe_diag::test {

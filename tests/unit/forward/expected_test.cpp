@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The errors that core/compare/expected.hpp states, beside those that lanes fed the oracle's inputs make.
-#include "core/compare/expected.hpp"
+// The errors that core/ops/predicted.hpp states, beside those that lanes fed the oracle's inputs make.
+#include "core/ops/predicted.hpp"
 
 #include <cmath>
 #include <string>

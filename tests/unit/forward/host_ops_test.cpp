@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "core/api/error.hpp"
-#include "core/model/host_ops.hpp"
+#include "core/ops/plain.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
 

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "core/contract/fault.hpp"
-#include "core/model/host_ops.hpp"
 #include "core/model/synthetic.hpp"
+#include "core/ops/plain.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
 

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "core/compare/expected.hpp"
 #include "core/contract/metric.hpp"
 #include "core/model/synthetic.hpp"
+#include "core/ops/predicted.hpp"
 #include "core/report/report.hpp"
 #include "core/verdict/judge.hpp"
 #include "tests/support/catch.hpp"

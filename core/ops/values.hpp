@@ -3,6 +3,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "core/api/tensor.hpp"
 
@@ -39,4 +41,21 @@ inline std::int64_t argmax(const Tensor& a, std::int64_t at, std::int64_t n) {
 // x - x is 0 for finite x and NaN otherwise: a test that vectorises.
 constexpr bool is_finite(double x) { return x - x == 0; }
 
+// Value i of a tensor of any type.
+inline double value_at(const Tensor& tensor, std::int64_t i) {
+  return with_values(tensor, i, [](const auto* p) { return static_cast<double>(*p); });
+}
+
 }  // namespace moe_diag
+
+namespace moe_diag::host {
+
+using Values = std::vector<double>;
+
+// Values of any lane, as doubles: all rows, or `count` rows from `first` on.
+Values values_of(const Tensor& tensor);
+Values values_of(const Tensor& tensor, std::int64_t first, std::int64_t count);
+
+double dot(std::span<const double> a, std::span<const double> b);
+
+}  // namespace moe_diag::host

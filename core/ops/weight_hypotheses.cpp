@@ -10,7 +10,9 @@
 #include <optional>
 #include <utility>
 
-#include "core/compare/step_hypotheses.hpp"
+#include "core/ops/hypotheses.hpp"
+#include "core/ops/matrix.hpp"
+#include "core/text/numbers.hpp"
 
 namespace moe_diag {
 namespace {
@@ -25,8 +27,6 @@ constexpr std::int64_t few_elements = 4;  // that tell one expert's weights from
 constexpr std::size_t few_units = 3;
 constexpr std::size_t most_named = 4;  // experts in a text
 constexpr std::size_t most_ties = 8;   // activations of one unit that are next to a border of their rounding
-
-bool multiplies(Op op) { return op == Op::linear || op == Op::expert_linear; }
 
 // What the step itself reads of a unit's expert, or of another one's.
 Matrix own_matrix(const Weight& weight, const StepUnit& unit) { return Matrix(weight, std::max(unit.expert, 0)); }
@@ -80,24 +80,17 @@ Values all_products(const StepKnowledge& known, const MatrixOf& matrix_of, const
 // The output of a unit when its operator reads that matrix.
 Hypothesis with_matrix(const StepKnowledge& known, StepCause cause, std::string text, const MatrixOf& matrix_of) {
   Hypothesis h{cause, std::move(text)};
-  const StepCase& c = known.step_case;
-  const Step& step = known.step();
-  if (multiplies(step.op)) {
-    h.work = static_cast<double>(step.weights[0]->cols);
-    h.elements = [&known, matrix_of](const FailingUnits& units, Elements elements) {
-      return all_products(known, matrix_of, units, elements, {}, {});
+  const Operator& op = operator_of(known.step());
+  if (!is_product(op)) {
+    h.row = [&known, &op, matrix_of](const StepUnit& unit) {
+      return op.with_matrix(known.step_case, unit, matrix_of(unit));
     };
-  } else if (step.op == Op::embed) {
-    h.row = [&c, matrix_of](const StepUnit& unit) {
-      return host::embed(matrix_of(unit), c.tokens.subspan(static_cast<std::size_t>(unit.row), 1));
-    };
-  } else {
-    h.row = [&c, &step, matrix_of](const StepUnit& unit) {
-      const Values row = host::values_of(c.in[0], unit.row, 1);
-      const std::span<const double> x(row.data() + step.params.offset, static_cast<std::size_t>(unit.size));
-      return host::rms_norm(x, host::decode_row(matrix_of(unit), 0), {step.params.eps, true});
-    };
+    return h;
   }
+  h.work = static_cast<double>(known.step().weights[0]->cols);
+  h.elements = [&known, matrix_of](const FailingUnits& units, Elements elements) {
+    return all_products(known, matrix_of, units, elements, {}, {});
+  };
   return h;
 }
 
@@ -204,7 +197,7 @@ std::string experts_text(const std::map<int, int>& used, std::int64_t experts) {
 
 void add_experts(const StepKnowledge& known, const Weight& weight, const FailingUnits& failing,
                  std::vector<Hypothesis>& list) {
-  if (known.step().op != Op::expert_linear || !known.step_case.in[0]) return;
+  if (operator_of(known.step()).weights != WeightRows::of_experts || !known.step_case.in[0]) return;
   const std::map<int, int> used = ExpertSearch(known, weight, failing).find();
   if (used.empty()) return;
   list.push_back(with_matrix(known, StepCause::wrong_tensor, experts_text(used, weight.experts),
@@ -336,7 +329,7 @@ void add_roundings(const StepKnowledge& known, const Weight& weight, std::vector
 std::vector<Hypothesis> weight_hypotheses(const StepKnowledge& known, const FailingUnits& failing) {
   std::vector<Hypothesis> list;
   const Step& step = known.step();
-  const bool has_input = step.op == Op::embed
+  const bool has_input = operator_of(step).weights == WeightRows::of_tokens
                              ? known.step_case.tokens.size() == static_cast<std::size_t>(known.step_case.a.shape[0])
                              : static_cast<bool>(known.step_case.in[0]);
   if (step.weights.size() == 0 || !has_input) return list;
@@ -348,8 +341,17 @@ std::vector<Hypothesis> weight_hypotheses(const StepKnowledge& known, const Fail
                                [other](const StepUnit& unit) { return own_matrix(*other, unit); }));
   add_experts(known, weight, failing, list);
   add_readings(known, weight, list);
-  if (multiplies(step.op)) add_roundings(known, weight, list);
+  if (is_product(operator_of(step))) add_roundings(known, weight, list);
   return list;
+}
+
+std::vector<Hypothesis> operator_hypotheses(const StepKnowledge& known, const FailingUnits& failing) {
+  const Operands o{known.step_case, known.step(), known.config};
+  for (std::size_t i = 0; i < o.step.in.size(); ++i)
+    if (!o.c.in[i]) return {};
+  HypothesisList list;
+  if (const Operator& op = operator_of(o.step); op.add_hypotheses) op.add_hypotheses(o, failing, list);
+  return list.take();
 }
 
 }  // namespace moe_diag

@@ -7,7 +7,7 @@
 #include <numeric>
 #include <optional>
 
-#include "core/compare/step_hypotheses.hpp"
+#include "core/ops/hypotheses.hpp"
 
 namespace moe_diag {
 namespace {
@@ -79,29 +79,6 @@ Hypothesis scaled(const StepCase& c, const Region& region, double factor) {
   return h;
 }
 
-// Whether a norm with another eps than the model's gives all these rows, too: it multiplies each by a factor that
-// depends on its mean square.
-bool may_be_eps(const StepCase& c, const FailingUnits& failing, double factor) {
-  constexpr double largest = 0.1, nearest = 1e-3;  // of eps in use; a factor so near to 1 is of no bug but that one
-  if (c.step->op != Op::rms_norm) return false;
-  if (std::fabs(factor - 1) < nearest) return true;
-  if (!c.in[0]) return true;
-  double eps = -1;
-  for (const StepUnit* unit : failing) {
-    const std::int64_t input = std::int64_t{unit->row} * c.in[0].shape.row() + c.step->params.offset;
-    for (std::int64_t first = 0; first < unit->size; first += unit->run()) {
-      double squares = 0;
-      for (std::int64_t i = 0; i < unit->run(); ++i) squares += std::pow(value_at(c.in[0], input + first + i), 2);
-      squares /= static_cast<double>(unit->run());
-      if (eps < 0) eps = (squares + c.step->params.eps) / (factor * factor) - squares;
-      if (!(eps >= 0) || eps > largest) return false;
-      const double own = std::sqrt((squares + c.step->params.eps) / (squares + eps));
-      if (std::fabs(own - factor) > explained_error * unit->expected * std::fabs(factor)) return false;
-    }
-  }
-  return true;
-}
-
 void add_scale(const StepCase& c, const FailingUnits& failing, std::vector<Hypothesis>& list) {
   const Region region(c, failing);
   if (region.all_zero()) return list.push_back(scaled(c, region, 0));
@@ -116,8 +93,9 @@ void add_scale(const StepCase& c, const FailingUnits& failing, std::vector<Hypot
       bb += b * b;
     }
   const double factor = ab / bb;
-  if (std::isfinite(factor) && factor != 0 && !may_be_eps(c, failing, factor))
-    list.push_back(scaled(c, region, factor));
+  const Operator& op = operator_of(*c.step);
+  if (op.may_be_parameter && op.may_be_parameter(c, failing, factor)) return;
+  if (std::isfinite(factor) && factor != 0) list.push_back(scaled(c, region, factor));
 }
 
 // ---- one bit -------------------------------------------------------------------------------------------------------
@@ -236,7 +214,7 @@ std::int64_t head_size(const StepKnowledge& known, const StepUnit& unit) {
     case Stage::k_norm:
     case Stage::q_post_rope:
     case Stage::k_post_rope:
-    case Stage::attention: return known.config().head_dim;
+    case Stage::attention: return known.config.head_dim;
     default: return 0;
   }
 }

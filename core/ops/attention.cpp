@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT
+#include "core/ops/attention.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "core/ops/mix.hpp"
+#include "core/ops/scores.hpp"
+#include "core/ops/sizes.hpp"
+#include "core/text/numbers.hpp"
+
+namespace moe_diag::host {
+
+void check(const Attention& a, std::string_view op, std::span<const double> cache) {
+  if (a.heads <= 0 || a.head_dim <= 0) refuse(op, "heads", 1, a.heads);
+  expect_multiple(op, "query heads", a.kv_heads, a.heads);
+  expect_below(op, "keys seen", a.total + 1, a.seen);
+  expect_multiple(op, "cached values", a.kv_heads * a.head_dim, size_of(cache));
+  if (size_of(cache) < a.seen * a.kv_heads * a.head_dim)
+    refuse(op, "cached values", a.seen * a.kv_heads * a.head_dim, size_of(cache));
+}
+
+std::span<const double> cached(const Attention& a, std::span<const double> cache, std::int64_t position,
+                               std::int64_t head) {
+  const std::int64_t kv_head = head / (a.heads / a.kv_heads);
+  return cache.subspan(at((position * a.kv_heads + kv_head) * a.head_dim), at(a.head_dim));
+}
+
+}  // namespace moe_diag::host
+
+namespace moe_diag {
+namespace {
+
+constexpr std::size_t most_stale = 16;  // positions of a cache that are tried
+constexpr double outlier = 0.01;        // beside the worst element: keys with large values err by more than others
+
+// Scores and mix, from a cache of keys or values of which the step's second input holds the true contents.
+struct Cached {
+  Operands o;
+  host::Values truth;  // [positions, Hk h]
+  std::int64_t width = 0;
+
+  explicit Cached(const Operands& operands) : o(operands), width(o.config.kv_width()) {
+    const std::int64_t offset = is_scores() ? 0 : o.step.params.offset;
+    for (std::int64_t s = 0; s < o.c.in[1].shape[0]; ++s) {
+      const host::Values row = host::values_of(o.c.in[1], s, 1);
+      truth.insert(truth.end(), row.begin() + offset, row.begin() + offset + width);
+    }
+  }
+  bool is_scores() const { return operator_of(o.step).cache == CachePart::keys; }
+  std::string_view entry() const { return is_scores() ? "key" : "value"; }
+
+  void copy(host::Values& cache, std::int64_t from, std::int64_t to) const {
+    std::copy_n(cache.begin() + from * width, width, cache.begin() + to * width);
+  }
+  void clear(host::Values& cache, std::int64_t p) const { std::fill_n(cache.begin() + p * width, width, 0.0); }
+
+  // A unit's scores or sums from that cache; `in_turn`: query head j reads kv head j mod Hk.
+  host::Values attended(const StepUnit& unit, const host::Values& cache, bool in_turn = false) const {
+    const std::int64_t total = is_scores() ? o.c.a.shape[2] : o.c.in[0].shape[2];
+    const std::int64_t seen = o.position(unit) + 1, h = o.config.head_dim;
+    const host::Attention attention{o.config.heads, o.config.kv_heads, h, seen, total};
+    host::Values x = o.input(0, unit);
+    if (in_turn) x = reordered(x, is_scores() ? h : total, false);
+    host::Values out =
+        is_scores() ? host::scores(attention, x, cache, o.step.params.scale) : host::mix(attention, x, cache);
+    if (in_turn) out = reordered(out, is_scores() ? total : h, true);
+    if (!is_scores()) return out;
+    host::Values compared;  // without the keys after the own position
+    for (std::int64_t head = 0; head < o.config.heads; ++head)
+      compared.insert(compared.end(), out.begin() + head * total, out.begin() + head * total + seen);
+    return compared;
+  }
+
+ private:
+  // Query heads in an order in which those that read one kv head in turn are neighbours, or back from it.
+  host::Values reordered(const host::Values& x, std::int64_t size, bool back) const {
+    const std::int64_t per_key = o.config.heads / o.config.kv_heads;
+    host::Values out(x.size());
+    for (std::int64_t j = 0; j < o.config.heads; ++j) {
+      const std::int64_t place = j % o.config.kv_heads * per_key + j / o.config.kv_heads;
+      std::copy_n(x.begin() + (back ? place : j) * size, size, out.begin() + (back ? j : place) * size);
+    }
+    return out;
+  }
+};
+
+// The keys with wrong scores in the rows that fail: those that are farther off than their error explains.
+std::vector<std::int64_t> wrong_keys(const Cached& cached, const FailingUnits& failing) {
+  std::set<std::int64_t> keys;
+  for (const StepUnit* unit : failing)
+    for (const std::int64_t i : wrong_elements(cached.o.c, *unit, outlier)) keys.insert(i % unit->run());
+  return {keys.begin(), keys.end()};
+}
+
+// Positions whose entries may be others at all rows. Of keys, those with wrong scores; of values nothing shows it, and
+// all up to the first row that fails are tried one by one.
+std::vector<std::vector<std::int64_t>> stale_positions(const Cached& cached, const FailingUnits& failing) {
+  if (cached.is_scores()) return {wrong_keys(cached, failing)};
+  std::vector<std::vector<std::int64_t>> tried;
+  for (std::int64_t p = cached.o.position(*failing[0]); p >= 0 && tried.size() < most_stale; --p) tried.push_back({p});
+  return tried;
+}
+
+void add_stale(const Cached& cached, const FailingUnits& failing, HypothesisList& list) {
+  const auto add = [&](const std::string& text, auto edit) {
+    list.add(StepCause::stale_kv, text, [cached, edit](const StepUnit& unit) {
+      host::Values cache = cached.truth;
+      edit(cached, cache, cached.o.position(unit));
+      return cached.attended(unit, cache);
+    });
+  };
+  const auto entry = [&](std::string_view text) { return fmt::format("the {} {}", cached.entry(), text); };
+  add(entry("of the own position is that of the position before"),
+      [](const Cached& k, host::Values& cache, std::int64_t p) {
+        if (p > 0) k.copy(cache, p - 1, p);
+      });
+  add(entry("of the own position is zero, or not seen"),
+      [](const Cached& k, host::Values& cache, std::int64_t p) { k.clear(cache, p); });
+  for (const std::vector<std::int64_t>& stale : stale_positions(cached, failing)) {
+    if (stale.empty() || stale.size() > most_stale) continue;
+    const std::string text = fmt::format("the {}{} of position{} {} {}", cached.entry(), stale.size() == 1 ? "" : "s",
+                                         stale.size() == 1 ? "" : "s", numbers_text({stale.begin(), stale.end()}),
+                                         stale.size() == 1 ? "is" : "are");
+    if (stale.front() > 0)
+      add(fmt::format("{} {} of the position before", text, stale.size() == 1 ? "that" : "those"),
+          [stale](const Cached& k, host::Values& cache, std::int64_t) {
+            for (std::int64_t p : stale)
+              std::copy_n(k.truth.begin() + (p - 1) * k.width, k.width, cache.begin() + p * k.width);
+          });
+    add(text + " zero", [stale](const Cached& k, host::Values& cache, std::int64_t) {
+      for (std::int64_t p : stale) k.clear(cache, p);
+    });
+  }
+  add(entry("of each position is that of the position before"), [](const Cached& k, host::Values& cache, std::int64_t) {
+    std::copy_backward(k.truth.begin(), k.truth.end() - k.width, cache.end());
+  });
+}
+
+}  // namespace
+
+void add_attention_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisList& list) {
+  const Cached cached(o);
+  list.set_work(cached.is_scores() ? o.config.head_dim : o.c.in[1].shape[0]);
+  add_stale(cached, failing, list);
+  list.add(StepCause::permutation,
+           fmt::format("query head j reads {} head j mod {}", cached.entry(), o.config.kv_heads),
+           [cached](const StepUnit& unit) { return cached.attended(unit, cached.truth, true); });
+}
+
+Cost cost_of_attention(const Step&, const ModelConfig& config, double rows, int total) {
+  return {0, rows * total * config.q_width()};
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "core/ops/operator.hpp"
+#include "core/ops/values.hpp"
+
+// What the operators scores and mix share: both read a cache, of keys or of values, head by head.
+namespace moe_diag::host {
+
+// What scores and mix know of attention: query head j reads kv head j / (heads / kv_heads), and `seen` keys.
+struct Attention {
+  std::int64_t heads = 0, kv_heads = 0, head_dim = 0;
+  std::int64_t seen = 0;   // keys up to the own position
+  std::int64_t total = 0;  // length of the whole sequence, the width of a head's row of scores
+};
+
+// Throws Error for sizes that do not fit.
+void check(const Attention& attention, std::string_view op, std::span<const double> cache);
+
+// The key or value of a position that a query head reads.
+std::span<const double> cached(const Attention& attention, std::span<const double> cache, std::int64_t position,
+                               std::int64_t head);
+
+}  // namespace moe_diag::host
+
+namespace moe_diag {
+
+// As all values of the cache: as many products a row.
+Cost cost_of_attention(const Step& step, const ModelConfig& config, double rows, int total);
+
+void add_attention_hypotheses(const Operands& operands, const FailingUnits& failing, HypothesisList& list);
+
+}  // namespace moe_diag

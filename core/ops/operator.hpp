@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "core/api/backend.hpp"
+#include "core/api/model.hpp"
+#include "core/api/step.hpp"
+#include "core/ops/fault.hpp"
+#include "core/ops/hypothesis.hpp"
+#include "core/ops/matrix.hpp"
+#include "core/ops/predicted.hpp"
+
+namespace moe_diag {
+
+// Which rows of its weights a step reads.
+enum class WeightRows {
+  none,        // it has no weights
+  of_tokens,   // of a table: one for each token
+  one,         // of one row: a factor for each value
+  all,         // of matrices, whose products stand side by side in the output
+  of_experts,  // of the matrices of the experts chosen, given in the second input
+};
+
+// What a step costs: weights to be decoded, and multiplications with them.
+struct Cost {
+  double decoded = 0, products = 0;
+  Cost& operator+=(const Cost& other) {
+    decoded += other.decoded;
+    products += other.products;
+    return *this;
+  }
+};
+
+// What a step reads for some rows of a pass, on the host.
+struct StepInputs {
+  std::vector<int> positions;      // of the rows
+  int total = 0;                   // length of the whole sequence
+  std::array<host::Values, 2> in;  // as Step::in, [rows, ...]; what is cached: of all positions up to the last
+  std::vector<int> stale;          // positions that stale_kv is planted at
+};
+
+// The rows of one step, to be computed rightly or with a fault.
+struct StepRows {
+  const Step& step;
+  const ModelConfig& config;
+  const StepInputs& inputs;
+  const Fault* fault;  // null: rightly
+
+  bool is(Fault::Kind kind) const { return fault && fault->kind == kind; }
+  std::size_t count() const { return inputs.positions.size(); }
+  // The values of one row of an input.
+  std::span<const double> row(std::size_t input, std::size_t r) const;
+  // How the step reads a weight.
+  host::Matrix matrix(const Weight& weight) const;
+  // What a product reads of its first input.
+  host::Values operand() const;
+
+  // Appends what `of_row` makes of each row.
+  template <class OfRow>
+  host::Values by_row(OfRow of_row) const {
+    host::Values out;
+    for (std::size_t r = 0; r < count(); ++r) {
+      const host::Values one = of_row(r);
+      out.insert(out.end(), one.begin(), one.end());
+    }
+    return out;
+  }
+};
+
+// All that is known of one operator. Each is defined in a file pair of its name, beside its plain computation in
+// double; a null function means that the operator has nothing of the kind.
+struct Operator {
+  std::string_view name;
+  WeightRows weights = WeightRows::none;
+  // What it puts into the cache for its pass and reads of all positions so far, as its second input.
+  std::optional<CachePart> cache = {};
+  bool chooses_experts = false;
+
+  // Square of the relative error that a step is expected to make: see expected_error(). `keys` is how many positions
+  // the row attends to.
+  double (*squared_error)(const Step&, const ModelConfig&, const Numerics&, int keys) = nullptr;
+
+  // Of `rows` rows of a sequence of `total`.
+  Cost (*cost)(const Step&, const ModelConfig&, double rows, int total) = nullptr;
+
+  // The output, [rows, ...]; of operators whose computation a fault can change.
+  host::Values (*compute)(const StepRows&) = nullptr;
+
+  // A unit's output had it been computed with that matrix; of operators that read weights and are no product.
+  host::Values (*with_matrix)(const StepCase&, const StepUnit&, const host::Matrix&) = nullptr;
+
+  // What the operator may do wrongly, whose inputs are all there.
+  void (*add_hypotheses)(const Operands&, const FailingUnits&, HypothesisList&) = nullptr;
+
+  // Whether values that are all off by this factor may come from a wrong parameter, which then has no better name.
+  bool (*may_be_parameter)(const StepCase&, const FailingUnits&, double factor) = nullptr;
+};
+
+const Operator& operator_of(Op op);
+inline const Operator& operator_of(const Step& step) { return operator_of(step.op); }
+
+// True for a step that puts keys or values of its pass into the cache, and reads those of all positions so far as its
+// second input.
+inline bool reads_cache(const Step& step) { return operator_of(step).cache.has_value(); }
+// What of the cache such a step reads.
+inline CachePart cache_part(const Step& step) { return *operator_of(step).cache; }
+
+// True for a product with matrices: it multiplies its first input.
+inline bool is_product(const Operator& op) {
+  return op.weights == WeightRows::all || op.weights == WeightRows::of_experts;
+}
+
+// True for a step that computes only the rows that somebody wants of the model's head.
+inline bool is_of_head(const Step& step) {
+  return step.layer < 0 && operator_of(step).weights != WeightRows::of_tokens;
+}
+
+// The step's output for those rows in double, [rows, ...]: as the fault makes it, or as it should be without one
+// (null). For the operators that is_computed() faults fit. Throws Error(environment) when the inputs do not fit the
+// step.
+host::Values compute(const Step& step, const ModelConfig& config, const StepInputs& inputs, const Fault* fault);
+
+// The cost of operators that read all of their weights, or none.
+Cost cost_of_weights(const Step& step, const ModelConfig& config, double rows, int total);
+
+}  // namespace moe_diag

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/ops/operator.hpp"
+#include "core/ops/values.hpp"
+
+namespace moe_diag::host {
+
+enum class RopePairs {
+  halves,      // (i, i + h/2), what Qwen3 does
+  neighbours,  // (2i, 2i + 1)
+};
+struct RopeOptions {
+  double theta = 0;
+  RopePairs pairs = RopePairs::halves;
+};
+// One position's heads, [heads, h]: rotates pair i of each by position * theta^(-2i/h).
+Values rope(std::span<const double> x, std::int64_t head_dim, std::int64_t position, const RopeOptions& options);
+
+}  // namespace moe_diag::host
+
+namespace moe_diag {
+
+extern const Operator rope_op;
+
+}  // namespace moe_diag

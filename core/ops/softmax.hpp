@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/ops/operator.hpp"
+#include "core/ops/values.hpp"
+
+namespace moe_diag::host {
+
+// Per group of `width` values: over its first `seen`, 0 after them.
+Values softmax(std::span<const double> x, std::int64_t width, std::int64_t seen);
+
+}  // namespace moe_diag::host
+
+namespace moe_diag {
+
+extern const Operator softmax_op;
+
+}  // namespace moe_diag

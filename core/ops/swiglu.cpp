@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT
+#include "core/ops/swiglu.hpp"
+
+#include <cmath>
+
+#include "core/ops/sizes.hpp"
+
+namespace moe_diag::host {
+
+Values swiglu(std::span<const double> gate, std::span<const double> up) {
+  expect("swiglu", "values", size_of(gate), size_of(up));
+  Values out(gate.size());
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
+  return out;
+}
+
+}  // namespace moe_diag::host
+
+namespace moe_diag {
+namespace {
+
+void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list) {
+  list.add(StepCause::skipped, "gate * up, without silu", [o](const StepUnit& unit) {
+    host::Values out = o.input(0, unit);
+    const host::Values up = o.input(1, unit);
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] *= up[i];
+    return out;
+  });
+  list.add(StepCause::permutation, "gate and up changed places: silu(up) * gate",
+           [o](const StepUnit& unit) { return host::swiglu(o.input(1, unit), o.input(0, unit)); });
+}
+
+}  // namespace
+
+const Operator swiglu_op{
+    .name = "swiglu",
+    .squared_error = squared_error_of<6>,
+    .cost = cost_of_weights,
+    .add_hypotheses = add_hypotheses,
+};
+
+}  // namespace moe_diag

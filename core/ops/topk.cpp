@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT
+#include "core/ops/topk.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "core/ops/sizes.hpp"
+
+namespace moe_diag::host {
+
+Chosen topk(std::span<const double> probs, std::int64_t used) {
+  expect_below("topk", "experts used", size_of(probs) + 1, used);
+  std::vector<std::int32_t> ids(probs.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  // NaN orders last, by id, so that the order is a strict one whatever the values.
+  const auto key = [&](std::int32_t id) { return std::isnan(probs[at(id)]) ? -INFINITY : probs[at(id)]; };
+  std::stable_sort(ids.begin(), ids.end(), [&](std::int32_t a, std::int32_t b) { return key(a) > key(b); });
+  ids.resize(at(used));
+  Chosen chosen{std::move(ids), {}};
+  double total = 0;
+  for (std::int32_t id : chosen.experts) total += probs[at(id)];
+  for (std::int32_t id : chosen.experts) chosen.weights.push_back(probs[at(id)] / total);
+  return chosen;
+}
+
+}  // namespace moe_diag::host
+
+namespace moe_diag {
+namespace {
+
+double squared_error(const Step&, const ModelConfig& config, const Numerics& numerics, int) {
+  const double used = config.used;
+  return (used > 1 ? 2 + (used - 1) / 2 : 1) * numerics.unit;
+}
+
+// What a slot gets, from the probabilities of the experts chosen.
+using Share = double (*)(const host::Values& chosen, std::size_t slot);
+
+double sum(const host::Values& chosen) {
+  double total = 0;
+  for (double p : chosen) total += p;
+  return total;
+}
+
+void add_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisList& list) {
+  const auto shared = [o](Share share) {
+    return [o, share](const StepUnit& unit) {
+      const auto* ids = o.c.routing_a.as<std::int32_t>() + std::int64_t{unit.row} * o.config.used;
+      const host::Values probs = o.input(0, unit);
+      host::Values chosen, out;
+      for (int slot = 0; slot < o.config.used; ++slot)
+        chosen.push_back(ids[slot] >= 0 && ids[slot] < o.config.experts ? probs[host::at(ids[slot])] : NAN);
+      for (const Segment& s : unit.segments) {
+        out.push_back(share(chosen, host::at(s.a % o.config.used)));
+        if (out.back() == 0 && value_at(o.c.a, s.a) != 0)
+          return host::Values{};  // an expert left out weighs nothing at all
+      }
+      return out;
+    };
+  };
+  list.add(StepCause::skipped, "the weights are not divided by their sum",
+           shared([](const host::Values& chosen, std::size_t slot) { return chosen[slot]; }));
+  list.add(StepCause::uniform_weights, fmt::format("all experts weigh 1/{}", o.config.used),
+           shared([](const host::Values& chosen, std::size_t) { return 1.0 / static_cast<double>(chosen.size()); }));
+  if (o.config.used == 1) return;
+  list.add(
+      StepCause::dropped_expert, "the best expert weighs nothing",
+      shared([](const host::Values& chosen, std::size_t slot) { return slot == 0 ? 0 : chosen[slot] / sum(chosen); }));
+  list.add(StepCause::dropped_expert, "the best expert weighs nothing, the others share its weight",
+           shared([](const host::Values& chosen, std::size_t slot) {
+             return slot == 0 ? 0 : chosen[slot] / (sum(chosen) - chosen[0]);
+           }));
+  const auto without_best = [&](const StepUnit* unit) { return chose_without_best(o.c, o.config, unit->row); };
+  if (std::all_of(failing.begin(), failing.end(), without_best))
+    list.add(StepCause::dropped_expert, "the best expert was passed over, the next ones chosen",
+             shared([](const host::Values& chosen, std::size_t slot) { return chosen[slot] / sum(chosen); }));
+}
+
+}  // namespace
+
+bool chose_without_best(const StepCase& c, const ModelConfig& config, int row) {
+  if (!c.in[0] || config.used + 1 > config.experts) return false;
+  const host::Chosen best = host::topk(host::values_of(c.in[0], row, 1), config.used + 1);
+  const Tensor& routing = info(c.stage).payload == Payload::indices ? c.a : c.routing_a;
+  const auto* ids = routing.as<std::int32_t>() + std::int64_t{row} * config.used;
+  return std::is_permutation(ids, ids + config.used, best.experts.begin() + 1);
+}
+
+const Operator topk_op{
+    .name = "topk",
+    .chooses_experts = true,
+    .squared_error = squared_error,
+    .cost = cost_of_weights,
+    .add_hypotheses = add_hypotheses,
+};
+
+}  // namespace moe_diag

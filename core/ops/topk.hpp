@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/ops/operator.hpp"
+#include "core/ops/values.hpp"
+
+namespace moe_diag::host {
+
+struct Chosen {
+  std::vector<std::int32_t> experts;  // the `used` most probable, best first, ties to the lower id
+  Values weights;                     // their share of the sum
+};
+// One position's choice from the probabilities of all experts.
+Chosen topk(std::span<const double> probs, std::int64_t used);
+
+}  // namespace moe_diag::host
+
+namespace moe_diag {
+
+extern const Operator topk_op;
+
+// Whether the lane chose the experts that come after the best one, by its own probabilities.
+bool chose_without_best(const StepCase& step_case, const ModelConfig& config, int row);
+
+}  // namespace moe_diag
