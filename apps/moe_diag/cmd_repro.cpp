@@ -21,7 +21,7 @@ struct ReproArguments {
 
 ExitCode repro(const ReproArguments& arguments, const Context& context) {
   PluginHost host(context.plugin_dirs);
-  const RecordedVerdict verdict = read_verdict(arguments.verdict);
+  const EarlierVerdict verdict = read_verdict(arguments.verdict);
   ReproOptions options = arguments.options;
   options.run.tool_version = MOE_DIAG_VERSION;
   note_interrupts();

@@ -9,7 +9,7 @@
 #include <optional>
 
 #include "core/forward/forward.hpp"
-#include "core/forward/solo.hpp"
+#include "core/forward/lane_alone.hpp"
 #include "core/verdict/controls.hpp"
 #include "core/verdict/judge.hpp"
 
@@ -40,7 +40,7 @@ std::string exact(const std::byte* at) {
   return std::isnan(static_cast<double>(value)) ? fmt::format("nan (0x{:x})", bits) : fmt::format("{}", value);
 }
 
-std::string exact(const RecordedRow& row, std::size_t element) {
+std::string exact(const SeenRow& row, std::size_t element) {
   const std::byte* at = row.bytes.data() + element * size_of(row.dtype);
   if (row.dtype == DType::f64) return exact<double, std::uint64_t>(at);
   if (row.dtype == DType::f32) return exact<float, std::uint32_t>(at);
@@ -49,17 +49,17 @@ std::string exact(const RecordedRow& row, std::size_t element) {
 
 }  // namespace
 
-Identity::Identity(const SoloParts& parts, std::size_t falsifier)
+Identity::Identity(const AloneParts& parts, std::size_t falsifier)
     : parts_(parts), watched_(parts.plan.falsifiers[falsifier]), spec_(*watched_.spec) {}
 
-std::unique_ptr<RowRecord> Identity::witness() const {
+std::unique_ptr<SeenRows> Identity::witness() const {
   if (!in_lockstep(spec_)) return nullptr;
-  return std::make_unique<RowRecord>(watched_, watched_.lane,
-                                     spec_.to == Twin::digest ? RowRecord::Keep::digests : RowRecord::Keep::bytes);
+  return std::make_unique<SeenRows>(watched_, watched_.lane,
+                                    spec_.to == Twin::digest ? SeenRows::Keep::digests : SeenRows::Keep::bytes);
 }
 
-SoloJudgement Identity::judge(const RowRecord* seen, const FaultSpec* fault) const {
-  SoloJudgement result;
+AloneJudgement Identity::judge(const SeenRows* seen, const FaultSpec* fault) const {
+  AloneJudgement result;
   result.judgement.spec = &spec_;
   result.judgement.reason = why_not();
   if (!result.judgement.reason.empty()) return result;
@@ -68,12 +68,12 @@ SoloJudgement Identity::judge(const RowRecord* seen, const FaultSpec* fault) con
     return result;
   }
   const std::vector<Circumstances> all = all_circumstances();
-  const RowRecord base = record(all.front(), nullptr, result.changed);
-  std::vector<RowRecord> others;
+  const SeenRows base = record(all.front(), nullptr, result.changed);
+  std::vector<SeenRows> others;
   for (std::size_t i = 1; i < all.size(); ++i) others.push_back(record(all[i], fault, result.changed));
 
   result.judgement = judge_rows([&](const RowKey& key) {
-    const RecordedRow* b = base.find(key);
+    const SeenRow* b = base.find(key);
     if (seen) return compare(key, seen->find(key), "the lockstep run", b, all[0].name);
     for (std::size_t i = 0; i < others.size(); ++i) {
       RowResult row = compare(key, others[i].find(key), all[i + 1].name, b, all[0].name);
@@ -120,9 +120,9 @@ std::vector<Stretch> Identity::stretches(int prompt, const Circumstances& how) c
   return how.chunk > 0 ? stretches_of(known, known, how.chunk) : parts_.sequences.stretches(prompt);
 }
 
-RowRecord Identity::record(const Circumstances& how, const FaultSpec* fault, std::int64_t& changed) const {
+SeenRows Identity::record(const Circumstances& how, const FaultSpec* fault, std::int64_t& changed) const {
   if (how.threads == 0) {
-    RowRecord rows(watched_, watched_.lane, RowRecord::Keep::bytes);
+    SeenRows rows(watched_, watched_.lane, SeenRows::Keep::bytes);
     record_on(parts_.lanes, watched_.lane, how, rows, fault, changed);
     return rows;
   }
@@ -130,13 +130,13 @@ RowRecord Identity::record(const Circumstances& how, const FaultSpec* fault, std
       alone_with_threads(parts_.contract.lanes[static_cast<std::size_t>(watched_.lane)], how.threads);
   Lanes lanes(contract, parts_.model, parts_.host, parts_.plan.request);
   lanes.open({true});
-  RowRecord rows(watched_, 0, RowRecord::Keep::bytes);
+  SeenRows rows(watched_, 0, SeenRows::Keep::bytes);
   record_on(lanes, 0, how, rows, fault, changed);
   return rows;
 }
 
 // A lane with a fault stops where it is planted; one without is as it is in production.
-void Identity::record_on(Lanes& lanes, int lane, const Circumstances& how, RowRecord& record, const FaultSpec* fault,
+void Identity::record_on(Lanes& lanes, int lane, const Circumstances& how, SeenRows& record, const FaultSpec* fault,
                          std::int64_t& changed) const {
   Bus bus;
   bus.add(record);
@@ -144,7 +144,7 @@ void Identity::record_on(Lanes& lanes, int lane, const Circumstances& how, RowRe
   active[static_cast<std::size_t>(lane)] = true;
   std::optional<Forward> faulty;
   if (fault) faulty.emplace(parts_.model, lanes, bus, std::vector<PlantedFault>{{lane, *fault}}, active);
-  Solo solo(parts_.model, lanes, lane);
+  LaneAlone alone(parts_.model, lanes, lane);
   for (std::size_t p = 0; p < watched_.positions.size(); ++p) {
     if (watched_.positions[p].empty()) continue;
     const auto prompt = static_cast<int>(p);
@@ -153,7 +153,7 @@ void Identity::record_on(Lanes& lanes, int lane, const Circumstances& how, RowRe
       if (faulty)
         faulty->pass(pass, prompt);
       else
-        solo.pass(pass, prompt, &record);
+        alone.pass(pass, prompt, &record);
     }
   }
   if (faulty) changed += faulty->changed().front();
@@ -186,8 +186,8 @@ Judgement Identity::judge_rows(const Compare& compare) const {
   return judgement;
 }
 
-Identity::RowResult Identity::compare(const RowKey& key, const RecordedRow* a, const std::string& a_name,
-                                      const RecordedRow* b, const std::string& b_name) const {
+Identity::RowResult Identity::compare(const RowKey& key, const SeenRow* a, const std::string& a_name, const SeenRow* b,
+                                      const std::string& b_name) const {
   using Kind = RowResult::Kind;
   if (!a || !b) return {Kind::missing, fmt::format("{} has no {}", a ? b_name : a_name, name_of(key.site.stage)), {}};
   if (a->dtype == b->dtype && a->bytes == b->bytes) return {};
@@ -240,13 +240,13 @@ std::string Identity::why_no_digests(const Digests& file) const {
   return "";
 }
 
-Judgement Identity::judge_digests(const RowRecord& seen) const {
+Judgement Identity::judge_digests(const SeenRows& seen) const {
   const Digests& file = parts_.digests.at(spec_.digest).digests;
   const std::string& lane = parts_.lanes[static_cast<std::size_t>(watched_.lane)].name;
   Judgement judgement = judge_rows([&](const RowKey& key) -> RowResult {
     using Kind = RowResult::Kind;
     const std::string& prompt = parts_.contract.prompts[static_cast<std::size_t>(key.prompt)].id;
-    const RecordedRow* row = seen.find(key);
+    const SeenRow* row = seen.find(key);
     const auto stored = file.rows.find({prompt, lane, key.site, key.position});
     if (!row) return {Kind::missing, fmt::format("lane '{}' has no {}", lane, name_of(key.site.stage)), {}};
     if (stored == file.rows.end())
@@ -264,7 +264,7 @@ Judgement Identity::judge_digests(const RowRecord& seen) const {
   return judgement;
 }
 
-void add_digests(const SoloParts& parts, std::size_t falsifier, const RowRecord& seen, Digests& digests) {
+void add_digests(const AloneParts& parts, std::size_t falsifier, const SeenRows& seen, Digests& digests) {
   const auto lane = static_cast<std::size_t>(parts.plan.falsifiers[falsifier].lane);
   const Description& d = parts.lanes[lane].description;
   digests.lanes[parts.lanes[lane].name] = {parts.lanes[lane].backend, d.numerics, d.device, d.instruction_set};

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "core/alone/digests.hpp"
-#include "core/alone/row_record.hpp"
+#include "core/alone/seen_rows.hpp"
 #include "core/forward/sequences.hpp"
 #include "core/model/model.hpp"
 #include "core/plan/plan.hpp"
@@ -23,7 +23,7 @@ struct DigestFile {
 };
 
 // The parts of a run that passes of one lane alone are made with. All outlive what uses them.
-struct SoloParts {
+struct AloneParts {
   const Contract& contract;
   const Plan& plan;
   const Model& model;
@@ -34,7 +34,7 @@ struct SoloParts {
 };
 
 // A judgement, and how much the fault of a control changed in the passes it was made of.
-struct SoloJudgement {
+struct AloneJudgement {
   Judgement judgement;
   std::int64_t changed = 0;
 };
@@ -42,14 +42,14 @@ struct SoloJudgement {
 // Judges `identical`: rows of one lane, byte by byte, against the same rows computed under other circumstances.
 class Identity {
  public:
-  Identity(const SoloParts& parts, std::size_t falsifier);
+  Identity(const AloneParts& parts, std::size_t falsifier);
 
   // What has to look on in the lockstep run; null when only passes of the lane alone are compared.
-  std::unique_ptr<RowRecord> witness() const;
+  std::unique_ptr<SeenRows> witness() const;
 
   // `seen` is the witness after the run, or null. A fault is planted in all passes but the first; with a witness it has
   // to be in the lockstep run already.
-  SoloJudgement judge(const RowRecord* seen, const FaultSpec* fault = nullptr) const;
+  AloneJudgement judge(const SeenRows* seen, const FaultSpec* fault = nullptr) const;
 
  private:
   // One way to compute the lane alone.
@@ -67,24 +67,24 @@ class Identity {
 
   std::vector<Circumstances> all_circumstances() const;
   std::vector<Stretch> stretches(int prompt, const Circumstances& how) const;
-  RowRecord record(const Circumstances& how, const FaultSpec* fault, std::int64_t& changed) const;
-  void record_on(Lanes& lanes, int lane, const Circumstances& how, RowRecord& record, const FaultSpec* fault,
+  SeenRows record(const Circumstances& how, const FaultSpec* fault, std::int64_t& changed) const;
+  void record_on(Lanes& lanes, int lane, const Circumstances& how, SeenRows& record, const FaultSpec* fault,
                  std::int64_t& changed) const;
   std::string why_not() const;
   std::string why_no_digests(const Digests& file) const;
-  Judgement judge_digests(const RowRecord& seen) const;
+  Judgement judge_digests(const SeenRows& seen) const;
   template <class Compare>
   Judgement judge_rows(const Compare& compare) const;
-  RowResult compare(const RowKey& key, const RecordedRow* a, const std::string& a_name, const RecordedRow* b,
+  RowResult compare(const RowKey& key, const SeenRow* a, const std::string& a_name, const SeenRow* b,
                     const std::string& b_name) const;
   std::string place(const RowKey& key) const;
 
-  const SoloParts& parts_;
+  const AloneParts& parts_;
   const WatchedFalsifier& watched_;
   const FalsifierSpec& spec_;
 };
 
 // Digests of the rows that the falsifier's witness saw, under the contract's names.
-void add_digests(const SoloParts& parts, std::size_t falsifier, const RowRecord& seen, Digests& digests);
+void add_digests(const AloneParts& parts, std::size_t falsifier, const SeenRows& seen, Digests& digests);
 
 }  // namespace moe_diag

@@ -7,7 +7,7 @@
 #include <chrono>
 
 #include "core/forward/forward.hpp"
-#include "core/forward/solo.hpp"
+#include "core/forward/lane_alone.hpp"
 #include "core/verdict/judge.hpp"
 
 namespace moe_diag {
@@ -33,18 +33,18 @@ struct Times {
 // One lane, one prompt, computed again and again.
 class Stopwatch {
  public:
-  Stopwatch(const SoloParts& parts, int lane, int prompt)
+  Stopwatch(const AloneParts& parts, int lane, int prompt)
       : parts_(parts),
         spec_(parts.contract.prompts[static_cast<std::size_t>(prompt)]),
         prompt_(prompt),
         everything_(lane),
-        solo_(parts.model, parts.lanes, lane),
+        alone_(parts.model, parts.lanes, lane),
         watched_(parts.model, parts.lanes, bus_, {}, only(lane)) {
     bus_.add(everything_);
   }
 
   Times alone() {
-    return time([&](const Pass& pass) { solo_.pass(pass, prompt_); });
+    return time([&](const Pass& pass) { alone_.pass(pass, prompt_); });
   }
   Times watched() {
     return time([&](const Pass& pass) { watched_.pass(pass, prompt_); });
@@ -84,12 +84,12 @@ class Stopwatch {
     return active;
   }
 
-  const SoloParts& parts_;
+  const AloneParts& parts_;
   const PromptSpec& spec_;
   const int prompt_;
   Everything everything_;
   Bus bus_;
-  Solo solo_;
+  LaneAlone alone_;
   Forward watched_;
 };
 
@@ -131,7 +131,7 @@ Measured measure_memory(Stopwatch& watch, int prompt, const RunningLane& lane) {
   return measured;
 }
 
-Measured measure(const SoloParts& parts, const FalsifierSpec& spec, int lane, int prompt) {
+Measured measure(const AloneParts& parts, const FalsifierSpec& spec, int lane, int prompt) {
   Stopwatch watch(parts, lane, prompt);
   if (spec.metric == Metric::capture_overhead) return measure_overhead(watch, prompt, spec.repeat);
   if (spec.metric == Metric::device_memory_fraction)
@@ -150,7 +150,7 @@ double median_of(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
 }
 
-Judgement judge_timing(const SoloParts& parts, std::size_t falsifier) {
+Judgement judge_timing(const AloneParts& parts, std::size_t falsifier) {
   const WatchedFalsifier& watched = parts.plan.falsifiers[falsifier];
   const RunningLane& lane = parts.lanes[static_cast<std::size_t>(watched.lane)];
   Judgement judgement;

@@ -7,7 +7,7 @@ namespace moe_diag {
 
 // Judges what is measured of passes of a lane alone: `seconds`, `tokens_per_second`, `capture_overhead` and
 // `device_memory_fraction`, one sample a prompt.
-Judgement judge_timing(const SoloParts& parts, std::size_t falsifier);
+Judgement judge_timing(const AloneParts& parts, std::size_t falsifier);
 
 // The middle of an odd number of values, else the mean of the two in the middle. There is at least one.
 double median_of(std::vector<double> values);

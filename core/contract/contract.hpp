@@ -244,7 +244,7 @@ std::string_view name_of(Metric metric);
 std::string_view name_of(Bound::Kind kind);
 std::string_view name_of(Twin to);
 // True when the metric is of passes that the lane computes alone, after the lockstep run.
-bool is_solo(Metric metric);
+bool is_alone(Metric metric);
 // True when the metric belongs to stages; false for what is measured of a whole pass.
 bool has_stage(Metric metric);
 // True when the metric can be computed at the stage.

@@ -190,7 +190,7 @@ FalsifierSpec read_falsifier(Map& map, const Contract& contract) {
   const auto metric_value = map.require("metric");
   auto metric = metric_value ? read_metric(*metric_value) : std::nullopt;
   if (metric) spec.metric = *metric;
-  if (!read_solo(map, spec, metric, contract)) metric.reset();
+  if (!read_alone(map, spec, metric, contract)) metric.reset();
   read_against(map, spec, metric, contract);
   read_selections(map, spec, metric, contract);
   spec.bound = read_bound(map, "a falsifier", metric).value_or(Bound{});

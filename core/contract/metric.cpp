@@ -31,7 +31,7 @@ std::string_view name_of(Twin to) {
   return "unknown";
 }
 
-bool is_solo(Metric metric) { return metric == Metric::identical || !has_stage(metric); }
+bool is_alone(Metric metric) { return metric == Metric::identical || !has_stage(metric); }
 
 bool has_stage(Metric metric) {
   return metric != Metric::seconds && metric != Metric::tokens_per_second && metric != Metric::capture_overhead &&

@@ -28,7 +28,7 @@ std::optional<Bound> read_bound(Map& map, std::string_view owner, std::optional<
 void read_overrides(Map& map, FalsifierSpec& spec, std::optional<Metric> metric);
 // The keys `to` and `repeat`, and whether the lane can be alone. False when it is not known what `identical` compares
 // with.
-bool read_solo(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, const Contract& contract);
+bool read_alone(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, const Contract& contract);
 // Refuses the keys that a metric of whole passes does not take.
 void refuse_stage_keys(Map& map, Metric metric);
 // Whether the falsifier's metric can be computed at the stage: `identical` looks at what it compares, too.

@@ -271,7 +271,7 @@ class Namer {
   bool is_routed(int lane) const { return lanes_[static_cast<std::size_t>(lane)].routing >= 0; }
 
   bool reaches(Site from, Site to) const {
-    const std::vector<Site> reached = reached_from(plan_.program, from);
+    const std::vector<Site> reached = sites_that_depend_on(plan_.program, from);
     return std::find(reached.begin(), reached.end(), to) != reached.end();
   }
 

@@ -13,11 +13,11 @@
 #include "core/bus/fault.hpp"
 #include "core/explain/examiner.hpp"
 #include "core/explain/kept_caches.hpp"
-#include "core/explain/oracle_record.hpp"
+#include "core/explain/kept_oracle.hpp"
 #include "core/explain/oracle_watch.hpp"
 #include "core/forward/forward.hpp"
+#include "core/forward/given_inputs.hpp"
 #include "core/forward/sequences.hpp"
-#include "core/forward/step_feed.hpp"
 #include "core/lane/lanes.hpp"
 #include "core/model/model.hpp"
 #include "core/plan/plan.hpp"
@@ -38,8 +38,8 @@ class Explanations {
     Lanes& lanes;
     const Sequences& sequences;
     KeptCaches& kept;
-    const OracleRecord* record;  // null: nothing is
-    OracleWatch* watch;          // told of what the oracle computes again; null: there is no oracle
+    const KeptOracle* record;  // null: nothing is
+    OracleWatch* watch;        // told of what the oracle computes again; null: there is no oracle
     std::vector<PlantedFault> planted;
   };
   Explanations(const Parts& parts, Verdict& verdict);
@@ -94,7 +94,7 @@ class Explanations {
 
   const Parts parts_;
   Verdict& verdict_;
-  std::optional<StepFeed> feed_;  // of a step alone
+  std::optional<GivenInputs> feed_;  // of a step alone
   const int oracle_;
   std::string why_not_;
   bool beside_nonfinite_ = false;  // something fails where the oracle is not finite

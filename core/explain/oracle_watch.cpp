@@ -81,7 +81,7 @@ class Teller {
   }
 
   void explain(Judgement& judgement) const {
-    if (judgement.outcome != Outcome::falsified || is_solo(judgement.spec->metric)) return;
+    if (judgement.outcome != Outcome::falsified || is_alone(judgement.spec->metric)) return;
     const Sample& first = judgement.leading_failure()->first_failing;
     if (watch_.is_finite(first.prompt, first.site, first.position)) return;
     judgement.explanation = {Cause::oracle_not_finite, numbers_.at(first.prompt), ""};

@@ -19,7 +19,7 @@ bool writes(const Step& step, Site site) { return step.layer == site.layer && ha
 }  // namespace
 
 Forward::Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults,
-                 const std::vector<bool>& active, StepFeed* feed)
+                 const std::vector<bool>& active, GivenInputs* feed)
     : lanes_(lanes),
       bus_(bus),
       feed_(feed),

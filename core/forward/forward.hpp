@@ -7,8 +7,8 @@
 
 #include "core/bus/bus.hpp"
 #include "core/bus/fault.hpp"
+#include "core/forward/given_inputs.hpp"
 #include "core/forward/program.hpp"
-#include "core/forward/step_feed.hpp"
 
 namespace moe_diag {
 
@@ -20,7 +20,7 @@ class Forward {
   // Of the lanes that run, only the active ones take part; the feeders of an active lane must be active. `feed` gives
   // the one step of a part of a model what it reads; null: the model is whole.
   Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults, const std::vector<bool>& active,
-          StepFeed* feed = nullptr);
+          GivenInputs* feed = nullptr);
 
   // Passes end behind the step that writes the site, instead of at the program's end.
   void end_after(Site site);
@@ -48,7 +48,7 @@ class Forward {
 
   Lanes& lanes_;
   Bus& bus_;
-  StepFeed* feed_;
+  GivenInputs* feed_;
   std::vector<FaultPlanter> faults_;
   std::vector<Program> programs_;               // per lane, whose wants differ
   std::vector<std::vector<bool>> fault_needs_;  // per lane and step: a fault needs its outputs

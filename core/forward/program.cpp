@@ -112,7 +112,7 @@ std::vector<Site> inputs_of(const Program& program, Site site) {
   return inputs;
 }
 
-std::vector<Site> reached_from(const Program& program, Site site) {
+std::vector<Site> sites_that_depend_on(const Program& program, Site site) {
   std::array<bool, stage_count> touched{};  // as buffers are: one a stage, written anew in each layer
   std::vector<Site> reached;
   const auto is_touched = [&](Stage stage) { return touched[static_cast<std::size_t>(stage)]; };

@@ -27,7 +27,7 @@ std::span<const Step> steps_up_to(const Program& program, Site site);
 std::vector<Site> inputs_of(const Program& program, Site site);
 
 // The sites whose values depend on the one given, itself first, in forward order.
-std::vector<Site> reached_from(const Program& program, Site site);
+std::vector<Site> sites_that_depend_on(const Program& program, Site site);
 
 // Where a step's output stands.
 inline Site site_of(const Step& step, Stage stage) { return {stage, step.layer}; }

@@ -253,7 +253,7 @@ Plan make_plan(const Contract& contract, const Model& model, bool controls) {
 }
 
 bool in_lockstep(const FalsifierSpec& falsifier) {
-  if (!is_solo(falsifier.metric)) return true;
+  if (!is_alone(falsifier.metric)) return true;
   return falsifier.metric == Metric::identical && (falsifier.to == Twin::untraced || falsifier.to == Twin::digest);
 }
 

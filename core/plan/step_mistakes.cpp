@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "core/forward/step_feed.hpp"
+#include "core/forward/given_inputs.hpp"
 #include "core/plan/plan.hpp"
 
 namespace moe_diag {
@@ -30,7 +30,7 @@ class StepCheck {
 
   std::string mistakes() {
     const std::vector<Stage> out(step_.out.begin(), step_.out.end());
-    check_stages("inputs", spec_.inputs, stages_fed(step_), true);
+    check_stages("inputs", spec_.inputs, stages_given(step_), true);
     check_stages("expected", spec_.expected, out, false);
     return mistakes_;
   }

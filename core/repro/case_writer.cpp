@@ -71,7 +71,7 @@ CaseWriter::CaseWriter(const Parts& parts, PluginHost& host, const CaseFolder& f
       fmt::format("{} of lane {} alone, out of {}", text_of(parts.where.site), parts.lane, parts.contract.metadata.id);
   case_.prompt = prompt.id;
   case_.site = parts.where.site;
-  case_.inputs = stages_fed(step_);
+  case_.inputs = stages_given(step_);
   choose_lanes();
 }
 
@@ -186,7 +186,7 @@ std::vector<GivenValues> CaseWriter::outputs(const CaseContract& without) {
   std::vector<GivenValues> outputs;
   for (Stage stage : step_.out) {
     const int lane = runner.lanes().index_of(parts_.lane), oracle = runner.lanes().index_of(case_.oracle);
-    StepRecorder recorder(runner.program(), {0, case_.cut.first, {stage, step_.layer}, lane, oracle});
+    StepWatcher recorder(runner.program(), {0, case_.cut.first, {stage, step_.layer}, lane, oracle});
     runner.show_to(recorder);
     if (stage == parts_.where.site.stage) compare_with_run(recorder.record());
     outputs.push_back(recorder.record().other);
@@ -195,7 +195,7 @@ std::vector<GivenValues> CaseWriter::outputs(const CaseContract& without) {
   return outputs;
 }
 
-void CaseWriter::compare_with_run(const StepRecord& alone) {
+void CaseWriter::compare_with_run(const SeenStep& alone) {
   changed_ = 0;
   const host::Values now = host::values_of(alone.output.tensor());
   const host::Values before =
@@ -271,7 +271,7 @@ std::string CaseWriter::values_text() const {
 }
 
 std::string CaseWriter::readme() const {
-  const RecordedVerdict& v = parts_.verdict;
+  const EarlierVerdict& v = parts_.verdict;
   std::string text = fmt::format(
       "One step of a model, to be run alone. Written by moe-diag repro.\n\n"
       "step       {}{}\nlane       {}\ncomputes   {}",

@@ -6,8 +6,8 @@
 
 #include "core/repro/case_folder.hpp"
 #include "core/repro/case_text.hpp"
-#include "core/repro/step_record.hpp"
-#include "core/run/recorded_verdict.hpp"
+#include "core/repro/seen_step.hpp"
+#include "core/run/earlier_verdict.hpp"
 #include "core/run/runner.hpp"
 
 namespace moe_diag {
@@ -17,13 +17,13 @@ class CaseWriter {
  public:
   // All outlive it.
   struct Parts {
-    const RecordedVerdict& verdict;
-    const RecordedFalsifier& falsifier;
+    const EarlierVerdict& verdict;
+    const EarlierFalsifier& falsifier;
     const Contract& contract;  // as it was run to see the step, planted faults included
     const Runner& runner;      // which ran it
-    const StepRecord& record;
+    const SeenStep& record;
     const std::string& lane;  // of the step
-    const StepRecorder::Where& where;
+    const StepWatcher::Where& where;
     std::vector<FalsifierSpec> claims;  // one of them has to fail
     const RunOptions& options;
   };
@@ -43,7 +43,7 @@ class CaseWriter {
   bool write_cut(const Cut& cut);  // false: the case does not fail
   void cut_to(const Cut& cut);
   std::vector<GivenValues> outputs(const CaseContract& without);
-  void compare_with_run(const StepRecord& alone);
+  void compare_with_run(const SeenStep& alone);
   bool fails();
   std::string readme() const;
   std::string numbers() const;

@@ -22,15 +22,15 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::usage, what); }
 
-const RecordedFalsifier& falsifier_of(const RecordedVerdict& verdict, const std::string& id) {
+const EarlierFalsifier& falsifier_of(const EarlierVerdict& verdict, const std::string& id) {
   std::vector<std::string> ids;
-  for (const RecordedFalsifier& f : verdict.falsifiers) ids.push_back(f.id);
+  for (const EarlierFalsifier& f : verdict.falsifiers) ids.push_back(f.id);
   if (id.empty() && verdict.first_divergence.empty())
     refuse(fmt::format("{}: nothing in it is falsified at a step, so there is no step to reproduce", verdict.path));
   const std::string& wanted = id.empty() ? verdict.first_divergence : id;
   const auto at = std::find(ids.begin(), ids.end(), wanted);
   if (at == ids.end()) refuse(fmt::format("{}: {}", verdict.path, unknown("falsifier", wanted, ids)));
-  const RecordedFalsifier& falsifier = verdict.falsifiers[static_cast<std::size_t>(at - ids.begin())];
+  const EarlierFalsifier& falsifier = verdict.falsifiers[static_cast<std::size_t>(at - ids.begin())];
   if (falsifier.outcome != "falsified")
     refuse(fmt::format("{}: {} is {}, not falsified: there is nothing to reproduce", verdict.path, falsifier.id,
                        falsifier.outcome));
@@ -41,7 +41,7 @@ const RecordedFalsifier& falsifier_of(const RecordedVerdict& verdict, const std:
 }
 
 // The contract as it was run, checked to be the same.
-Contract contract_of(const RecordedVerdict& verdict) {
+Contract contract_of(const EarlierVerdict& verdict) {
   Contract contract = read_contract(verdict.contract, verdict.overrides);
   if (contract.digest != verdict.contract_digest)
     refuse(fmt::format("{}: the contract has changed since {} was written (digest {} then, {} now): run it again",
@@ -66,7 +66,7 @@ void add_feeders(const Contract& contract, const std::string& name, std::vector<
 
 class Reproduction {
  public:
-  Reproduction(const RecordedVerdict& verdict, PluginHost& host, const ReproOptions& options)
+  Reproduction(const EarlierVerdict& verdict, PluginHost& host, const ReproOptions& options)
       : verdict_(verdict),
         host_(host),
         options_(options),
@@ -88,7 +88,7 @@ class Reproduction {
     watch(other);
     Runner runner(contract_, host_, options_.run);
     open(runner, other);
-    const StepRecord record = record_with(runner, other);
+    const SeenStep record = record_with(runner, other);
     return write({verdict_, falsifier_, contract_, runner, record, lane_, where_, claims(runner), options_.run},
                  folder);
   }
@@ -105,7 +105,7 @@ class Reproduction {
   FalsifierSpec claim_of_contract() const {
     for (const FalsifierSpec& spec : contract_.falsifiers) {
       if (spec.id != falsifier_.id) continue;
-      if (is_solo(spec.metric))
+      if (is_alone(spec.metric))
         refuse(fmt::format("{}: {} is about '{}', which is of passes and not of a step that could be run alone",
                            verdict_.path, spec.id, name_of(spec.metric)));
       return spec;
@@ -140,13 +140,13 @@ class Reproduction {
   // A lane that runs freely fails where errors show, not always where they are made: the verdict knows that step, which
   // is then computed on the oracle's inputs, as it was when it was found.
   void choose_step() {
-    const RecordedSample& failing = *falsifier_.first_failing;
+    const EarlierSample& failing = *falsifier_.first_failing;
     lane_ = claim_.lane;
     std::string prompt = failing.prompt;
     where_.position = failing.position;
     where_.site = failing.site;
     if (follows_) {
-      const RecordedDivergence& d = *falsifier_.divergence;
+      const EarlierDivergence& d = *falsifier_.divergence;
       own_claim_ = d.lane == claim_.lane && d.site == failing.site;
       lane_ = d.lane;
       prompt = d.prompt;
@@ -215,12 +215,12 @@ class Reproduction {
     }
   }
 
-  StepRecord record_with(Runner& runner, const std::string& other) {
+  SeenStep record_with(Runner& runner, const std::string& other) {
     where_.lane = runner.lanes().index_of(lane_);
     where_.other = other == lane_ ? -1 : runner.lanes().index_of(other);
     if (!find_step(runner.program(), where_.site))
       refuse(fmt::format("{}: the model has no {}", verdict_.path, text_of(where_.site)));
-    StepRecorder recorder(runner.program(), where_);
+    StepWatcher recorder(runner.program(), where_);
     runner.show_to(recorder);
     if (recorder.record().count == 0)
       refuse(
@@ -270,22 +270,22 @@ class Reproduction {
     return text;
   }
 
-  const RecordedVerdict& verdict_;
+  const EarlierVerdict& verdict_;
   PluginHost& host_;
   const ReproOptions& options_;
-  const RecordedFalsifier& falsifier_;
+  const EarlierFalsifier& falsifier_;
   Contract contract_;
   FalsifierSpec claim_;  // the contract's
   const bool is_fed_;    // its lane is, in the contract
   const bool follows_;   // the step is one that the verdict names, elsewhere perhaps
   bool own_claim_ = true;
   std::string lane_, from_;  // of the step: its lane and prompt
-  StepRecorder::Where where_;
+  StepWatcher::Where where_;
 };
 
 }  // namespace
 
-Repro reproduce(const RecordedVerdict& verdict, PluginHost& host, const ReproOptions& options) {
+Repro reproduce(const EarlierVerdict& verdict, PluginHost& host, const ReproOptions& options) {
   return Reproduction(verdict, host, options).make();
 }
 

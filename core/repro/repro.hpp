@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "core/run/recorded_verdict.hpp"
+#include "core/run/earlier_verdict.hpp"
 #include "core/run/run.hpp"
 
 namespace moe_diag {
@@ -25,6 +25,6 @@ struct Repro {
 // is run alone. The contract of the verdict is run again to see what the step read; the case is run before it is put in
 // place, and put there whole or not at all. Throws Error: usage when the verdict does not speak of such a step, or its
 // contract or model have changed; absent when the model or a lane is not there; environment when something failed.
-Repro reproduce(const RecordedVerdict& verdict, PluginHost& host, const ReproOptions& options);
+Repro reproduce(const EarlierVerdict& verdict, PluginHost& host, const ReproOptions& options);
 
 }  // namespace moe_diag

@@ -8,7 +8,7 @@
 #include <numeric>
 #include <set>
 
-#include "core/forward/step_feed.hpp"
+#include "core/forward/given_inputs.hpp"
 #include "core/ops/operator.hpp"
 #include "core/ops/values.hpp"
 
@@ -44,7 +44,7 @@ void add_largest(const host::Values& values, std::size_t most, Ids& ids) {
 }
 
 // Logits of a row that say what is wrong: those that differ most, and the largest of each lane.
-std::vector<std::int32_t> rows_of_head(const StepRecord& record, int row, int vocab,
+std::vector<std::int32_t> rows_of_head(const SeenStep& record, int row, int vocab,
                                        const std::vector<std::int32_t>& elements) {
   Ids ids(elements.begin(), elements.end());
   const host::Values a = host::values_of(record.output.tensor(), row, 1);
@@ -61,7 +61,7 @@ std::vector<std::int32_t> rows_of_head(const StepRecord& record, int row, int vo
 }
 
 // The chosen experts of the rows, and the one after each, which wrong dispatch takes instead.
-std::vector<std::int32_t> experts_of(const StepRecord& record, int row, int count, const ModelConfig& config) {
+std::vector<std::int32_t> experts_of(const SeenStep& record, int row, int count, const ModelConfig& config) {
   Ids ids;
   for (const GivenValues& values : record.inputs) {
     if (values.stage != Stage::moe_router_indices) continue;
@@ -85,7 +85,7 @@ int number_of(std::int32_t id, const std::vector<std::int32_t>& kept) {
   return at != kept.end() && *at == id ? static_cast<int>(at - kept.begin()) : -1;
 }
 
-std::vector<Cut> cuts_of(const StepRecord& record, const Step& step, const ModelConfig& config, int position,
+std::vector<Cut> cuts_of(const SeenStep& record, const Step& step, const ModelConfig& config, int position,
                          const std::vector<std::int32_t>& tokens, const std::vector<std::int32_t>& elements) {
   const auto narrowed = [&](int first, int count) {
     Cut cut{first, count, {}, {}};
@@ -109,7 +109,7 @@ std::vector<Cut> cuts_of(const StepRecord& record, const Step& step, const Model
   return cuts;
 }
 
-std::vector<GivenValues> inputs_of(const StepRecord& record, const Step& step, const Cut& cut) {
+std::vector<GivenValues> inputs_of(const SeenStep& record, const Step& step, const Cut& cut) {
   std::vector<GivenValues> inputs;
   for (const GivenValues& values : record.inputs) {
     const bool of_all = is_of_all_positions(step, values.stage);

@@ -7,14 +7,14 @@
 
 #include "core/api/error.hpp"
 #include "core/gguf/file_state.hpp"
-#include "core/run/recorded_verdict.hpp"
+#include "core/run/earlier_verdict.hpp"
 
 namespace moe_diag {
 namespace {
 
-std::optional<RecordedVerdict> verdict_in(const std::string& file, const std::string& contract_id) {
+std::optional<EarlierVerdict> verdict_in(const std::string& file, const std::string& contract_id) {
   try {
-    RecordedVerdict verdict = read_verdict(file);
+    EarlierVerdict verdict = read_verdict(file);
     if (verdict.contract_id == contract_id) return verdict;
   } catch (const Error&) {  // something else, which is not replaced
   }
@@ -30,7 +30,7 @@ bool is_verdict_of(const std::string& file, const std::string& contract_id) {
 std::optional<std::vector<std::string>> left_by_earlier_run(const std::string& verdict, const std::string& contract_id,
                                                             const std::vector<PlannedOutput>& outputs) {
   const std::optional<FileState> written = state_of(verdict);
-  std::optional<RecordedVerdict> earlier = verdict_in(verdict, contract_id);
+  std::optional<EarlierVerdict> earlier = verdict_in(verdict, contract_id);
   if (!earlier || !written) return std::nullopt;
   std::vector<std::string>& named = earlier->sink_outputs;
   const auto may_be_replaced = [&](const PlannedOutput& output) {

@@ -14,7 +14,7 @@ constexpr double sample_seconds = 1e-6;  // what a sample costs beside its value
 
 // How often a falsifier makes its lane compute a prompt alone.
 int passes_alone(const FalsifierSpec& spec) {
-  if (!is_solo(spec.metric)) return 0;
+  if (!is_alone(spec.metric)) return 0;
   if (spec.metric == Metric::capture_overhead) return 2 * (spec.repeat + 1);
   if (spec.metric == Metric::device_memory_fraction) return 1;
   if (spec.metric != Metric::identical) return spec.repeat + 1;

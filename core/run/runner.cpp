@@ -143,7 +143,7 @@ void Runner::forward() {
   const int oracle = lanes_->index_of(contract_.oracle);
   Coverage coverage(plan_, model_->config(), oracle >= 0 && lockstep_[static_cast<std::size_t>(oracle)] ? oracle : -1);
   hooks.insert(hooks.end(), {judge_.get(), capture_.get(), sequences_.get(), &coverage});
-  record_ = oracle_record();
+  record_ = kept_oracle();
   if (record_) hooks.push_back(record_.get());
   kept_ = std::make_unique<KeptCaches>(plan_.program, *lanes_);
   Bus others;
@@ -185,7 +185,7 @@ std::uint64_t Runner::explain_memory() const {
 }
 
 // Explaining is quicker with what the oracle computed. Taking that from a device may cost more than computing it again.
-std::unique_ptr<OracleRecord> Runner::oracle_record() const {
+std::unique_ptr<KeptOracle> Runner::kept_oracle() const {
   const int oracle = lanes_->index_of(contract_.oracle);
   if (!options_.explain || contract_.step || !obstacle_to_explaining(*lanes_, oracle).empty() ||
       !lockstep_lanes(plan_, *lanes_)[static_cast<std::size_t>(oracle)])
@@ -194,14 +194,14 @@ std::unique_ptr<OracleRecord> Runner::oracle_record() const {
   const bool has_faults = std::any_of(planted_.begin(), planted_.end(),
                                       [&](const auto& fault) { return fault.second.lane == contract_.oracle; });
   if (lane.inputs >= 0 || lane.routing >= 0 || has_faults || lane.description.asynchronous) return nullptr;
-  return std::make_unique<OracleRecord>(contract_, plan_, *lanes_, explainable(), explain_memory() / 4 * 3);
+  return std::make_unique<KeptOracle>(contract_, plan_, *lanes_, explainable(), explain_memory() / 4 * 3);
 }
 
 // Without that, with what lanes had in their caches. They have it still of the only prompt, unless they run alone after
 // it; of several it is kept, where that takes a small part of the memory.
 bool Runner::keeps_caches() const {
   const bool alone = std::any_of(plan_.falsifiers.begin(), plan_.falsifiers.end(),
-                                 [](const WatchedFalsifier& f) { return is_solo(f.spec->metric); });
+                                 [](const WatchedFalsifier& f) { return is_alone(f.spec->metric); });
   if (!options_.explain || contract_.step || contract_.oracle.empty() || (contract_.prompts.size() == 1 && !alone))
     return false;
   std::int64_t positions = 0;
@@ -217,11 +217,11 @@ void Runner::stop_without_oracle() {
     if (!oracle.runs()) sequences_->stop(p, fmt::format("the oracle '{}' is absent: {}", oracle.name, oracle.absent));
 }
 
-SoloParts Runner::solo_parts() { return {contract_, plan_, *model_, host_, *lanes_, *sequences_, digest_files_}; }
+AloneParts Runner::alone_parts() { return {contract_, plan_, *model_, host_, *lanes_, *sequences_, digest_files_}; }
 
 // Those who keep what the lockstep run computes, to be compared later.
 std::vector<Hook*> Runner::call_witnesses() {
-  const SoloParts parts = solo_parts();
+  const AloneParts parts = alone_parts();
   std::vector<Hook*> hooks;
   for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f) {
     const WatchedFalsifier& watched = plan_.falsifiers[f];
@@ -234,9 +234,9 @@ std::vector<Hook*> Runner::call_witnesses() {
 
 void Runner::judge_alone() {
   const double before = seconds();
-  const SoloParts parts = solo_parts();
+  const AloneParts parts = alone_parts();
   const auto is_mine = [&](const WatchedFalsifier& f) {
-    return is_solo(f.spec->metric) && (*lanes_)[static_cast<std::size_t>(f.lane)].runs();
+    return is_alone(f.spec->metric) && (*lanes_)[static_cast<std::size_t>(f.lane)].runs();
   };
   for (std::size_t f = 0; f < plan_.falsifiers.size(); ++f)
     if (is_mine(plan_.falsifiers[f])) verdict_.judgements[f].reason = "the run ended before it was judged";
@@ -273,7 +273,7 @@ Digests Runner::digests() {
   digests.model_source = model_->source();
   digests.model_digest = model_digest();
   for (std::size_t f = 0; f < witnesses_.size(); ++f)
-    if (witnesses_[f]) add_digests(solo_parts(), f, *witnesses_[f], digests);
+    if (witnesses_[f]) add_digests(alone_parts(), f, *witnesses_[f], digests);
   return digests;
 }
 
@@ -282,7 +282,7 @@ std::vector<std::int64_t> Runner::walk(const std::vector<Hook*>& hooks, std::vec
                                        const AfterPrompt& after_prompt) {
   Bus bus;
   for (Hook* hook : hooks) bus.add(*hook);
-  std::optional<StepFeed> feed;
+  std::optional<GivenInputs> feed;
   if (contract_.step) feed.emplace(*contract_.step, plan_.program.front(), model_->config());
   Forward forward(*model_, *lanes_, bus, std::move(faults), active, feed ? &*feed : nullptr);
   const int layers = model_->config().layers;
@@ -356,7 +356,7 @@ void Runner::capture_evidence() {
 }
 
 void Runner::explain() {
-  std::unique_ptr<OracleRecord> record = std::move(record_);  // nobody needs it afterwards
+  std::unique_ptr<KeptOracle> record = std::move(record_);  // nobody needs it afterwards
   if (verdict_.count(Outcome::falsified) == 0) return;
   const int oracle = lanes_->index_of(contract_.oracle);
   if (!options_.explain) return leave_unexplained(verdict_, plan_, oracle, "causes were not asked for: --no-explain");
@@ -408,8 +408,8 @@ ControlResult Runner::run_control(std::size_t falsifier, const FaultSpec& fault)
   const WatchedFalsifier& watched = plan_.falsifiers[falsifier];
   const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(watched.lane)];
   const std::optional<Site> expected = expected_site(watched, fault, lane, plan_.program);
-  if (is_solo(watched.spec->metric)) {
-    const SoloJudgement judged = judge_solo_control(falsifier, fault);
+  if (is_alone(watched.spec->metric)) {
+    const AloneJudgement judged = judge_alone_control(falsifier, fault);
     return judge_control(judged.judgement, fault, expected, judged.changed);
   }
   Judge judge(plan_, *lanes_, static_cast<int>(falsifier));
@@ -419,16 +419,16 @@ ControlResult Runner::run_control(std::size_t falsifier, const FaultSpec& fault)
 }
 
 // The fault is in the lockstep run where that is compared, else in every pass of the lane alone but the first.
-SoloJudgement Runner::judge_solo_control(std::size_t falsifier, const FaultSpec& fault) {
-  const SoloParts parts = solo_parts();
+AloneJudgement Runner::judge_alone_control(std::size_t falsifier, const FaultSpec& fault) {
+  const AloneParts parts = alone_parts();
   const Identity identity(parts, falsifier);
-  const std::unique_ptr<RowRecord> witness = identity.witness();
+  const std::unique_ptr<SeenRows> witness = identity.witness();
   if (!witness) return identity.judge(nullptr, &fault);
   const WatchedFalsifier& watched = plan_.falsifiers[falsifier];
   const std::vector<std::int64_t> changed =
       walk({witness.get()}, {{watched.lane, fault}}, lanes_needed_by(watched, *lanes_),
            fmt::format("control of {}", watched.spec->id));
-  SoloJudgement judged = identity.judge(witness.get());
+  AloneJudgement judged = identity.judge(witness.get());
   judged.changed = changed.front();
   return judged;
 }

@@ -13,7 +13,7 @@
 #include "core/alone/identity.hpp"
 #include "core/capture/capture.hpp"
 #include "core/explain/kept_caches.hpp"
-#include "core/explain/oracle_record.hpp"
+#include "core/explain/kept_oracle.hpp"
 #include "core/explain/oracle_watch.hpp"
 #include "core/forward/forward.hpp"
 #include "core/forward/sequences.hpp"
@@ -72,7 +72,7 @@ class Runner {
   std::vector<std::int64_t> walk(const std::vector<Hook*>& hooks, std::vector<PlantedFault> faults,
                                  const std::vector<bool>& active, const std::string& what,
                                  const AfterPrompt& after_prompt = {});
-  std::unique_ptr<OracleRecord> oracle_record() const;
+  std::unique_ptr<KeptOracle> kept_oracle() const;
   bool keeps_caches() const;
   std::vector<bool> explainable() const;
   std::uint64_t explain_memory() const;
@@ -93,9 +93,9 @@ class Runner {
   std::vector<PlantedFault> planted() const;
   void note_ends();
   void stop_without_oracle();
-  SoloParts solo_parts();
+  AloneParts alone_parts();
   std::vector<Hook*> call_witnesses();
-  SoloJudgement judge_solo_control(std::size_t falsifier, const FaultSpec& fault);
+  AloneJudgement judge_alone_control(std::size_t falsifier, const FaultSpec& fault);
   ControlResult run_control(std::size_t falsifier, const FaultSpec& fault);
   void name_tensors();
   void report_prompts();
@@ -127,12 +127,12 @@ class Runner {
   std::atomic<bool> computes_ = false;  // the lanes do, and tell how far they are
   std::unique_ptr<Judge> judge_;
   std::unique_ptr<Sequences> sequences_;
-  std::map<std::string, DigestFile> digest_files_;     // by path
-  std::vector<std::unique_ptr<RowRecord>> witnesses_;  // per falsifier; null: it needs none
-  std::unique_ptr<OracleWatch> oracle_watch_;          // once the lockstep run has begun; null: there is no oracle
-  std::unique_ptr<OracleRecord> record_;               // once the lockstep run has begun; null: there is none
-  std::unique_ptr<KeptCaches> kept_;                   // the same, of what is not in the record
-  std::vector<bool> lockstep_;                         // lanes that take part in the lockstep run
+  std::map<std::string, DigestFile> digest_files_;    // by path
+  std::vector<std::unique_ptr<SeenRows>> witnesses_;  // per falsifier; null: it needs none
+  std::unique_ptr<OracleWatch> oracle_watch_;         // once the lockstep run has begun; null: there is no oracle
+  std::unique_ptr<KeptOracle> record_;                // once the lockstep run has begun; null: there is none
+  std::unique_ptr<KeptCaches> kept_;                  // the same, of what is not in the record
+  std::vector<bool> lockstep_;                        // lanes that take part in the lockstep run
   Verdict verdict_;
   std::vector<std::pair<std::string, FaultSpec>> planted_;  // of the contract and of the options, with their place
   std::vector<std::string> planted_in_vain_;

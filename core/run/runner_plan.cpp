@@ -215,7 +215,7 @@ PlanReport Runner::plan_report() {
   const std::vector<bool> opened = lanes_to_open();
   report.host_bytes = host_bytes(opened);
   report.host_available = available_memory();
-  if (const std::unique_ptr<OracleRecord> record = oracle_record()) report.kept_bytes = record->bytes();
+  if (const std::unique_ptr<KeptOracle> record = kept_oracle()) report.kept_bytes = record->bytes();
   if (report.fits())
     lanes_->open(opened);
   else

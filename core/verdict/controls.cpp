@@ -16,7 +16,7 @@ std::optional<Site> expected_site(const WatchedFalsifier& watched, const FaultSp
   const bool routed =
       lane.routing >= 0 && (fault.stage == Stage::moe_router_indices || fault.stage == Stage::moe_router_weights);
   if (lane.inputs >= 0 || routed) return watched.sites.contains(planted) ? std::optional<Site>(planted) : std::nullopt;
-  for (Site site : reached_from(program, planted))
+  for (Site site : sites_that_depend_on(program, planted))
     if (watched.sites.contains(site)) return site;
   return std::nullopt;
 }

@@ -212,7 +212,7 @@ Judge::Judge(const Plan& plan, const Lanes& lanes, int only) : plan_(plan), lane
       if (lane >= 0 && !lanes[static_cast<std::size_t>(lane)].runs())
         j.reason = fmt::format("lane '{}' is absent: {}", lanes[static_cast<std::size_t>(lane)].name,
                                lanes[static_cast<std::size_t>(lane)].absent);
-    judged_.push_back(!is_solo(watched.spec->metric) && j.reason.empty() &&
+    judged_.push_back(!is_alone(watched.spec->metric) && j.reason.empty() &&
                       (only < 0 || static_cast<std::size_t>(only) == f));
     judgements_.push_back(std::move(j));
   }

@@ -382,7 +382,7 @@ TEST_CASE("a threshold that would have held is one, for every metric, and none i
                     scale = "{inject: scale, stage: lm_head, factor: -3, lane: free}";
   for (const MetricInfo& metric : metric_table) {
     const bool is_of_nonfinite = metric.metric == Metric::nonfinite || metric.metric == Metric::nonfinite_beyond;
-    if (!fits(metric.metric, Stage::lm_head) || is_of_nonfinite || is_solo(metric.metric)) continue;
+    if (!fits(metric.metric, Stage::lm_head) || is_of_nonfinite || is_alone(metric.metric)) continue;
     INFO(metric.name);
     std::string keys = fmt::format("  - {{id: A, claim: c, lane: free, stage: lm_head, metric: {}, equals: {}",
                                    metric.name, metric.larger_is_better ? 1 : 0);

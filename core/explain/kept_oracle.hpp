@@ -14,12 +14,12 @@ namespace moe_diag {
 
 // Every stage that the oracle computes of a prompt, kept until it is known whether something fails there: explaining
 // then reads it instead of computing it again. Of prompts that there is no more room for, nothing is kept.
-class OracleRecord final : public Hook {
+class KeptOracle final : public Hook {
  public:
   // The contract has an oracle. Prompts are kept that one of these falsifiers looks at; all of it takes at most so many
   // bytes.
-  OracleRecord(const Contract& contract, const Plan& plan, const Lanes& lanes, const std::vector<bool>& falsifiers,
-               std::uint64_t most_bytes);
+  KeptOracle(const Contract& contract, const Plan& plan, const Lanes& lanes, const std::vector<bool>& falsifiers,
+             std::uint64_t most_bytes);
 
   // What it takes if something fails in every prompt.
   std::uint64_t bytes() const;

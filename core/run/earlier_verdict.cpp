@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/run/recorded_verdict.hpp"
+#include "core/run/earlier_verdict.hpp"
 
 #include <fmt/format.h>
 
@@ -26,9 +26,9 @@ class Reader {
  public:
   Reader(const std::string& path, const Json& root) : path_(path), root_(root) {}
 
-  RecordedVerdict read() const {
+  EarlierVerdict read() const {
     check_kind();
-    RecordedVerdict verdict;
+    EarlierVerdict verdict;
     verdict.path = path_;
     const Json& contract = member(root_, "contract");
     verdict.contract = text(contract, "absolute_path");
@@ -45,7 +45,7 @@ class Reader {
       for (const Json& output : list(root_, "sink_outputs"))
         verdict.sink_outputs.push_back(text_of(output, "sink_outputs"));
     for (const Json& falsifier : list(root_, "falsifiers")) {
-      RecordedFalsifier& one = verdict.falsifiers.emplace_back();
+      EarlierFalsifier& one = verdict.falsifiers.emplace_back();
       one.id = text(falsifier, "id");
       one.outcome = text(falsifier, "outcome");
       if (const Json& sample = member(falsifier, "first_failing"); !sample.is_null())
@@ -115,8 +115,8 @@ class Reader {
     return {whole.substr(0, at), whole.substr(at + 1)};
   }
 
-  RecordedSample sample_of(const Json& json) const {
-    RecordedSample sample;
+  EarlierSample sample_of(const Json& json) const {
+    EarlierSample sample;
     sample.prompt = text(json, "prompt");
     sample.position = whole_or(json, "position", -1);
     sample.value = number(json, "value");
@@ -130,7 +130,7 @@ class Reader {
     return sample;
   }
 
-  void read_explanation(const Json& json, RecordedFalsifier& falsifier) const {
+  void read_explanation(const Json& json, EarlierFalsifier& falsifier) const {
     falsifier.cause = text(json, "cause");
     falsifier.why = text_or_empty(json, "text");
     const int index = whole_or(json, "divergence", -1);
@@ -140,8 +140,8 @@ class Reader {
       refuse(fmt::format("\"divergence\" is {}, there are {}", index, all.size()));
     const Json& divergence = all[static_cast<std::size_t>(index)];
     falsifier.divergence =
-        RecordedDivergence{text(divergence, "lane"), text(divergence, "prompt"), text(divergence, "cause"),
-                           whole_or(divergence, "position", 0), site_of(divergence)};
+        EarlierDivergence{text(divergence, "lane"), text(divergence, "prompt"), text(divergence, "cause"),
+                          whole_or(divergence, "position", 0), site_of(divergence)};
   }
 
   Site site_of(const Json& json) const {
@@ -158,7 +158,7 @@ class Reader {
 
 }  // namespace
 
-RecordedVerdict read_verdict(const std::string& path) {
+EarlierVerdict read_verdict(const std::string& path) {
   const auto refuse = [&](const std::string& what) {
     throw Error(ErrorKind::usage, fmt::format("{}: {}", path, what));
   };

@@ -13,16 +13,16 @@ namespace moe_diag {
 
 // The stages that a step alone is given: what it reads, and what its outputs are compared by: the experts that were
 // chosen, or the logits they were chosen by.
-std::vector<Stage> stages_fed(const Step& step);
+std::vector<Stage> stages_given(const Step& step);
 
 // True for the keys and the values of attention: a step alone is given those of all positions up to its last.
 bool is_of_all_positions(const Step& step, Stage stage);
 
 // Gives lanes what one step reads.
-class StepFeed {
+class GivenInputs {
  public:
   // All outlive it.
-  StepFeed(const StepSpec& spec, const Step& step, const ModelConfig& config)
+  GivenInputs(const StepSpec& spec, const Step& step, const ModelConfig& config)
       : spec_(spec), step_(step), config_(config) {}
 
   // The pass of the spec's positions; before it, where keys or values of earlier ones belong into the cache, one of

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/forward/step_feed.hpp"
+#include "core/forward/given_inputs.hpp"
 
 #include <algorithm>
 
@@ -14,7 +14,7 @@ bool has(const std::vector<Stage>& stages, Stage stage) {
 
 }  // namespace
 
-std::vector<Stage> stages_fed(const Step& step) {
+std::vector<Stage> stages_given(const Step& step) {
   std::vector<Stage> stages(step.in.begin(), step.in.end());
   const bool chooses = operator_of(step).chooses_experts;
   const bool by_expert = !chooses && step.out.size() > 0 && is_per_expert(step.out[0]);
@@ -25,19 +25,19 @@ std::vector<Stage> stages_fed(const Step& step) {
 
 bool is_of_all_positions(const Step& step, Stage stage) { return reads_cache(step) && stage == step.in[1]; }
 
-std::vector<Stretch> StepFeed::stretches() const {
+std::vector<Stretch> GivenInputs::stretches() const {
   const Stretch looked_at{spec_.first, spec_.count};
   if (!reads_cache(step_) || spec_.first == 0) return {looked_at};
   return {{0, spec_.first}, looked_at};
 }
 
 // The head's stages have every row where the step is one of them; else only the one that each pass has.
-Pass StepFeed::pass_over(std::span<const std::int32_t> sequence, Stretch stretch) const {
+Pass GivenInputs::pass_over(std::span<const std::int32_t> sequence, Stretch stretch) const {
   const bool of_head = is_of_head(step_);
   return moe_diag::pass_over(sequence, stretch, of_head ? stretch.first : stretch.end() - 1);
 }
 
-void StepFeed::feed(const Pass& pass, RunningLane& lane) {
+void GivenInputs::feed(const Pass& pass, RunningLane& lane) {
   for (const GivenValues& values : spec_.inputs) {
     const Rows rows{0, pass.rows()};
     const int first = pass.first - (is_of_all_positions(step_, values.stage) ? 0 : spec_.first);

@@ -42,10 +42,10 @@ bool is_repeated(Metric metric) { return !has_stage(metric) && metric != Metric:
 
 // A lane that takes over another's values cannot compute without it.
 void check_alone(const Value& where, const FalsifierSpec& spec, Metric metric, const Contract& contract) {
-  if (contract.step && is_solo(metric))
+  if (contract.step && is_alone(metric))
     where.refuse(fmt::format("{} is of whole passes, and the contract computes one step", info(metric).name));
   const LaneSpec* lane = find_lane(contract, spec.lane);
-  if (!lane || !is_solo(metric) || (metric == Metric::identical && spec.to == Twin::digest)) return;
+  if (!lane || !is_alone(metric) || (metric == Metric::identical && spec.to == Twin::digest)) return;
   if (lane->inputs.empty() && lane->routing.empty()) return;
   where.refuse(fmt::format(
       "{} is of passes that the lane computes alone, and lane '{}' takes its {} from lane '{}': judge a free lane{}",
@@ -56,7 +56,7 @@ void check_alone(const Value& where, const FalsifierSpec& spec, Metric metric, c
 
 }  // namespace
 
-bool read_solo(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, const Contract& contract) {
+bool read_alone(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, const Contract& contract) {
   const bool has_twin = metric == Metric::identical;
   const auto to = has_twin ? map.require("to") : map.find("to");
   std::optional<Twin> twin;

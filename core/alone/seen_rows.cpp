@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
-#include "core/alone/row_record.hpp"
+#include "core/alone/seen_rows.hpp"
 
 #include <xxhash.h>
 
 namespace moe_diag {
 
-bool RowRecord::wants(int prompt, int lane, Site site) const {
+bool SeenRows::wants(int prompt, int lane, Site site) const {
   return lane == lane_ && watched_.sites.contains(site) &&
          !watched_.positions[static_cast<std::size_t>(prompt)].empty();
 }
 
-void RowRecord::show(Sighting& sighting) {
+void SeenRows::show(Sighting& sighting) {
   if (!wants(sighting.prompt, lane_, sighting.site)) return;
   const Tensor all = sighting.tensor(lane_);
   if (!all) return;
@@ -19,7 +19,7 @@ void RowRecord::show(Sighting& sighting) {
     const int row = position - sighting.position(0);
     if (row < 0 || row >= sighting.rows().count) continue;
     const std::byte* data = all.as<std::byte>() + static_cast<std::size_t>(row) * size;
-    RecordedRow& kept = rows_[{sighting.prompt, sighting.site, position}];
+    SeenRow& kept = rows_[{sighting.prompt, sighting.site, position}];
     kept.dtype = all.dtype;
     if (keep_ == Keep::digests)
       kept.digest = XXH3_64bits(data, size);
@@ -28,7 +28,7 @@ void RowRecord::show(Sighting& sighting) {
   }
 }
 
-const RecordedRow* RowRecord::find(const RowKey& key) const {
+const SeenRow* SeenRows::find(const RowKey& key) const {
   const auto at = rows_.find(key);
   return at == rows_.end() ? nullptr : &at->second;
 }

@@ -22,10 +22,10 @@ struct RowKey {
   }
 };
 
-struct RecordedRow {
-  std::uint64_t digest = 0;      // xxh3; of a record of digests
-  DType dtype = DType::f32;      // of a record of bytes
-  std::vector<std::byte> bytes;  // of a record of bytes
+struct SeenRow {
+  std::uint64_t digest = 0;      // xxh3; kept as digests
+  DType dtype = DType::f32;      // kept whole
+  std::vector<std::byte> bytes;  // kept whole
 
   Tensor tensor() const {
     const auto count = static_cast<std::int64_t>(bytes.size() / size_of(dtype));
@@ -34,24 +34,24 @@ struct RecordedRow {
 };
 
 // The rows of one lane that a falsifier looks at, kept as they pass by: as digests, or whole.
-class RowRecord final : public Hook {
+class SeenRows final : public Hook {
  public:
   enum class Keep { digests, bytes };
 
   // `lane` is the lane's index where it runs, which may be alone.
-  RowRecord(const WatchedFalsifier& watched, int lane, Keep keep) : watched_(watched), lane_(lane), keep_(keep) {}
+  SeenRows(const WatchedFalsifier& watched, int lane, Keep keep) : watched_(watched), lane_(lane), keep_(keep) {}
 
   bool wants(int prompt, int lane, Site site) const override;
   void show(Sighting& sighting) override;
 
-  const std::map<RowKey, RecordedRow>& rows() const { return rows_; }
-  const RecordedRow* find(const RowKey& key) const;  // null: it did not pass by
+  const std::map<RowKey, SeenRow>& rows() const { return rows_; }
+  const SeenRow* find(const RowKey& key) const;  // null: it did not pass by
 
  private:
   const WatchedFalsifier& watched_;
   const int lane_;
   const Keep keep_;
-  std::map<RowKey, RecordedRow> rows_;
+  std::map<RowKey, SeenRow> rows_;
 };
 
 }  // namespace moe_diag

@@ -12,7 +12,7 @@
 namespace moe_diag {
 
 // Where a falsifier failed, as a verdict has it. Position -1: of a whole pass, of no stage.
-struct RecordedSample {
+struct EarlierSample {
   std::string prompt;
   int position = -1;
   Site site;
@@ -21,21 +21,21 @@ struct RecordedSample {
 };
 
 // Where a lane parts from the oracle by itself, on the oracle's inputs.
-struct RecordedDivergence {
+struct EarlierDivergence {
   std::string lane, prompt, cause;
   int position = 0;
   Site site;
 };
 
-struct RecordedFalsifier {
+struct EarlierFalsifier {
   std::string id, outcome;
-  std::optional<RecordedSample> first_failing;
-  std::string cause, why;                        // of a falsified one; why: in words, may be empty
-  std::optional<RecordedDivergence> divergence;  // its own, or what it is inherited from
+  std::optional<EarlierSample> first_failing;
+  std::string cause, why;                       // of a falsified one; why: in words, may be empty
+  std::optional<EarlierDivergence> divergence;  // its own, or what it is inherited from
 };
 
 // What of a verdict is needed to run it again.
-struct RecordedVerdict {
+struct EarlierVerdict {
   std::string path;      // of the verdict
   std::string contract;  // absolute path
   std::string contract_id;
@@ -45,10 +45,10 @@ struct RecordedVerdict {
   std::string model, model_digest;        // source and digest; empty when there was none
   std::string first_divergence;           // id of its falsifier; empty: there is none
   std::vector<std::string> sink_outputs;  // files and folders that its sinks wrote, complete or not
-  std::vector<RecordedFalsifier> falsifiers;
+  std::vector<EarlierFalsifier> falsifiers;
 };
 
 // Reads a file that json_report() wrote of one contract. Throws Error(usage) when it is not there or is no such file.
-RecordedVerdict read_verdict(const std::string& path);
+EarlierVerdict read_verdict(const std::string& path);
 
 }  // namespace moe_diag

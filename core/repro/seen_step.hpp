@@ -10,7 +10,7 @@
 namespace moe_diag {
 
 // What one step of a lane read and gave in the pass that computed a position.
-struct StepRecord {
+struct SeenStep {
   int first = 0, count = 0;         // positions that the pass computed the output for; 0 of them: it did not pass by
   std::vector<GivenValues> inputs;  // of those positions; keys and values of attention: of all up to the last
   GivenValues output;               // as the lane gave it, planted faults included
@@ -21,19 +21,19 @@ struct StepRecord {
 GivenValues rows_of(const GivenValues& values, int first, int count);
 
 // Keeps one step of a lane as it passes by.
-class StepRecorder final : public Hook {
+class StepWatcher final : public Hook {
  public:
   struct Where {
     int prompt = 0, position = 0;
     Site site;
     int lane = 0, other = -1;  // other: -1 when there is none
   };
-  StepRecorder(const Program& program, const Where& where);
+  StepWatcher(const Program& program, const Where& where);
 
   bool wants(int prompt, int lane, Site site) const override;
   void show(Sighting& sighting) override;
 
-  const StepRecord& record() const { return record_; }
+  const SeenStep& record() const { return record_; }
 
  private:
   void read_inputs(Sighting& sighting);
@@ -41,7 +41,7 @@ class StepRecorder final : public Hook {
   const Where where_;
   const Step step_;
   std::vector<Site> read_;  // where the step's inputs are written
-  StepRecord record_;
+  SeenStep record_;
 };
 
 }  // namespace moe_diag

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/explain/oracle_record.hpp"
+#include "core/explain/kept_oracle.hpp"
 
 #include <algorithm>
 #include <new>
@@ -7,8 +7,8 @@
 
 namespace moe_diag {
 
-OracleRecord::OracleRecord(const Contract& contract, const Plan& plan, const Lanes& lanes,
-                           const std::vector<bool>& falsifiers, std::uint64_t most_bytes)
+KeptOracle::KeptOracle(const Contract& contract, const Plan& plan, const Lanes& lanes,
+                       const std::vector<bool>& falsifiers, std::uint64_t most_bytes)
     : program_(plan.program),
       config_(lanes.config()),
       oracle_(lanes.index_of(contract.oracle)),
@@ -26,12 +26,12 @@ OracleRecord::OracleRecord(const Contract& contract, const Plan& plan, const Lan
   }
 }
 
-std::uint64_t OracleRecord::bytes() const {
+std::uint64_t KeptOracle::bytes() const {
   const auto add = [&](std::uint64_t sum, std::uint64_t bytes) { return bytes <= most_bytes_ ? sum + bytes : sum; };
   return std::min(most_bytes_, std::accumulate(bytes_.begin(), bytes_.end(), std::uint64_t{0}, add));
 }
 
-std::uint64_t OracleRecord::bytes_of(const PromptSpec& prompt, int head_first) const {
+std::uint64_t KeptOracle::bytes_of(const PromptSpec& prompt, int head_first) const {
   std::uint64_t bytes = 0;
   for (const Stretch& pass : stretches_of(prompt))
     for (const Step& step : program_)
@@ -45,12 +45,12 @@ std::uint64_t OracleRecord::bytes_of(const PromptSpec& prompt, int head_first) c
   return bytes;
 }
 
-bool OracleRecord::wants(int prompt, int lane, Site /*site*/) const {
+bool KeptOracle::wants(int prompt, int lane, Site /*site*/) const {
   const std::uint64_t bytes = bytes_[static_cast<std::size_t>(prompt)];
   return lane == oracle_ && bytes > 0 && kept_bytes_ + bytes <= most_bytes_;
 }
 
-void OracleRecord::show(Sighting& sighting) {
+void KeptOracle::show(Sighting& sighting) {
   if (!is_whole_) return;
   const Tensor rows = sighting.tensor(oracle_);
   if (!rows) return;
@@ -62,7 +62,7 @@ void OracleRecord::show(Sighting& sighting) {
   }
 }
 
-void OracleRecord::end(int prompt, bool is_needed) {
+void KeptOracle::end(int prompt, bool is_needed) {
   if (now_ && is_needed && is_whole_) {
     kept_bytes_ += now_->bytes();
     kept_[prompt] = std::move(now_);
@@ -71,7 +71,7 @@ void OracleRecord::end(int prompt, bool is_needed) {
   is_whole_ = true;
 }
 
-const KeptStages* OracleRecord::of(int prompt) const {
+const KeptStages* KeptOracle::of(int prompt) const {
   const auto at = kept_.find(prompt);
   return at == kept_.end() ? nullptr : at->second.get();
 }

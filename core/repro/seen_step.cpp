@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include "core/repro/step_record.hpp"
+#include "core/repro/seen_step.hpp"
 
 #include <algorithm>
 #include <utility>
 
-#include "core/forward/step_feed.hpp"
+#include "core/forward/given_inputs.hpp"
 
 namespace moe_diag {
 namespace {
@@ -29,19 +29,19 @@ GivenValues rows_of(const GivenValues& values, int first, int count) {
   return rows;
 }
 
-StepRecorder::StepRecorder(const Program& program, const Where& where)
+StepWatcher::StepWatcher(const Program& program, const Where& where)
     : where_(where), step_(*find_step(program, where.site)), read_(inputs_of(program, where.site)) {
-  for (Stage stage : stages_fed(step_))
+  for (Stage stage : stages_given(step_))
     if (std::find(step_.in.begin(), step_.in.end(), stage) == step_.in.end()) read_.push_back({stage, step_.layer});
 }
 
-bool StepRecorder::wants(int prompt, int lane, Site site) const {
+bool StepWatcher::wants(int prompt, int lane, Site site) const {
   if (prompt != where_.prompt) return false;
   if (site == where_.site) return lane == where_.lane || lane == where_.other;
   return lane == where_.lane && std::find(read_.begin(), read_.end(), site) != read_.end();
 }
 
-void StepRecorder::show(Sighting& sighting) {
+void StepWatcher::show(Sighting& sighting) {
   if (sighting.prompt != where_.prompt || !(sighting.site == where_.site) || record_.count > 0) return;
   read_inputs(sighting);
   const int first = sighting.position(0), count = sighting.rows().count;
@@ -56,9 +56,9 @@ void StepRecorder::show(Sighting& sighting) {
 }
 
 // Of earlier passes only keys and values stay.
-void StepRecorder::read_inputs(Sighting& sighting) {
+void StepWatcher::read_inputs(Sighting& sighting) {
   std::vector<GivenValues> earlier = std::exchange(record_.inputs, {});
-  for (Stage stage : stages_fed(step_)) {
+  for (Stage stage : stages_given(step_)) {
     GivenValues values;
     const auto kept =
         std::find_if(earlier.begin(), earlier.end(), [&](const GivenValues& v) { return v.stage == stage; });

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/forward/solo.hpp"
+#include "core/forward/lane_alone.hpp"
 
 #include <algorithm>
 
@@ -7,12 +7,13 @@
 
 namespace moe_diag {
 
-Solo::Solo(const Model& model, Lanes& lanes, int lane) : lanes_(lanes), lane_(lane), program_(build_program(model)) {
+LaneAlone::LaneAlone(const Model& model, Lanes& lanes, int lane)
+    : lanes_(lanes), lane_(lane), program_(build_program(model)) {
   for (Step& step : program_)
     step.want = std::any_of(step.out.begin(), step.out.end(), [](Stage stage) { return stage >= Stage::final_norm; });
 }
 
-void Solo::pass(const Pass& pass, int prompt, Hook* hook) {
+void LaneAlone::pass(const Pass& pass, int prompt, Hook* hook) {
   RunningLane& lane = lanes_[static_cast<std::size_t>(lane_)];
   lane.begin(pass);
   lane.run(program_);
