@@ -113,7 +113,7 @@ Parameters parameters_of(const Model& model) {
     p.total += values_of(w);
     p.active += w.experts > 1 ? w.cols * w.rows * model.config().used : values_of(w);
   }
-  if (!model.config().tied_output) p.embedding = values_of(model.token_embd());
+  if (!model.config().tied_output) p.embedding = values_of(model.weight("token_embd"));
   return p;
 }
 

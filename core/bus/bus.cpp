@@ -8,6 +8,8 @@
 #include <span>
 #include <string>
 
+#include "core/ops/stage_traits.hpp"
+
 namespace moe_diag {
 namespace {
 
@@ -21,7 +23,7 @@ Sighting::Sighting(Lanes& lanes, const Pass& at, int in_prompt, Site where)
     : pass(at), prompt(in_prompt), site(where), lanes_(lanes), rows_(rows_of(where.stage)), seen_(lanes.size()) {}
 
 Rows Sighting::rows_of(Stage stage) const {
-  const int first = stage >= Stage::final_norm ? pass.head_first : 0;
+  const int first = is_of_head(stage) ? pass.head_first : 0;
   return {first, pass.rows() - first};
 }
 

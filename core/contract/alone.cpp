@@ -6,6 +6,7 @@
 
 #include "core/contract/metric.hpp"
 #include "core/contract/section.hpp"
+#include "core/ops/stage_traits.hpp"
 #include "core/text/nearest.hpp"
 #include "core/text/quote.hpp"
 
@@ -83,7 +84,7 @@ void refuse_stage_keys(Map& map, Metric metric) {
 
 bool fits(const FalsifierSpec& spec, Metric metric, Stage stage) {
   const bool head_only = metric == Metric::identical && spec.to != Twin::digest;
-  return fits(metric, stage) && (!head_only || stage >= Stage::final_norm);
+  return fits(metric, stage) && (!head_only || is_of_head(stage));
 }
 
 std::string fitting_stages(const FalsifierSpec& spec, Metric metric) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/ops/operator.hpp"
+#include "core/ops/stage_traits.hpp"
 
 namespace moe_diag {
 namespace {
@@ -33,7 +34,7 @@ std::vector<Stretch> GivenInputs::stretches() const {
 
 // The head's stages have every row where the step is one of them; else only the one that each pass has.
 Pass GivenInputs::pass_over(std::span<const std::int32_t> sequence, Stretch stretch) const {
-  const bool of_head = is_of_head(step_);
+  const bool of_head = is_of_head(step_.out[0]);
   return moe_diag::pass_over(sequence, stretch, of_head ? stretch.first : stretch.end() - 1);
 }
 

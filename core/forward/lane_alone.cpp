@@ -4,13 +4,14 @@
 #include <algorithm>
 
 #include "core/lane/lanes.hpp"
+#include "core/ops/stage_traits.hpp"
 
 namespace moe_diag {
 
 LaneAlone::LaneAlone(const Model& model, Lanes& lanes, int lane)
     : lanes_(lanes), lane_(lane), program_(build_program(model)) {
   for (Step& step : program_)
-    step.want = std::any_of(step.out.begin(), step.out.end(), [](Stage stage) { return stage >= Stage::final_norm; });
+    step.want = std::any_of(step.out.begin(), step.out.end(), [](Stage stage) { return is_of_head(stage); });
 }
 
 void LaneAlone::pass(const Pass& pass, int prompt, Hook* hook) {

@@ -8,11 +8,9 @@
 #include "core/api/backend.hpp"
 #include "core/api/step.hpp"
 #include "core/model/model.hpp"
+#include "core/ops/program.hpp"
 
 namespace moe_diag {
-
-// The forward pass as data: every step of every layer, in order.
-using Program = std::vector<Step>;
 
 // Of a part of a model: its one step.
 Program build_program(const Model& model);

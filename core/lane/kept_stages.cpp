@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/api/error.hpp"
+#include "core/ops/stage_traits.hpp"
 
 namespace moe_diag {
 namespace {
@@ -69,7 +70,7 @@ void ReplayedLane::begin(const Pass& pass) {
 void ReplayedLane::run(std::span<const Step> steps) {
   for (const Step& step : steps) {
     for (Stage stage : step.out) layer_[static_cast<std::size_t>(stage)] = step.layer;
-    if (step.out[0] >= Stage::final_norm) compute(step);
+    if (is_of_head(step.out[0])) compute(step);
   }
 }
 
@@ -79,7 +80,7 @@ void ReplayedLane::compute(const Step& step) {
   if (read(step.out[0], head)) return;
   const Stage stage = step.in[0];
   if (!is_computed_[static_cast<std::size_t>(stage)]) {
-    const Rows rows = stage >= Stage::final_norm ? head : Rows{0, pass_.rows()};
+    const Rows rows = is_of_head(stage) ? head : Rows{0, pass_.rows()};
     const Tensor values = read(stage, rows);
     if (!values) return;
     Pass first = pass_;

@@ -8,19 +8,18 @@
 #include <algorithm>
 #include <array>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <span>
-#include <unordered_map>
 #include <utility>
 
 #include "core/api/error.hpp"
 #include "core/gguf/gguf_file.hpp"
 #include "core/gguf/mapped_file.hpp"
-#include "core/model/config.hpp"
+#include "core/gguf/metadata_reader.hpp"
 #include "core/model/digest_memory.hpp"
 #include "core/model/part.hpp"
-#include "core/model/tensors.hpp"
 #include "core/text/quote.hpp"
 
 namespace moe_diag {
@@ -40,8 +39,8 @@ struct Model::Impl {
   std::optional<Site> part;
   std::vector<Weight> weights;
   std::deque<Lacked> lacked;  // what a part of a model does not have
-  std::vector<LayerWeights> layers;
-  const Weight *token_embd = nullptr, *output_norm = nullptr, *output = nullptr;
+  const Architecture* architecture = nullptr;
+  std::map<std::pair<int, std::string_view>, const Weight*> roles;  // by layer and role
   std::optional<FileState> state;  // of the file when it was opened; none: in memory, or not to be remembered
 
   // Of every byte; empty until it is known.
@@ -62,12 +61,6 @@ constexpr std::size_t most_others = 6;       // tensors named where one is missi
 constexpr std::string_view not_fused = "fused tensors are not supported; convert the model without fusing them";
 constexpr std::string_view not_joined = "not supported; convert the model again with a current llama.cpp";
 
-template <class... Args>
-[[noreturn]] void refuse(const GgufFile& file, fmt::format_string<Args...> message, Args&&... args) {
-  throw Error(ErrorKind::environment,
-              fmt::format("{}: {}", file.source(), fmt::format(message, std::forward<Args>(args)...)));
-}
-
 std::string shape_text(std::span<const std::int64_t> dims) {
   std::string text;
   for (const std::int64_t size : dims) text += fmt::format("{}{}", text.empty() ? "" : ", ", size);
@@ -77,24 +70,31 @@ std::string shape_text(std::span<const std::int64_t> dims) {
 // Finds the tensors of a model in a file, refuses wrong ones, and remembers which it found.
 class Finder {
  public:
-  Finder(const GgufFile& file, const std::vector<Weight>& weights, const ModelConfig& config,
-         const std::optional<Site>& part, std::deque<Lacked>& lacked)
-      : file_(file), weights_(weights), config_(config), part_(part), lacked_(lacked), taken_(weights.size(), false) {}
+  Finder(const GgufFile& file, const std::vector<Weight>& weights, const Architecture& architecture,
+         const ModelConfig& config, const std::optional<Site>& part, std::deque<Lacked>& lacked)
+      : file_(file),
+        weights_(weights),
+        architecture_(architecture),
+        config_(config),
+        part_(part),
+        lacked_(lacked),
+        taken_(weights.size(), false) {}
 
   const Weight* take(const TensorSpec& spec) {
-    const GgufTensor* tensor = file_.find_tensor(spec.name);
+    const std::string wanted = spec.name();
+    const GgufTensor* tensor = file_.find_tensor(wanted);
     if (part_ && !is_read_by(*part_, spec, config_)) return lack(spec);
     if (tensor == nullptr)
-      refuse(file_, "tensor {} is missing; expected one of shape {} (fastest first){}", spec.name,
-             shape_text(spec.dims()), instead_of(spec));
+      refuse_file(file_, "tensor {} is missing; expected one of shape {} (fastest first){}", wanted,
+                  shape_text(spec.dims()), instead_of(spec));
     std::array<std::int64_t, 4> expected{spec.cols, spec.rows, spec.experts, 1};
     if (tensor->dims != expected)
-      refuse(file_, "tensor {} has shape {}, expected {} (fastest first: columns, rows, experts)", spec.name,
-             shape_text(std::span(tensor->dims).first(static_cast<std::size_t>(tensor->rank))),
-             shape_text(spec.dims()));
-    if (is_norm(spec.role) && tensor->type != BlockType::f32)
-      refuse(file_, "tensor {} is of type {}, expected F32 for a norm; convert the model with a current llama.cpp",
-             spec.name, name_of(tensor->type));
+      refuse_file(file_, "tensor {} has shape {}, expected {} (fastest first: columns, rows, experts)", wanted,
+                  shape_text(std::span(tensor->dims).first(static_cast<std::size_t>(tensor->rank))),
+                  shape_text(spec.dims()));
+    if (spec.kind == TensorKind::norm && tensor->type != BlockType::f32)
+      refuse_file(file_, "tensor {} is of type {}, expected F32 for a norm; convert the model with a current llama.cpp",
+                  wanted, name_of(tensor->type));
     const auto index = static_cast<std::size_t>(tensor - file_.tensors().data());
     taken_[index] = true;
     return &weights_[index];
@@ -104,7 +104,8 @@ class Finder {
     for (std::size_t i = 0; i < taken_.size(); ++i) {
       if (taken_[i]) continue;
       const std::string_view name = file_.tensors()[i].name;
-      refuse(file_, "tensor {} is no part of a qwen3moe model: {}", quoted(name), what_it_may_be(name));
+      refuse_file(file_, "tensor {} is no part of a {} model: {}", quoted(name), architecture_.name,
+                  what_it_may_be(name));
     }
   }
 
@@ -112,7 +113,7 @@ class Finder {
   // A tensor that the part's step does not read.
   const Weight* lack(const TensorSpec& spec) {
     Lacked& lacked = lacked_.emplace_back();
-    lacked.name = spec.name;
+    lacked.name = spec.name();
     lacked.weight = {lacked.name, BlockType::f32, spec.cols, spec.rows, spec.experts, nullptr};
     return &lacked.weight;
   }
@@ -120,13 +121,13 @@ class Finder {
   // The tensors that stand where this one is missing: converters and versions of them differ.
   std::string instead_of(const TensorSpec& spec) const {
     const std::string block = spec.layer < 0 ? std::string() : fmt::format("blk.{}.", spec.layer);
-    const bool of_attention = spec.role == Role::attn_q || spec.role == Role::attn_k || spec.role == Role::attn_v;
-    const bool gates = spec.role == Role::ffn_gate_exps || spec.role == Role::ffn_up_exps;
+    const bool of_attention = spec.role == "attn_q" || spec.role == "attn_k" || spec.role == "attn_v";
+    const bool gates = spec.role == "ffn_gate_exps" || spec.role == "ffn_up_exps";
     if (const std::string name = block + "attn_qkv.weight"; of_attention && file_.find_tensor(name))
       return fmt::format("; found {}, queries, keys and values in one tensor: {}", name, not_fused);
     if (const std::string name = block + "ffn_gate_up_exps.weight"; gates && file_.find_tensor(name))
       return fmt::format("; found {}, gate and up in one tensor: {}", name, not_fused);
-    if (std::string name(name_of(spec.role)); name.ends_with("_exps")) {
+    if (std::string name(spec.role); name.ends_with("_exps")) {
       name = fmt::format("{}{}.0.weight", block, name.substr(0, name.size() - 5));
       if (file_.find_tensor(name))
         return fmt::format("; found {} and more, a tensor an expert, as old converters wrote: {}", name, not_joined);
@@ -142,9 +143,13 @@ class Finder {
   }
 
   bool is_known(std::string_view name, int layer) const {
-    if (layer < 0) return name == "token_embd.weight" || name == "output_norm.weight" || name == "output.weight";
-    const std::vector<TensorSpec> specs = layer_tensors(config_, layer);
-    return std::any_of(specs.begin(), specs.end(), [&](const TensorSpec& s) { return s.name == name; });
+    const auto holds = [name](const std::vector<TensorSpec>& specs) {
+      return std::any_of(specs.begin(), specs.end(), [&](const TensorSpec& s) { return s.name() == name; });
+    };
+    if (layer >= 0) return holds(architecture_.layer_tensors(config_, layer));
+    ModelConfig untied = config_;
+    untied.tied_output = false;
+    return holds(architecture_.first_tensors(config_)) || holds(architecture_.last_tensors(untied));
   }
 
   static std::string_view what_it_may_be(std::string_view name) {
@@ -160,6 +165,7 @@ class Finder {
 
   const GgufFile& file_;
   const std::vector<Weight>& weights_;
+  const Architecture& architecture_;
   const ModelConfig& config_;
   const std::optional<Site>& part_;
   std::deque<Lacked>& lacked_;
@@ -171,25 +177,6 @@ std::vector<Weight> make_weights(const GgufFile& file) {
   for (const GgufTensor& t : file.tensors())
     weights.push_back({t.name, t.type, t.dims[0], t.dims[1], t.dims[2], file.bytes().data() + t.offset});
   return weights;
-}
-
-LayerWeights find_layer(Finder& finder, const ModelConfig& config, int layer) {
-  std::unordered_map<Role, const Weight*> found;
-  for (const TensorSpec& spec : layer_tensors(config, layer)) found[spec.role] = finder.take(spec);
-  LayerWeights w;
-  w.attn_norm = found[Role::attn_norm];
-  w.attn_q = found[Role::attn_q];
-  w.attn_k = found[Role::attn_k];
-  w.attn_v = found[Role::attn_v];
-  w.attn_q_norm = found[Role::attn_q_norm];
-  w.attn_k_norm = found[Role::attn_k_norm];
-  w.attn_output = found[Role::attn_output];
-  w.ffn_norm = found[Role::ffn_norm];
-  w.ffn_gate_inp = found[Role::ffn_gate_inp];
-  w.ffn_gate_exps = found[Role::ffn_gate_exps];
-  w.ffn_up_exps = found[Role::ffn_up_exps];
-  w.ffn_down_exps = found[Role::ffn_down_exps];
-  return w;
 }
 
 std::vector<NamedRange> ranges_of(const GgufFile& file) {
@@ -215,14 +202,18 @@ std::string sampled_digest_of(const GgufFile& file) {
 void Model::Impl::read() {
   const GgufFile file = GgufFile::parse(bytes, source);
   if (mapped) mapped->name_ranges(ranges_of(file));
-  config = read_config(file);
+  architecture = &architecture_of(file);
+  config = architecture->read_config(file);
   part = read_part(file, config.layers);
   weights = make_weights(file);
-  Finder finder(file, weights, config, part, lacked);
-  token_embd = finder.take(tensor_spec(config, Role::token_embd));
-  for (int l = 0; l < config.layers; ++l) layers.push_back(find_layer(finder, config, l));
-  output_norm = finder.take(tensor_spec(config, Role::output_norm));
-  output = config.tied_output ? token_embd : finder.take(tensor_spec(config, Role::output));
+  Finder finder(file, weights, *architecture, config, part, lacked);
+  const auto take = [&](const std::vector<TensorSpec>& specs) {
+    for (const TensorSpec& spec : specs) roles[{spec.layer, spec.role}] = finder.take(spec);
+  };
+  take(architecture->first_tensors(config));
+  for (int l = 0; l < config.layers; ++l) take(architecture->layer_tensors(config, l));
+  take(architecture->last_tensors(config));
+  if (config.tied_output) roles[{-1, "output"}] = roles.at({-1, "token_embd"});
   finder.refuse_left_over();
   header = file.header();
   sampled = sampled_digest_of(file);
@@ -276,10 +267,8 @@ Model::~Model() = default;
 const ModelConfig& Model::config() const { return impl_->config; }
 const std::optional<Site>& Model::part() const { return impl_->part; }
 ModelView Model::view() const { return {&impl_->config, impl_->weights}; }
-const std::vector<LayerWeights>& Model::layers() const { return impl_->layers; }
-const Weight& Model::token_embd() const { return *impl_->token_embd; }
-const Weight& Model::output_norm() const { return *impl_->output_norm; }
-const Weight& Model::output() const { return *impl_->output; }
+const Architecture& Model::architecture() const { return *impl_->architecture; }
+const Weight& Model::weight(std::string_view role, int layer) const { return *impl_->roles.at({layer, role}); }
 const std::string& Model::source() const { return impl_->source; }
 std::uint64_t Model::bytes() const { return impl_->bytes.size(); }
 const std::string& Model::sampled() const { return impl_->sampled; }

@@ -9,31 +9,15 @@
 #include <vector>
 
 #include "core/api/model.hpp"
+#include "core/arch/architecture.hpp"
 #include "core/model/digest_work.hpp"
 #include "core/model/synthetic.hpp"
 #include "core/model/vocabulary.hpp"
 
 namespace moe_diag {
 
-// The tensors of one layer; every pointer is set, to a weight without data where a part of a model lacks it. Shapes are
-// [cols -> rows], times experts where there are some.
-struct LayerWeights {
-  const Weight* attn_norm = nullptr;      // d
-  const Weight* attn_q = nullptr;         // d -> Hq h
-  const Weight* attn_k = nullptr;         // d -> Hk h
-  const Weight* attn_v = nullptr;         // d -> Hk h
-  const Weight* attn_q_norm = nullptr;    // h
-  const Weight* attn_k_norm = nullptr;    // h
-  const Weight* attn_output = nullptr;    // Hq h -> d
-  const Weight* ffn_norm = nullptr;       // d
-  const Weight* ffn_gate_inp = nullptr;   // d -> E
-  const Weight* ffn_gate_exps = nullptr;  // d -> f, E of them
-  const Weight* ffn_up_exps = nullptr;    // d -> f, E of them
-  const Weight* ffn_down_exps = nullptr;  // f -> d, E of them
-};
-
-// A Qwen3-MoE model, its weights mapped and never copied. Throws Error: absent when there is no such file,
-// environment when it is not a model this project computes (message: file, key or tensor, expected, found).
+// A model of one of the architectures, its weights mapped and never copied. Throws Error: absent when there is no such
+// file, environment when it is not a model this project computes (message: file, key or tensor, expected, found).
 class Model {
  public:
   static Model open(const std::string& path);
@@ -48,10 +32,10 @@ class Model {
   // The one step whose tensors it has, where it is a part of a model: see core/model/part.hpp.
   const std::optional<Site>& part() const;
   ModelView view() const;
-  const std::vector<LayerWeights>& layers() const;
-  const Weight& token_embd() const;
-  const Weight& output_norm() const;
-  const Weight& output() const;  // token_embd when tied
+  const Architecture& architecture() const;
+  // As the architecture names its tensors; -1: of no layer. Without data where a part of a model lacks it. The head of
+  // a model whose output is tied is the embedding's table.
+  const Weight& weight(std::string_view role, int layer = -1) const;
 
   const std::string& source() const;                    // path, or "synthetic: tiny, seed 7, ..."
   std::uint64_t bytes() const;                          // of the whole file or image

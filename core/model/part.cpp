@@ -12,20 +12,14 @@
 #include "core/api/error.hpp"
 #include "core/api/output_file.hpp"
 #include "core/gguf/gguf_header.hpp"
-#include "core/model/config.hpp"
+#include "core/gguf/metadata_reader.hpp"
 #include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {
 
-constexpr std::string_view stage_key = "moe_diag.part.stage", layer_key = "moe_diag.part.layer";
+constexpr std::string_view stage_key = part_stage_key, layer_key = "moe_diag.part.layer";
 constexpr int most_layers = 4096;  // a part may announce layers without having them
-
-template <class... Args>
-[[noreturn]] void refuse(const GgufFile& file, fmt::format_string<Args...> message, Args&&... args) {
-  throw Error(ErrorKind::environment,
-              fmt::format("{}: {}", file.source(), fmt::format(message, std::forward<Args>(args)...)));
-}
 
 // A tensor of the part, and what it has of the model's.
 struct Kept {
@@ -41,19 +35,20 @@ std::vector<std::int32_t> all_of(std::int64_t count) {
 }
 
 std::vector<Kept> kept_tensors(const Model& model, const PartSpec& spec, const ModelConfig& config) {
-  std::vector<TensorSpec> specs = first_tensors(config);
+  const Architecture& architecture = model.architecture();
+  std::vector<TensorSpec> specs = architecture.first_tensors(config);
   if (spec.site.layer >= 0) {
-    const std::vector<TensorSpec> of_layer = layer_tensors(config, spec.site.layer);
+    const std::vector<TensorSpec> of_layer = architecture.layer_tensors(config, spec.site.layer);
     specs.insert(specs.end(), of_layer.begin(), of_layer.end());
   }
-  for (const TensorSpec& last : last_tensors(config)) specs.push_back(last);
+  for (const TensorSpec& last : architecture.last_tensors(config)) specs.push_back(last);
   std::vector<Kept> kept;
   for (const TensorSpec& tensor : specs) {
     if (!is_read_by(spec.site, tensor, config)) continue;
     const auto weights = model.view().weights;
-    const auto weight =
-        std::find_if(weights.begin(), weights.end(), [&](const Weight& w) { return w.name == tensor.name; });
-    const bool of_vocabulary = tensor.role == Role::token_embd || tensor.role == Role::output;
+    const std::string name = tensor.name();
+    const auto weight = std::find_if(weights.begin(), weights.end(), [&](const Weight& w) { return w.name == name; });
+    const bool of_vocabulary = tensor.kind == TensorKind::table || tensor.kind == TensorKind::head;
     kept.push_back({tensor, &*weight, spec.experts.empty() || tensor.rank < 3 ? all_of(weight->experts) : spec.experts,
                     spec.vocabulary.empty() || !of_vocabulary ? all_of(weight->rows) : spec.vocabulary});
   }
@@ -74,28 +69,27 @@ void write_data(const Kept& kept, OutputFile& file) {
 
 }  // namespace
 
-bool is_part(const GgufFile& file) { return file.find(stage_key) != nullptr; }
-
 std::optional<Site> read_part(const GgufFile& file, int layers) {
   if (!is_part(file)) return std::nullopt;
   const std::string_view name = *file.text(stage_key);
   const auto stage =
       std::find_if(stage_table.begin(), stage_table.end(), [&](const StageInfo& s) { return s.name == name; });
   if (stage == stage_table.end())
-    refuse(file, "metadata key '{}' is {}: there is no such stage", stage_key, quoted(name));
-  if (layers > most_layers) refuse(file, "a part of a model of {} layers, expected {} at most", layers, most_layers);
+    refuse_file(file, "metadata key '{}' is {}: there is no such stage", stage_key, quoted(name));
+  if (layers > most_layers)
+    refuse_file(file, "a part of a model of {} layers, expected {} at most", layers, most_layers);
   const std::int64_t layer = file.integer(layer_key).value_or(-1);
   const bool in_layer = stage->scope == Scope::layer;
   if (in_layer ? layer < 0 || layer >= layers : layer != -1)
-    refuse(file, "metadata key '{}' is {}: {} is {}", layer_key, layer, name,
-           in_layer ? fmt::format("in the layers 0 to {}", layers - 1) : "of no layer");
+    refuse_file(file, "metadata key '{}' is {}: {} is {}", layer_key, layer, name,
+                in_layer ? fmt::format("in the layers 0 to {}", layers - 1) : "of no layer");
   return Site{stage->stage, static_cast<int>(layer)};
 }
 
 bool is_read_by(Site site, const TensorSpec& spec, const ModelConfig& config) {
-  if (site.stage == Stage::lm_head && config.tied_output) return spec.role == Role::token_embd;
+  if (site.stage == Stage::lm_head && config.tied_output) return spec.kind == TensorKind::table;
   const auto& read = info(site.stage).weights;
-  return spec.layer == site.layer && std::find(read.begin(), read.end(), name_of(spec.role)) != read.end();
+  return spec.layer == site.layer && std::find(read.begin(), read.end(), spec.role) != read.end();
 }
 
 ModelConfig config_of(const ModelConfig& whole, const PartSpec& spec) {
@@ -115,9 +109,9 @@ std::uint64_t part_bytes(const Model& model, const PartSpec& spec) {
 void write_part(const Model& model, const PartSpec& spec, const std::string& path) {
   const ModelConfig config = config_of(model.config(), spec);
   GgufHeader header;
-  header.add("general.architecture", "qwen3moe");
+  header.add("general.architecture", model.architecture().name);
   header.add("general.name", fmt::format("A step of {}", model.source()));
-  add_config(header, config, config.expert_width);
+  model.architecture().add_config(header, config, config.expert_width);
   header.add(stage_key, name_of(spec.site.stage));
   if (spec.site.layer >= 0) header.add(layer_key, static_cast<std::uint32_t>(spec.site.layer));
   header.add("moe_diag.part.of", model.digest());
@@ -125,7 +119,7 @@ void write_part(const Model& model, const PartSpec& spec, const std::string& pat
   if (!spec.vocabulary.empty())
     header.add("moe_diag.part.vocabulary", fmt::format("{}", fmt::join(spec.vocabulary, " ")));
   const std::vector<Kept> kept = kept_tensors(model, spec, config);
-  for (const Kept& tensor : kept) header.add_tensor(tensor.spec.name, tensor.weight->type, tensor.spec.dims());
+  for (const Kept& tensor : kept) header.add_tensor(tensor.spec.name(), tensor.weight->type, tensor.spec.dims());
   const std::vector<std::byte> before = header.bytes();
   OutputFile file(path, OutputFile::Mode::create);
   file.write(before.data(), before.size());

@@ -9,16 +9,12 @@
 #include "core/api/model.hpp"
 #include "core/gguf/gguf_file.hpp"
 #include "core/model/model.hpp"
-#include "core/model/tensors.hpp"
 
 // A part of a model: a GGUF file with the metadata of the whole and the tensors that one step reads, of these perhaps
 // only some experts or some rows of the vocabulary. Sizes in the metadata are those of the part; layers, names and
 // types of tensors are those of the model. The key `moe_diag.part.stage`, and for stages of a layer
 // `moe_diag.part.layer`, say which step it is.
 namespace moe_diag {
-
-// Whether the file says that it holds a part.
-bool is_part(const GgufFile& file);
 
 // The step of a part; none for a whole model. Throws Error (environment) when there is no such step in so many layers.
 std::optional<Site> read_part(const GgufFile& file, int layers);

@@ -23,10 +23,9 @@
 
 #include "core/api/error.hpp"
 #include "core/api/output_file.hpp"
+#include "core/arch/architecture.hpp"
 #include "core/gguf/gguf_header.hpp"
-#include "core/model/config.hpp"
 #include "core/model/synthetic_weights.hpp"
-#include "core/model/tensors.hpp"
 
 namespace moe_diag {
 namespace {
@@ -34,43 +33,17 @@ namespace {
 constexpr std::size_t chunk_bytes = std::size_t{1} << 20;  // made and written at once
 constexpr std::size_t page_bytes = 4096;                   // what direct writing needs addresses and sizes to be
 
-struct Preset {
-  std::string_view name;
-  std::string_view title;
-  ModelConfig config;
-  int dense_width;  // feed_forward_length, which loaders want though no layer is dense
+// A preset and what it is a model of.
+struct Preset : SyntheticPreset {
+  const Architecture* architecture;
 };
 
-// `tiny` keeps what breaks real code: heads wider than hidden, few kv heads, experts no power of two.
-// `qwen3-30b-a3b` is config.json of Qwen/Qwen3-30B-A3B.
 const std::vector<Preset>& presets() {
   static const std::vector<Preset> all = [] {
-    ModelConfig tiny;
-    tiny.layers = 4;
-    tiny.hidden = 256;
-    tiny.heads = 8;
-    tiny.kv_heads = 2;
-    tiny.head_dim = 64;
-    tiny.experts = 12;
-    tiny.used = 3;
-    tiny.expert_width = 256;
-    tiny.vocab = 512;
-    tiny.context = 4096;
-    tiny.rms_eps = 1e-6f;
-    tiny.rope_theta = 1e6f;
-    ModelConfig large = tiny;
-    large.layers = 48;
-    large.hidden = 2048;
-    large.heads = 32;
-    large.kv_heads = 4;
-    large.head_dim = 128;
-    large.experts = 128;
-    large.used = 8;
-    large.expert_width = 768;
-    large.vocab = 151936;
-    large.context = 40960;
-    return std::vector<Preset>{{"tiny", "Synthetic tiny Qwen3-MoE", tiny, 512},
-                               {"qwen3-30b-a3b", "Synthetic Qwen3-30B-A3B", large, 6144}};
+    std::vector<Preset> presets;
+    for (const Architecture* a : architectures())
+      for (const SyntheticPreset& preset : a->presets) presets.push_back({preset, a});
+    return presets;
   }();
   return all;
 }
@@ -104,18 +77,16 @@ bool more_bits(int layer, int layers) {
 }
 
 BlockType type_of(const Quant& quant, const TensorSpec& spec, int layers) {
-  if (is_norm(spec.role) || spec.role == Role::ffn_gate_inp) return BlockType::f32;
+  if (spec.kind == TensorKind::norm || spec.kind == TensorKind::router) return BlockType::f32;
   if (!quant.mixed) return quant.type;
-  if (spec.role == Role::output) return BlockType::q6_k;
-  if ((spec.role == Role::attn_v || spec.role == Role::ffn_down_exps) && more_bits(spec.layer, layers))
-    return BlockType::q6_k;
+  if (spec.kind == TensorKind::head || (spec.more_bits && more_bits(spec.layer, layers))) return BlockType::q6_k;
   return quant.type;
 }
 
 // A whole file: its header, where its tensors stand, and any stretch of its bytes.
-class Plan {
+class Layout {
  public:
-  explicit Plan(const SyntheticSpec& spec)
+  explicit Layout(const SyntheticSpec& spec)
       : preset_(find_named(presets(), "model", spec.preset)),
         quant_(find_named(quants, "type", spec.quant)),
         config_(preset_.config),
@@ -128,13 +99,14 @@ class Plan {
       throw Error(ErrorKind::usage, fmt::format("router_scale is a number from 0 to {}, found {}", largest_router_scale,
                                                 spec.router_scale));
     if (spec.layers > 0) config_.layers = spec.layers;
-    add(first_tensors(config_));
-    for (int l = 0; l < config_.layers; ++l) add(layer_tensors(config_, l));
-    add(last_tensors(config_));
+    const Architecture& architecture = *preset_.architecture;
+    add(architecture.first_tensors(config_));
+    for (int l = 0; l < config_.layers; ++l) add(architecture.layer_tensors(config_, l));
+    add(architecture.last_tensors(config_));
     write_header();
   }
-  Plan(const Plan&) = delete;
-  Plan& operator=(const Plan&) = delete;
+  Layout(const Layout&) = delete;
+  Layout& operator=(const Layout&) = delete;
 
   const ModelConfig& config() const { return config_; }
   std::uint64_t bytes() const { return bytes_; }
@@ -160,7 +132,7 @@ class Plan {
 
   void add(const std::vector<TensorSpec>& specs) {
     for (const TensorSpec& spec : specs) {
-      const float scale = spec.role == Role::ffn_gate_inp ? static_cast<float>(router_scale_) : 1.0f;
+      const float scale = spec.kind == TensorKind::router ? static_cast<float>(router_scale_) : 1.0f;
       tensors_.push_back({{spec, type_of(quant_, spec, config_.layers), scale}, 0});
     }
   }
@@ -190,18 +162,18 @@ class Plan {
 
   void write_header() {
     GgufHeader header;
-    header.add("general.architecture", "qwen3moe");
+    header.add("general.architecture", preset_.architecture->name);
     header.add("general.type", "model");
     header.add("general.name", preset_.title);
     header.add("general.file_type", quant_.file_type);
     header.add("general.quantization_version", std::uint32_t{2});
-    add_config(header, config_, preset_.dense_width);
+    preset_.architecture->add_config(header, config_, preset_.dense_width);
     header.add("tokenizer.ggml.model", "none");
     header.add("moe_diag.synthetic.seed", seed_);
     if (router_scale_ != 1) header.add("moe_diag.synthetic.router_scale", static_cast<float>(router_scale_));
     for (Placed& placed : tensors_) {
       placed.offset = header.data_bytes();
-      header.add_tensor(placed.tensor.spec.name, placed.tensor.type, placed.tensor.spec.dims());
+      header.add_tensor(placed.tensor.spec.name(), placed.tensor.type, placed.tensor.spec.dims());
     }
     header_ = header.bytes();
     for (Placed& placed : tensors_) placed.offset += header_.size();
@@ -218,7 +190,7 @@ class Plan {
   std::uint64_t bytes_ = 0;
 };
 
-std::size_t chunks_of(const Plan& plan) { return (plan.bytes() + chunk_bytes - 1) / chunk_bytes; }
+std::size_t chunks_of(const Layout& layout) { return (layout.bytes() + chunk_bytes - 1) / chunk_bytes; }
 
 // Runs `work` on exactly that many threads, more than there are cores if asked to.
 template <class Work>
@@ -245,28 +217,28 @@ std::vector<std::string_view> synthetic_quants() {
 }
 
 std::string to_string(const SyntheticSpec& spec) {
-  return fmt::format("synthetic: {}, {} layers, {}, seed {}{}", spec.preset, Plan(spec).config().layers, spec.quant,
+  return fmt::format("synthetic: {}, {} layers, {}, seed {}{}", spec.preset, Layout(spec).config().layers, spec.quant,
                      spec.seed,
                      spec.router_scale == 1 ? "" : fmt::format(", router weights times {}", spec.router_scale));
 }
 
-std::uint64_t synthetic_bytes(const SyntheticSpec& spec) { return Plan(spec).bytes(); }
+std::uint64_t synthetic_bytes(const SyntheticSpec& spec) { return Layout(spec).bytes(); }
 
 SyntheticImage make_synthetic(const SyntheticSpec& spec, int threads) {
-  const Plan plan(spec);
+  const Layout layout(spec);
   SyntheticImage image;
   try {
-    image = SyntheticImage(plan.bytes());
+    image = SyntheticImage(layout.bytes());
   } catch (const std::bad_alloc&) {
     throw Error(ErrorKind::environment, fmt::format("{}: there is no memory for its {} bytes; write it to a file with "
                                                     "'moe-diag synth' and use that",
-                                                    to_string(spec), plan.bytes()));
+                                                    to_string(spec), layout.bytes()));
   }
   const std::span<std::byte> out = image.bytes();
   run_on(threads, [&] {
-    tbb::parallel_for(std::size_t{0}, chunks_of(plan), [&](std::size_t i) {
+    tbb::parallel_for(std::size_t{0}, chunks_of(layout), [&](std::size_t i) {
       const std::size_t first = i * chunk_bytes;
-      plan.make(first, out.subspan(first, std::min(chunk_bytes, out.size() - first)));
+      layout.make(first, out.subspan(first, std::min(chunk_bytes, out.size() - first)));
     });
   });
   return image;
@@ -372,26 +344,26 @@ void write_stream(const SyntheticSpec& spec, const OutputPlace& place, const Syn
 }  // namespace
 
 void write_synthetic(const SyntheticSpec& spec, const std::string& path, const SyntheticWriting& writing) {
-  const Plan plan(spec);
+  const Layout layout(spec);
   const OutputPlace place = check_output(path, writing.overwrite, "OUT");
   if (place.kind == OutputPlace::Kind::stream) return write_stream(spec, place, writing);
   TemporaryFile file(place.target);
-  file.reserve(plan.bytes());
-  const std::size_t chunks = chunks_of(plan);
+  file.reserve(layout.bytes());
+  const std::size_t chunks = chunks_of(layout);
   std::mutex progress_mutex;
   std::uint64_t done = 0;
   run_on(writing.threads, [&] {
     tbb::enumerable_thread_specific<PageBuffer> buffers;
     tbb::parallel_for(std::size_t{0}, chunks, [&](std::size_t i) {
       const std::span<std::byte> buffer = buffers.local().bytes();
-      plan.make(i * chunk_bytes, buffer);
+      layout.make(i * chunk_bytes, buffer);
       file.write(i * chunk_bytes, buffer);
       const std::lock_guard lock(progress_mutex);
-      done += std::min<std::uint64_t>(chunk_bytes, plan.bytes() - i * chunk_bytes);
-      if (writing.progress) writing.progress(done, plan.bytes());
+      done += std::min<std::uint64_t>(chunk_bytes, layout.bytes() - i * chunk_bytes);
+      if (writing.progress) writing.progress(done, layout.bytes());
     });
   });
-  file.keep(plan.bytes());
+  file.keep(layout.bytes());
 }
 
 }  // namespace moe_diag

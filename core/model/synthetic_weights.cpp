@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <string>
 
 namespace moe_diag {
 namespace {
@@ -151,19 +152,6 @@ void make_row(BlockType type, std::byte* out, std::int64_t cols, const Words& wo
   }
 }
 
-// Standard deviation of a product's output for inputs of size one, chosen so that what flows through many layers looks
-// like a trained model: the residual grows slowly, attention and routing prefer some, logits spread by a few units.
-float gain(Role role) {
-  switch (role) {
-    case Role::attn_output: return 0.6f;
-    case Role::ffn_gate_inp:
-    case Role::ffn_gate_exps: return 1.5f;
-    case Role::ffn_down_exps: return 1.2f;
-    case Role::output: return 2.5f;
-    default: return 1.0f;
-  }
-}
-
 constexpr float embedding_deviation = 0.5f;
 
 // Some experts are popular: a larger router row wins more often.
@@ -183,17 +171,19 @@ bool is_massive(std::int64_t dimension, std::int64_t hidden, std::uint64_t seed)
   return false;
 }
 
-float deviation_of(const TensorSpec& spec, std::uint64_t seed, std::int64_t row) {
-  if (spec.role == Role::token_embd) return embedding_deviation;
-  const float base = gain(spec.role) / std::sqrt(static_cast<float>(spec.cols));
-  if (spec.role == Role::ffn_gate_inp) return base * popularity(words_of(spec.name + std::to_string(row), seed));
-  if (spec.role == Role::ffn_down_exps && is_massive(row % spec.rows, spec.rows, seed)) return 8 * base;
+// So that what flows through many layers looks like a trained model: the residual grows slowly, attention and routing
+// prefer some, logits spread by a few units.
+float deviation_of(const TensorSpec& spec, const std::string& name, std::uint64_t seed, std::int64_t row) {
+  if (spec.kind == TensorKind::table) return embedding_deviation;
+  const float base = spec.gain / std::sqrt(static_cast<float>(spec.cols));
+  if (spec.kind == TensorKind::router) return base * popularity(words_of(name + std::to_string(row), seed));
+  if (spec.massive && is_massive(row % spec.rows, spec.rows, seed)) return 8 * base;
   return base;
 }
 
-// Norm weights: about one, per-head ones larger so that attention is not uniform, and one in 64 three times as large.
+// Norm weights: about the gain, and one in 64 three times as large.
 void make_norm(const TensorSpec& spec, const Words& words, std::byte* out) {
-  const float centre = spec.role == Role::attn_q_norm || spec.role == Role::attn_k_norm ? 1.5f : 1.0f;
+  const float centre = spec.gain;
   for (std::int64_t i = 0; i < spec.cols; ++i) {
     const auto n = static_cast<std::uint64_t>(2 * i);
     const bool large = words.at(n) % 64 == 0;
@@ -210,11 +200,12 @@ std::size_t SyntheticTensor::row_bytes() const {
 
 void make_rows(const SyntheticTensor& tensor, std::uint64_t seed, std::int64_t first, std::int64_t last,
                std::byte* out) {
-  const Words words = words_of(tensor.spec.name, seed);
-  if (is_norm(tensor.spec.role)) return make_norm(tensor.spec, words, out);
+  const std::string name = tensor.spec.name();
+  const Words words = words_of(name, seed);
+  if (tensor.spec.kind == TensorKind::norm) return make_norm(tensor.spec, words, out);
   for (std::int64_t row = first; row < last; ++row, out += tensor.row_bytes())
     make_row(tensor.type, out, tensor.spec.cols, words, static_cast<std::uint64_t>(row),
-             tensor.scale * deviation_of(tensor.spec, seed, row));
+             tensor.scale * deviation_of(tensor.spec, name, seed, row));
 }
 
 }  // namespace moe_diag

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "core/api/blocks.hpp"
-#include "core/model/tensors.hpp"
+#include "core/arch/architecture.hpp"
 
 namespace moe_diag {
 

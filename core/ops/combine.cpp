@@ -22,7 +22,7 @@ Values combine(std::span<const double> x, std::int64_t slots) {
 namespace moe_diag {
 namespace {
 
-double squared_error(const Step&, const ModelConfig& config, const Numerics& numerics, int) {
+double squared_error(const Step&, const ModelConfig& config, const PredictedNumerics& numerics, int) {
   const double used = config.used;
   return (used > 1 ? 1 + (used + 1) / 2 : 1) * numerics.unit;
 }

@@ -23,7 +23,7 @@ Values mix(const Attention& a, std::span<const double> probs, std::span<const do
 namespace moe_diag {
 namespace {
 
-double squared_error(const Step&, const ModelConfig&, const Numerics& numerics, int keys) {
+double squared_error(const Step&, const ModelConfig&, const PredictedNumerics& numerics, int keys) {
   return (2 + keys / 2.0) * numerics.unit;
 }
 

@@ -84,7 +84,7 @@ struct Operator {
 
   // Square of the relative error that a step is expected to make: see expected_error(). `keys` is how many positions
   // the row attends to.
-  double (*squared_error)(const Step&, const ModelConfig&, const Numerics&, int keys) = nullptr;
+  double (*squared_error)(const Step&, const ModelConfig&, const PredictedNumerics&, int keys) = nullptr;
 
   // Of `rows` rows of a sequence of `total`.
   Cost (*cost)(const Step&, const ModelConfig&, double rows, int total) = nullptr;
@@ -114,11 +114,6 @@ inline CachePart cache_part(const Step& step) { return *operator_of(step).cache;
 // True for a product with matrices: it multiplies its first input.
 inline bool is_product(const Operator& op) {
   return op.weights == WeightRows::all || op.weights == WeightRows::of_experts;
-}
-
-// True for a step that computes only the rows that somebody wants of the model's head.
-inline bool is_of_head(const Step& step) {
-  return step.layer < 0 && operator_of(step).weights != WeightRows::of_tokens;
 }
 
 // The step's output for those rows in double, [rows, ...]: as the fault makes it, or as it should be without one

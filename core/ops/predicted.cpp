@@ -21,10 +21,10 @@ double quantising(int n) { return 2 * std::log(n) / (12 * square(127)); }
 
 // q8_k pairs types as llama.cpp's CPU backend does, q8_1 keeps blocks of 32 and leaves weights without whole numbers
 // to f32.
-double activation_error(Reading reading, BlockType type) {
-  if (reading == Reading::bf16) return rounding(bits_bf16);
-  if (reading == Reading::as_they_are || type == BlockType::f32) return 0;
-  const bool q8_k = reading == Reading::q8_k;
+double activation_error(OperandReading reading, BlockType type) {
+  if (reading == OperandReading::bf16) return rounding(bits_bf16);
+  if (reading == OperandReading::as_they_are || type == BlockType::f32) return 0;
+  const bool q8_k = reading == OperandReading::q8_k;
   switch (type) {
     case BlockType::f16: return q8_k ? rounding(bits_f16) : 0;
     case BlockType::bf16: return q8_k ? rounding(bits_bf16) : 0;
@@ -33,14 +33,14 @@ double activation_error(Reading reading, BlockType type) {
   }
 }
 
-double weight_error(Reading reading, BlockType type, double unit) {
-  if (reading == Reading::bf16 && type != BlockType::bf16) return rounding(bits_bf16);
-  return type == BlockType::q4_k && reading == Reading::as_they_are ? unit : 0;
+double weight_error(OperandReading reading, BlockType type, double unit) {
+  if (reading == OperandReading::bf16 && type != BlockType::bf16) return rounding(bits_bf16);
+  return type == BlockType::q4_k && reading == OperandReading::as_they_are ? unit : 0;
 }
 
 }  // namespace
 
-double squared_error_of_product(const Step& step, const ModelConfig&, const Numerics& numerics, int) {
+double squared_error_of_product(const Step& step, const ModelConfig&, const PredictedNumerics& numerics, int) {
   const auto [reading, unit] = numerics;
   double sum = 0, rows = 0;
   for (const Weight* w : step.weights) {
@@ -52,11 +52,11 @@ double squared_error_of_product(const Step& step, const ModelConfig&, const Nume
 }
 
 std::optional<double> expected_error(std::string_view numerics, const Step& step, const ModelConfig& config, int keys) {
-  constexpr std::array<std::pair<std::string_view, Reading>, 5> known{{{"f64", Reading::as_they_are},
-                                                                       {"f32", Reading::as_they_are},
-                                                                       {"bf16", Reading::bf16},
-                                                                       {"q8_k", Reading::q8_k},
-                                                                       {"q8_1", Reading::q8_1}}};
+  constexpr std::array<std::pair<std::string_view, OperandReading>, 5> known{{{"f64", OperandReading::as_they_are},
+                                                                              {"f32", OperandReading::as_they_are},
+                                                                              {"bf16", OperandReading::bf16},
+                                                                              {"q8_k", OperandReading::q8_k},
+                                                                              {"q8_1", OperandReading::q8_1}}};
   const double unit = rounding(numerics == "f64" ? bits_f64 : bits_f32);
   for (const auto& [name, reading] : known)
     if (name == numerics) return std::sqrt(operator_of(step).squared_error(step, config, {reading, unit}, keys));

@@ -20,10 +20,10 @@ namespace moe_diag {
 std::optional<double> expected_error(std::string_view numerics, const Step& step, const ModelConfig& config, int keys);
 
 // What numerics do with the activations that a product with a weight reads.
-enum class Reading { as_they_are, bf16, q8_k, q8_1 };
+enum class OperandReading { as_they_are, bf16, q8_k, q8_1 };
 
-struct Numerics {
-  Reading reading = Reading::as_they_are;
+struct PredictedNumerics {
+  OperandReading reading = OperandReading::as_they_are;
   double unit = 0;  // square of the error of rounding to a stage value
 };
 
@@ -38,11 +38,12 @@ inline double walk(std::int64_t n) { return static_cast<double>(n) / partial_sum
 inline double positive_walk(std::int64_t n) { return static_cast<double>(n) / square(partial_sums) / 3 + 15.0 / 8; }
 
 // Of a product with all weights of the step, which write side by side: the mean over all rows.
-double squared_error_of_product(const Step& step, const ModelConfig& config, const Numerics& numerics, int keys);
+double squared_error_of_product(const Step& step, const ModelConfig& config, const PredictedNumerics& numerics,
+                                int keys);
 
 // Of a step that makes `Roundings` roundings of a stage value, whatever its sizes are.
 template <int Roundings>
-double squared_error_of(const Step&, const ModelConfig&, const Numerics& numerics, int) {
+double squared_error_of(const Step&, const ModelConfig&, const PredictedNumerics& numerics, int) {
   return Roundings * numerics.unit;
 }
 

@@ -26,7 +26,7 @@ Values rms_norm(std::span<const double> x, std::span<const double> w, const Norm
 namespace moe_diag {
 namespace {
 
-double squared_error(const Step& step, const ModelConfig&, const Numerics& numerics, int) {
+double squared_error(const Step& step, const ModelConfig&, const PredictedNumerics& numerics, int) {
   return (3 + 2 + (2 + positive_walk(step.params.width)) / 4) * numerics.unit;
 }
 

@@ -23,7 +23,7 @@ Values scores(const Attention& a, std::span<const double> q, std::span<const dou
 namespace moe_diag {
 namespace {
 
-double squared_error(const Step&, const ModelConfig& config, const Numerics& numerics, int) {
+double squared_error(const Step&, const ModelConfig& config, const PredictedNumerics& numerics, int) {
   return (4 + walk(config.head_dim)) * numerics.unit;
 }
 

@@ -31,7 +31,7 @@ namespace {
 // of the exponential's exponent.
 constexpr double logit_size = 4;
 
-double squared_error(const Step& step, const ModelConfig& config, const Numerics& numerics, int keys) {
+double squared_error(const Step& step, const ModelConfig& config, const PredictedNumerics& numerics, int keys) {
   const int width = step.params.causal ? keys : config.experts;
   return (width > 1 ? square(logit_size) + 3 : 1) * numerics.unit;
 }

@@ -31,7 +31,7 @@ Chosen topk(std::span<const double> probs, std::int64_t used) {
 namespace moe_diag {
 namespace {
 
-double squared_error(const Step&, const ModelConfig& config, const Numerics& numerics, int) {
+double squared_error(const Step&, const ModelConfig& config, const PredictedNumerics& numerics, int) {
   const double used = config.used;
   return (used > 1 ? 2 + (used - 1) / 2 : 1) * numerics.unit;
 }

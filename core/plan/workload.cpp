@@ -7,6 +7,8 @@
 #include <set>
 #include <tuple>
 
+#include "core/ops/stage_traits.hpp"
+
 namespace moe_diag {
 namespace {
 
@@ -161,7 +163,7 @@ Workload workload_of(const Contract& contract, const Plan& plan, const Program& 
 }
 
 Cost cost_of(const Step& step, const ModelConfig& config, int rows, int total, int head_rows) {
-  return operator_of(step).cost(step, config, is_of_head(step) ? head_rows : rows, total);
+  return operator_of(step).cost(step, config, is_of_head(step.out[0]) ? head_rows : rows, total);
 }
 
 }  // namespace moe_diag

@@ -133,6 +133,16 @@ def check_own_header_first(tree):
             yield path, first[0] if first else 1, f'the first include is "{own}", found "{first[2] if first else "none"}"'
 
 
+def check_operators(tree):
+    """What is known of an operator stands in its file; an architecture puts steps of them together."""
+    for path, text in tree.files(CPP):
+        if not path.startswith(("core/", "apps/")) or path.startswith(("core/ops/", "core/arch/", "core/api/")):
+            continue
+        for number, line in code_lines(text):
+            if re.search(r"\bOp::", line):
+                yield path, number, "operators are told apart in core/ops and core/arch only: ask operator_of(step)"
+
+
 def check_spdx(tree):
     for path, text in tree.texts.items():
         script = is_script(path, text)
@@ -186,6 +196,7 @@ def check_machine_paths(tree):
 RULES = {
     "includes": check_includes,
     "own_header_first": check_own_header_first,
+    "operators": check_operators,
     "spdx": check_spdx,
     "pragma_once": check_pragma_once,
     "using_namespace": check_using_namespace,

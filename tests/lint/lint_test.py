@@ -16,6 +16,7 @@ CLEAN = {
     "core/CMakeLists.txt": "# SPDX-License-Identifier: MIT\nforeach(folder gguf model contract)\n",
     "core/api/tensor.hpp": SPDX + "#pragma once\n#include <vector>\n",
     "core/gguf/reader.hpp": SPDX + '#pragma once\n#include "core/api/tensor.hpp"\n',
+    "core/api/step.hpp": SPDX + "#pragma once\nenum class Op { add };\ninline Op op = Op::add;\n",
     "core/contract/parse.cpp": SPDX + '#include <yaml-cpp/yaml.h>\n#include "core/gguf/reader.hpp"\n',
     "plugins/sinks/npy/npy_sink.hpp": SPDX + '#pragma once\n#include "core/api/tensor.hpp"\n',
     "plugins/sinks/npy/npy_sink.cpp": SPDX + '#include "plugins/sinks/npy/npy_sink.hpp"\n',
@@ -41,6 +42,10 @@ PLANTED = {
     "own_header_first": {
         "another first": ("core/gguf/reader.cpp", SPDX + '#include <vector>\n#include "core/gguf/reader.hpp"\n', 2),
         "not at all": ("core/gguf/reader.cpp", SPDX, 1),
+    },
+    "operators": {
+        "in the core": ("core/gguf/a.cpp", SPDX + "bool f(Op op) { return op == Op::add; }\n", 2),
+        "in an app": ("apps/tool/a.cpp", SPDX + "auto op = Op::add;\n", 2),
     },
     "spdx": {
         "none": ("core/api/a.cpp", "int a;\n", 1),

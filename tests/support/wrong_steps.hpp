@@ -189,7 +189,7 @@ class Faults {
       const Weight& own = *step_.weights[part];
       if (step_.op == Op::linear || step_.op == Op::expert_linear) of_product(part, own);
       if (step_.op == Op::embed) {
-        add(StepCause::wrong_tensor, "output.weight", table(Matrix(bench_.model().output())));
+        add(StepCause::wrong_tensor, "output.weight", table(Matrix(bench_.model().weight("output"))));
         Matrix transposed(own);
         transposed.transposed = true;
         add(StepCause::transposed, "table transposed", table(transposed));

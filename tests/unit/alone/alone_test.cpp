@@ -306,7 +306,7 @@ TEST_CASE("a model that differs in one bit of one expert is another model, whate
 
   const Model before = Model::open(model);
   const std::string digest = before.digest();
-  const Weight& weight = *before.layers()[2].ffn_down_exps;
+  const Weight& weight = before.weight("ffn_down_exps", 2);
   std::string bytes = read_text(model);
   bytes[before.offset_of(weight) + 5 * weight.expert_bytes() + 100] ^= 1;
   write_text(folder / "other.gguf", bytes);

@@ -207,7 +207,7 @@ TEST_CASE("texts name tensors, types, experts and numbers") {
         fmt::format("experts {} computed with the weights of expert id + 1", who));
   for (std::int32_t& id : ids) id = (id + 11) % 12;
   CHECK(explained(Stage::moe_expert_out, 1,
-                  host::expert_linear(Matrix(*bench.model().layers()[3].ffn_down_exps), ids, 3, x))
+                  host::expert_linear(Matrix(bench.model().weight("ffn_down_exps", 3)), ids, 3, x))
             .text == "computed with blk.3.ffn_down_exps.weight instead of blk.1.ffn_down_exps.weight");
   Matrix retyped(weight);
   retyped.type = weight.type == BlockType::q4_k ? BlockType::q6_k : BlockType::q4_k;

@@ -62,7 +62,7 @@ struct Remembering {
   // Flips a bit of one expert, far behind what sampling sees.
   void change() const {
     const Model model = Model::open(path);
-    const Weight& weight = *model.layers()[2].ffn_down_exps;
+    const Weight& weight = model.weight("ffn_down_exps", 2);
     const auto at = static_cast<std::streamoff>(model.offset_of(weight) + 5 * weight.expert_bytes() + 100);
     std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
     file.seekg(at);

@@ -22,19 +22,19 @@ TEST_CASE("a tiny synthetic model opens with what it is made of") {
   CHECK(c.used == 3);
   CHECK(c.vocab == 512);
   CHECK_FALSE(c.tied_output);
-  CHECK(model.layers().size() == 4);
+  CHECK(model.config().layers == 4);
   CHECK(model.view().weights.size() == 3 + 4 * 12);
-  CHECK(model.layers()[2].ffn_down_exps->name == "blk.2.ffn_down_exps.weight");
-  CHECK(model.layers()[1].ffn_down_exps->type == BlockType::q4_k);
-  CHECK(model.layers()[2].ffn_down_exps->type == BlockType::q6_k);
-  CHECK(model.output().type == BlockType::q6_k);
+  CHECK(model.weight("ffn_down_exps", 2).name == "blk.2.ffn_down_exps.weight");
+  CHECK(model.weight("ffn_down_exps", 1).type == BlockType::q4_k);
+  CHECK(model.weight("ffn_down_exps", 2).type == BlockType::q6_k);
+  CHECK(model.weight("output").type == BlockType::q6_k);
   CHECK(model.source() == "synthetic: tiny, 4 layers, q4_k_m, seed 7");
 }
 
 TEST_CASE("models of every shape open, tied and separate output, another alignment") {
   const Model tied = Model::open(golden + "tied_bf16.gguf");
   CHECK(tied.config().tied_output);
-  CHECK(&tied.output() == &tied.token_embd());
+  CHECK(&tied.weight("output") == &tied.weight("token_embd"));
   CHECK(tied.config().heads == 4);
   CHECK(tied.config().head_dim == 16);
   const Model mixed = Model::open(golden + "mixed_types.gguf");

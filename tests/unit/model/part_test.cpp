@@ -7,7 +7,6 @@
 
 #include "core/api/error.hpp"
 #include "core/gguf/gguf_header.hpp"
-#include "core/model/config.hpp"
 #include "core/model/part.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/unit/model/scratch.hpp"
@@ -35,20 +34,22 @@ bool same_row(const Weight& a, std::int64_t expert_a, std::int64_t row_a, const 
          std::memcmp(a.row(expert_a, row_a), b.row(expert_b, row_b), a.row_bytes()) == 0;
 }
 
+TensorSpec attn_norm_of(int layer) { return whole().architecture().layer_tensors(whole().config(), layer).front(); }
+
 // A file that claims to be a part.
 struct Draft {
   ModelConfig config = whole().config();
   std::string stage = "attn_norm";
   std::vector<std::uint32_t> layer = {1};
-  std::vector<TensorSpec> tensors = {tensor_spec(whole().config(), Role::attn_norm, 1)};
+  std::vector<TensorSpec> tensors = {attn_norm_of(1)};
 
   std::string refusal() const {
     GgufHeader header;
     header.add("general.architecture", "qwen3moe");
-    add_config(header, config, 1);
+    whole().architecture().add_config(header, config, 1);
     header.add("moe_diag.part.stage", stage);
     for (std::uint32_t l : layer) header.add("moe_diag.part.layer", l);
-    for (const TensorSpec& t : tensors) header.add_tensor(t.name, BlockType::f32, t.dims());
+    for (const TensorSpec& t : tensors) header.add_tensor(t.name(), BlockType::f32, t.dims());
     std::vector<std::byte> bytes = header.bytes();
     bytes.resize(bytes.size() + header.data_bytes());
     const test::Scratch scratch("part");
@@ -85,8 +86,8 @@ TEST_CASE("a part has the tensors of its step, some experts of them, and the siz
     for (std::int64_t r : {std::int64_t{0}, all.rows - 1})
       CHECK(same_row(kept, e, r, all, experts[static_cast<std::size_t>(e)], r));
   // Pointers of what it lacks are there, without data.
-  CHECK(part.layers()[0].attn_q->data == nullptr);
-  CHECK(part.layers()[2].ffn_down_exps->data == kept.data);
+  CHECK(part.weight("attn_q", 0).data == nullptr);
+  CHECK(part.weight("ffn_down_exps", 2).data == kept.data);
 }
 
 TEST_CASE("a part of the head or of the embedding has the rows that are asked for") {
@@ -139,7 +140,7 @@ TEST_CASE("a file that is no part of a model says what is wrong with it") {
   missing.tensors = {};
   CHECK_THAT(missing.refusal(), Contains("tensor blk.1.attn_norm.weight is missing"));
   Draft more;
-  more.tensors.push_back(tensor_spec(whole().config(), Role::attn_norm, 2));
+  more.tensors.push_back(attn_norm_of(2));
   CHECK_THAT(more.refusal(), Contains("blk.2.attn_norm.weight' is no part"));
   Draft tall;
   tall.config.layers = 1 << 20;

@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "core/api/error.hpp"
+#include "core/arch/architecture.hpp"
 #include "core/gguf/gguf_header.hpp"
 #include "core/model/model.hpp"
-#include "core/model/tensors.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/unit/model/scratch.hpp"
 
@@ -48,8 +48,9 @@ struct Draft {
     c.experts = 3;
     c.expert_width = 4;
     c.vocab = 5;
-    for (const auto& specs : {first_tensors(c), layer_tensors(c, 0), last_tensors(c)})
-      for (const TensorSpec& spec : specs) tensors[spec.name] = {BlockType::f32, spec.dims()};
+    const Architecture& a = *architectures().front();
+    for (const auto& specs : {a.first_tensors(c), a.layer_tensors(c, 0), a.last_tensors(c)})
+      for (const TensorSpec& spec : specs) tensors[spec.name()] = {BlockType::f32, spec.dims()};
   }
 
   std::vector<std::byte> bytes() const {

@@ -48,7 +48,7 @@ TEST_CASE("another seed gives other weights, another number of layers the same o
   const Model a = Model::synthetic({"tiny", 4, "q6_k", 1}), b = Model::synthetic({"tiny", 4, "q6_k", 2}),
               shorter = Model::synthetic({"tiny", 2, "q6_k", 1});
   const auto row = [](const Model& model) {
-    const Weight& w = *model.layers()[1].ffn_up_exps;
+    const Weight& w = model.weight("ffn_up_exps", 1);
     return std::vector<std::byte>(w.row(3, 5), w.row(3, 5) + w.row_bytes());
   };
   CHECK(row(a) != row(b));
@@ -63,7 +63,7 @@ TEST_CASE("a model in memory is the model in the file") {
   const Model file = Model::open(scratch.path("m.gguf")), memory = Model::synthetic(spec);
   CHECK(file.digest() == memory.digest());
   CHECK(file.bytes() == memory.bytes());
-  CHECK(file.offset_of(file.output()) == memory.offset_of(memory.output()));
+  CHECK(file.offset_of(file.weight("output")) == memory.offset_of(memory.weight("output")));
 }
 
 struct Spread {
@@ -85,7 +85,7 @@ TEST_CASE("weights of every type have mean zero and the size that keeps activati
   for (const std::string_view quant : synthetic_quants()) {
     INFO(quant);
     const Model model = Model::synthetic({"tiny", 1, std::string(quant), 9});
-    const Weight& up = *model.layers()[0].ffn_up_exps;
+    const Weight& up = model.weight("ffn_up_exps", 0);
     const Spread s = spread_of(up);
     const double wanted = 1 / std::sqrt(static_cast<double>(up.cols));
     CHECK(std::abs(s.deviation - wanted) < 0.03 * wanted);
@@ -97,16 +97,15 @@ TEST_CASE("the real mix of types by layer, and F32 where every mix has it") {
   const Model model = Model::synthetic({"tiny", 48, "q4_k_m", 0});
   std::vector<int> larger;
   for (int l = 0; l < 48; ++l) {
-    const LayerWeights& w = model.layers()[static_cast<std::size_t>(l)];
-    CHECK(w.attn_v->type == w.ffn_down_exps->type);
-    CHECK(w.attn_q->type == BlockType::q4_k);
-    CHECK(w.ffn_gate_inp->type == BlockType::f32);
-    if (w.ffn_down_exps->type == BlockType::q6_k) larger.push_back(l);
+    CHECK(model.weight("attn_v", l).type == model.weight("ffn_down_exps", l).type);
+    CHECK(model.weight("attn_q", l).type == BlockType::q4_k);
+    CHECK(model.weight("ffn_gate_inp", l).type == BlockType::f32);
+    if (model.weight("ffn_down_exps", l).type == BlockType::q6_k) larger.push_back(l);
   }
   CHECK(larger ==
         std::vector<int>{0, 1, 2, 3, 4, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35, 38, 41, 42, 43, 44, 45, 46, 47});
-  CHECK(model.token_embd().type == BlockType::q4_k);
-  CHECK(model.output().type == BlockType::q6_k);
+  CHECK(model.weight("token_embd").type == BlockType::q4_k);
+  CHECK(model.weight("output").type == BlockType::q6_k);
 }
 
 TEST_CASE("the full model is as large as the real one") {
@@ -141,10 +140,10 @@ TEST_CASE("the router's weights are scaled, and nothing else is") {
     return v;
   };
   for (std::int64_t row = 0; row < plain.config().experts; ++row) {
-    const float expected = value(*plain.layers()[0].ffn_gate_inp, row);
-    CHECK(std::abs(value(*steep.layers()[0].ffn_gate_inp, row) - 1000 * expected) <= 1e-3f * std::abs(expected));
-    CHECK(value(*flat.layers()[0].ffn_gate_inp, row) == 0);
-    CHECK(value(*steep.layers()[0].attn_q, row) == value(*plain.layers()[0].attn_q, row));
+    const float expected = value(plain.weight("ffn_gate_inp", 0), row);
+    CHECK(std::abs(value(steep.weight("ffn_gate_inp", 0), row) - 1000 * expected) <= 1e-3f * std::abs(expected));
+    CHECK(value(flat.weight("ffn_gate_inp", 0), row) == 0);
+    CHECK(value(steep.weight("attn_q", 0), row) == value(plain.weight("attn_q", 0), row));
   }
 }
 

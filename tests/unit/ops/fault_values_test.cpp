@@ -222,7 +222,7 @@ std::vector<double> product(const std::vector<double>& x, std::int64_t rows, Ele
 TEST_CASE("a transposed weight is read column by column") {
   Faulty f("f64", "f32");
   const Model model = tiny("f32");
-  const Weight& w = *model.layers()[0].attn_output;
+  const Weight& w = model.weight("attn_output", 0);
   REQUIRE(w.rows != w.cols);
   const auto expected = product(f.right(Stage::attention), w.rows, [&](std::int64_t r, std::int64_t c) {
     float element = 0;
@@ -236,7 +236,7 @@ TEST_CASE("a wrong type is read from the same bytes, and from zeros after them")
   const auto read_as = [](const std::string& quant, BlockType type) {
     Faulty f("f64", quant);
     const Model model = tiny(quant);
-    const Weight& w = *model.layers()[0].attn_output;
+    const Weight& w = model.weight("attn_output", 0);
     const std::int64_t row_bytes = w.cols / info(type).elements * info(type).bytes;
     std::vector<std::byte> bytes(w.data, w.data + w.bytes());
     bytes.resize(std::max(bytes.size(), static_cast<std::size_t>(w.rows * row_bytes)));

@@ -164,11 +164,11 @@ Values row_values(const Weight& w, std::int64_t expert, std::int64_t r) {
 
 TEST_CASE("a matrix is read as it is told: transposed, of another expert, as another type") {
   const Model model = Model::synthetic({"tiny", 0, "q4_k_m", 7});
-  const Weight& down = *model.layers()[1].ffn_down_exps;
+  const Weight& down = model.weight("ffn_down_exps", 1);
   host::Matrix matrix(down, 3);
   CHECK(host::decode_row(matrix, 5) == row_values(down, 3, 5));
 
-  const Weight& keys = *model.layers()[1].attn_k;  // 128 rows of 256
+  const Weight& keys = model.weight("attn_k", 1);  // 128 rows of 256
   host::Matrix transposed(keys);
   transposed.transposed = true;
   const Values row = host::decode_row(transposed, 5);
@@ -192,7 +192,7 @@ TEST_CASE("a matrix is read as it is told: transposed, of another expert, as ano
 
 TEST_CASE("linear computes the rows it is asked for") {
   const Model model = Model::synthetic({"tiny", 0, "q4_k_m", 7});
-  const host::Matrix matrix(*model.layers()[0].attn_k);
+  const host::Matrix matrix(model.weight("attn_k", 0));
   Values x(512);
   std::iota(x.begin(), x.end(), -200.0);
   const Values all = host::linear(matrix, x);
@@ -252,7 +252,7 @@ TEST_CASE("activations are rounded as products read them") {
 
 TEST_CASE("sizes that do not fit are refused with both numbers") {
   const Model model = Model::synthetic({"tiny", 0, "q4_k_m", 7});
-  const Weight& keys = *model.layers()[0].attn_k;
+  const Weight& keys = model.weight("attn_k", 0);
   const Values three(3, 1.0);
   CHECK_THROWS_WITH(host::linear(host::Matrix(keys), three),
                     "host linear: values of x: expected a multiple of 256, found 3");
@@ -260,13 +260,13 @@ TEST_CASE("sizes that do not fit are refused with both numbers") {
                     "host decode_row: row of blk.0.attn_k.weight: expected 0 to 127, found 128");
   CHECK_THROWS_WITH(host::decode_row(host::Matrix(keys, 1), 0),
                     "host decode_row: expert of blk.0.attn_k.weight: expected 0 to 0, found 1");
-  host::Matrix norm(*model.layers()[0].attn_q_norm);
+  host::Matrix norm(model.weight("attn_q_norm", 0));
   norm.type = BlockType::q4_k;
   CHECK_FALSE(host::can_read(*norm.weight, norm.type));
   CHECK_THROWS_AS(host::decode_row(norm, 0), Error);
-  CHECK_THROWS_AS(host::embed(host::Matrix(model.token_embd()), std::vector<std::int32_t>{-1}), Error);
+  CHECK_THROWS_AS(host::embed(host::Matrix(model.weight("token_embd")), std::vector<std::int32_t>{-1}), Error);
   CHECK_THROWS_AS(
-      host::expert_linear(host::Matrix(*model.layers()[0].ffn_up_exps), std::vector<std::int32_t>{12}, 1, Values(256)),
+      host::expert_linear(host::Matrix(model.weight("ffn_up_exps", 0)), std::vector<std::int32_t>{12}, 1, Values(256)),
       Error);
   CHECK_THROWS_AS(host::rms_norm(three, Values(2), {}), Error);
   CHECK_THROWS_AS(host::rms_norm(three, {}, {}), Error);

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/api/model.hpp"
+#include "core/gguf/gguf_file.hpp"
+#include "core/gguf/gguf_header.hpp"
+#include "core/ops/program.hpp"
+
+namespace moe_diag {
+
+// What a tensor is to a model, and so which values a synthetic one gives it and in which type files keep it.
+enum class TensorKind : std::uint8_t {
+  table,   // a row for each token of the vocabulary
+  norm,    // a vector that scales a normalised row; F32 in every file
+  matrix,  // of a product
+  router,  // whose product chooses experts; F32 in every file
+  head,    // whose product is the logits
+};
+
+// One tensor that a model of a configuration has.
+struct TensorSpec {
+  std::string_view role;  // GGUF's name, without "blk.<layer>." and ".weight"
+  int layer = -1;         // -1: of no layer
+  TensorKind kind = TensorKind::matrix;
+  std::int64_t cols = 0, rows = 1, experts = 1;
+  int rank = 2;  // 1 for norms, 3 for experts, else 2
+
+  // Of synthetic models: the standard deviation of a product's output for inputs of size one, about which size the
+  // weights of a norm are, whether mixes of types keep it in a finer one, and whether some of its rows are massive.
+  float gain = 1;
+  bool more_bits = false, massive = false;
+
+  std::string name() const;                // "blk.2.attn_q.weight"
+  std::vector<std::int64_t> dims() const;  // fastest first: cols, rows, experts
+};
+
+// A synthetic model of an architecture.
+struct SyntheticPreset {
+  std::string_view name, title;
+  ModelConfig config;
+  int dense_width;  // feed_forward_length, which loaders want though no layer is dense
+};
+
+// What makes a program of a model file. Each is a file of its name in core/arch, and nothing else knows it.
+struct Architecture {
+  std::string_view name;   // general.architecture
+  std::string_view dense;  // the architecture of the same family that has no experts, for a message; may be empty
+
+  // The configuration in a file's metadata; sizes that only tensors show (vocabulary, tied output) come from the tensor
+  // table. Throws Error (environment) for a missing or impossible value, and every key that would change the
+  // mathematics in a way that is not computed here. Of a file that holds a part of a model (core/model/part.hpp) the
+  // vocabulary may be in the metadata.
+  ModelConfig (*read_config)(const GgufFile& file);
+  // The metadata that read_config() reads, the vocabulary included.
+  void (*add_config)(GgufHeader& header, const ModelConfig& config, int dense_width);
+
+  // All tensors, in forward order: those before the layers, of one layer, and after them.
+  std::vector<TensorSpec> (*first_tensors)(const ModelConfig& config);
+  std::vector<TensorSpec> (*layer_tensors)(const ModelConfig& config, int layer);
+  std::vector<TensorSpec> (*last_tensors)(const ModelConfig& config);
+
+  // The forward pass.
+  void (*add_steps)(ProgramBuilder& program);
+
+  std::span<const SyntheticPreset> presets;
+};
+
+// All there are, by name.
+std::span<const Architecture* const> architectures();
+
+// That of a file. Throws Error (environment) for a file of another one, or of a part of a split model.
+const Architecture& architecture_of(const GgufFile& file);
+
+// A file with the tensors of one step says of which stage.
+inline constexpr std::string_view part_stage_key = "moe_diag.part.stage";
+inline bool is_part(const GgufFile& file) { return file.find(part_stage_key) != nullptr; }
+
+}  // namespace moe_diag
