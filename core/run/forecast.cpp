@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/alone/speed.hpp"
 #include "core/compare/measure.hpp"
-#include "core/plan/speed.hpp"
 
 namespace moe_diag {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/plan/speed.hpp"
+#include "core/alone/speed.hpp"
 
 #include <algorithm>
 #include <vector>
