@@ -108,28 +108,7 @@ std::string text_of(const FaultSpec& fault) {
 }
 
 // The selection as a value of a flow map: "all", "-1", "[0, 2..4]".
-std::string flow_text(const IndexSelection& selection) {
-  const bool several = selection.text().find(',') != std::string::npos;
-  return several ? "[" + selection.text() + "]" : selection.text();
-}
-
 }  // namespace
-
-std::string flow_text(const FaultSpec& fault) {
-  const FaultSpec standard;
-  std::string text = fmt::format("{{inject: {}, stage: {}", name_of(fault.kind), name_of(fault.stage));
-  const auto add = [&](std::string_view key, const auto& value) { text += fmt::format(", {}: {}", key, value); };
-  if (fault.layer >= 0) add("layer", fault.layer);
-  if (fault.positions.text() != "all") add("positions", flow_text(fault.positions));
-  if (fault.index != standard.index) add("index", fault.index);
-  if (fault.bit != standard.bit) add("bit", fault.bit);
-  if (fault.kind == Kind::scale) add("factor", fault.factor);
-  if (fault.expert >= 0) add("expert", fault.expert);
-  if (fault.type) add("type", name_of(*fault.type));
-  if (fault.kind == Kind::rope_theta) add("theta", fault.theta);
-  if (fault.kind == Kind::quantise_activations) add("block", fault.block);
-  return text + fmt::format(", lane: \"{}\"}}", fault.lane);
-}
 
 std::optional<FaultSpec> read_fault(const Value& value, const Contract& contract, const FalsifierSpec* falsifier) {
   const std::size_t before = value.mistakes().count();

@@ -14,6 +14,7 @@
 #include "core/ops/values.hpp"
 #include "core/plan/budget.hpp"
 #include "core/report/text.hpp"
+#include "core/run/runner.hpp"
 #include "core/text/quote.hpp"
 #include "core/verdict/controls.hpp"
 
@@ -27,6 +28,16 @@ std::string numerics_of(const LaneSpec& lane) {
   for (const Options::Entry& entry : lane.options.entries())
     if (entry.key == "numerics") return entry.value;
   return "";
+}
+
+// The first backend by name that computes in f64.
+std::string backend_in_f64(PluginHost& host) {
+  for (const PluginRecord& plugin : host.list()) {
+    if (plugin.kind != PluginKind::backend || !plugin.refusal.empty() || !plugin.absent.empty()) continue;
+    for (const OptionInfo& o : plugin.options)
+      if (std::string_view(o.name) == "numerics" && option::has_item(o.choices, ' ', "f64")) return plugin.name;
+  }
+  throw Error(ErrorKind::absent, "there is no backend that computes in f64, in which a case has its oracle");
 }
 
 const LaneSpec& lane_called(const Contract& contract, const std::string& name) {
@@ -58,12 +69,11 @@ CaseWriter::CaseWriter(const Parts& parts, PluginHost& host, const CaseFolder& f
       host_(host),
       folder_(folder),
       options_(parts.options),
-      step_(*find_step(parts.runner.program(), parts.where.site)) {
+      step_(*find_step(parts.program, parts.where.site)) {
   options_.explain = false;
   options_.models = nullptr;
-  const Sequences& sequences = parts.runner.sequences();
-  const auto tokens = sequences.tokens(parts.where.prompt);
-  tokens_.assign(tokens.begin(), tokens.begin() + sequences.known(parts.where.prompt));
+  const auto tokens = parts.sequences.tokens(parts.where.prompt);
+  tokens_.assign(tokens.begin(), tokens.begin() + parts.sequences.known(parts.where.prompt));
   const PromptSpec& prompt = parts.contract.prompts[static_cast<std::size_t>(parts.where.prompt)];
   case_.id = ("repro-" + parts.falsifier.id).substr(0, longest_id);
   case_.version = parts.contract.metadata.version;
@@ -104,7 +114,7 @@ std::string CaseWriter::add_oracle() {
                        [&](const LaneSpec& l) { return l.name == lane.name; });
   };
   for (int n = 2; is_taken(); ++n) lane.name = fmt::format("truth{}", n);
-  lane.backend = "cpu";
+  lane.backend = backend_in_f64(host_);
   lane.options.add("numerics", "f64", "");
   case_.lanes.push_back(lane);
   return lane.name;
@@ -128,9 +138,9 @@ bool CaseWriter::write() {
   std::vector<std::int32_t> elements;  // of a row of the output, that faults change
   for (const FaultSpec& fault : parts_.contract.planted)
     if (Site{fault.stage, fault.layer} == parts_.where.site) elements.push_back(fault.index);
-  const Model& model = parts_.runner.model();
+  const Model& model = parts_.model;
   std::optional<Cut> fails_otherwise;  // with other values than in the run
-  for (const Cut& cut : cuts_of(parts_.record, step_, model.config(), parts_.where.position, tokens_, elements)) {
+  for (const Cut& cut : cuts_of(parts_.seen, step_, model.config(), parts_.where.position, tokens_, elements)) {
     if (fails_otherwise && part_bytes(model, {parts_.where.site, cut.experts, cut.vocabulary}) > most_for_same_values)
       continue;
     if (!write_cut(cut)) continue;
@@ -161,9 +171,8 @@ void CaseWriter::cut_to(const Cut& cut) {
     if (!here) continue;
     if (auto kept = fault_in_case(fault, cut, static_cast<int>(tokens_.size()))) case_.planted.push_back(*kept);
   }
-  write_part(parts_.runner.model(), {parts_.where.site, cut.experts, cut.vocabulary}, folder_ / case_model);
-  for (const GivenValues& values : inputs_of(parts_.record, step_, cut))
-    folder_.write(input_file(values.stage), values);
+  write_part(parts_.model, {parts_.where.site, cut.experts, cut.vocabulary}, folder_ / case_model);
+  for (const GivenValues& values : inputs_of(parts_.seen, step_, cut)) folder_.write(input_file(values.stage), values);
   case_.expected.clear();
   const std::vector<GivenValues> expected = outputs(case_);
   case_.is_finite = true;
@@ -186,10 +195,10 @@ std::vector<GivenValues> CaseWriter::outputs(const CaseContract& without) {
   std::vector<GivenValues> outputs;
   for (Stage stage : step_.out) {
     const int lane = runner.lanes().index_of(parts_.lane), oracle = runner.lanes().index_of(case_.oracle);
-    StepWatcher recorder(runner.program(), {0, case_.cut.first, {stage, step_.layer}, lane, oracle});
-    runner.show_to(recorder);
-    if (stage == parts_.where.site.stage) compare_with_run(recorder.record());
-    outputs.push_back(recorder.record().other);
+    StepWatcher watcher(runner.program(), {0, case_.cut.first, {stage, step_.layer}, lane, oracle});
+    runner.show_to(watcher);
+    if (stage == parts_.where.site.stage) compare_with_run(watcher.seen());
+    outputs.push_back(watcher.seen().other);
     outputs.back().stage = stage;
   }
   return outputs;
@@ -199,7 +208,7 @@ void CaseWriter::compare_with_run(const SeenStep& alone) {
   changed_ = 0;
   const host::Values now = host::values_of(alone.output.tensor());
   const host::Values before =
-      host::values_of(parts_.record.output.tensor(), case_.cut.first - parts_.record.first, case_.cut.count);
+      host::values_of(parts_.seen.output.tensor(), case_.cut.first - parts_.seen.first, case_.cut.count);
   const bool of_head = parts_.where.site.stage == Stage::lm_head && !case_.cut.vocabulary.empty();
   const std::size_t width = now.size() / static_cast<std::size_t>(case_.cut.count);
   for (std::size_t i = 0; i < now.size(); ++i) {
@@ -240,7 +249,7 @@ std::string CaseWriter::numbers() const {
   const Cut& cut = case_.cut;
   std::string text =
       fmt::format("{} of {} of prompt {}, as in the run\n", positions_text(cut), tokens_.size(), case_.prompt);
-  const ModelConfig& config = parts_.runner.model().config();
+  const ModelConfig& config = parts_.model.config();
   if (!cut.experts.empty())
     text += fmt::format("           experts: {} of the model's {}, which have new numbers: {}\n", cut.experts.size(),
                         config.experts, numbering(cut.experts));
@@ -251,7 +260,7 @@ std::string CaseWriter::numbers() const {
 }
 
 std::string CaseWriter::summary(const std::string& place) const {
-  const ModelConfig& config = parts_.runner.model().config();
+  const ModelConfig& config = parts_.model.config();
   std::string kept;
   if (!case_.cut.experts.empty()) kept += fmt::format(", {} of {} experts", case_.cut.experts.size(), config.experts);
   if (!case_.cut.vocabulary.empty())

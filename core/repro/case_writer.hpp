@@ -4,11 +4,15 @@
 #include <string>
 #include <vector>
 
+#include "core/forward/program.hpp"
+#include "core/forward/sequences.hpp"
+#include "core/model/model.hpp"
+#include "core/plugin/host.hpp"
 #include "core/repro/case_folder.hpp"
 #include "core/repro/case_text.hpp"
 #include "core/repro/seen_step.hpp"
 #include "core/run/earlier_verdict.hpp"
-#include "core/run/runner.hpp"
+#include "core/run/run.hpp"
 
 namespace moe_diag {
 
@@ -20,8 +24,10 @@ class CaseWriter {
     const EarlierVerdict& verdict;
     const EarlierFalsifier& falsifier;
     const Contract& contract;  // as it was run to see the step, planted faults included
-    const Runner& runner;      // which ran it
-    const SeenStep& record;
+    const Model& model;
+    const Program& program;
+    const Sequences& sequences;
+    const SeenStep& seen;
     const std::string& lane;  // of the step
     const StepWatcher::Where& where;
     std::vector<FalsifierSpec> claims;  // one of them has to fail

@@ -88,8 +88,9 @@ class Reproduction {
     watch(other);
     Runner runner(contract_, host_, options_.run);
     open(runner, other);
-    const SeenStep record = record_with(runner, other);
-    return write({verdict_, falsifier_, contract_, runner, record, lane_, where_, claims(runner), options_.run},
+    const SeenStep seen = seen_by(runner, other);
+    return write({verdict_, falsifier_, contract_, runner.model(), runner.program(), runner.sequences(), seen, lane_,
+                  where_, claims(runner), options_.run},
                  folder);
   }
 
@@ -215,19 +216,19 @@ class Reproduction {
     }
   }
 
-  SeenStep record_with(Runner& runner, const std::string& other) {
+  SeenStep seen_by(Runner& runner, const std::string& other) {
     where_.lane = runner.lanes().index_of(lane_);
     where_.other = other == lane_ ? -1 : runner.lanes().index_of(other);
     if (!find_step(runner.program(), where_.site))
       refuse(fmt::format("{}: the model has no {}", verdict_.path, text_of(where_.site)));
-    StepWatcher recorder(runner.program(), where_);
-    runner.show_to(recorder);
-    if (recorder.record().count == 0)
+    StepWatcher watcher(runner.program(), where_);
+    runner.show_to(watcher);
+    if (watcher.seen().count == 0)
       refuse(
           fmt::format("{}: prompt '{}', position {} of {} was not computed now, or lane '{}' does not have it: run "
                       "the contract again",
                       verdict_.path, from_, where_.position, text_of(where_.site), lane_));
-    return recorder.record();
+    return watcher.seen();
   }
 
   // What the case has to break.

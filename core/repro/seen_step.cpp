@@ -42,22 +42,22 @@ bool StepWatcher::wants(int prompt, int lane, Site site) const {
 }
 
 void StepWatcher::show(Sighting& sighting) {
-  if (sighting.prompt != where_.prompt || !(sighting.site == where_.site) || record_.count > 0) return;
+  if (sighting.prompt != where_.prompt || !(sighting.site == where_.site) || seen_.count > 0) return;
   read_inputs(sighting);
   const int first = sighting.position(0), count = sighting.rows().count;
   if (where_.position < first || where_.position >= first + count) return;
   const Tensor output = sighting.tensor(where_.lane);
   if (!output) return;
-  append(record_.output, where_.site.stage, output, 0, count);
+  append(seen_.output, where_.site.stage, output, 0, count);
   if (const Tensor other = where_.other < 0 ? Tensor{} : sighting.tensor(where_.other))
-    append(record_.other, where_.site.stage, other, 0, count);
-  record_.first = first;
-  record_.count = count;
+    append(seen_.other, where_.site.stage, other, 0, count);
+  seen_.first = first;
+  seen_.count = count;
 }
 
 // Of earlier passes only keys and values stay.
 void StepWatcher::read_inputs(Sighting& sighting) {
-  std::vector<GivenValues> earlier = std::exchange(record_.inputs, {});
+  std::vector<GivenValues> earlier = std::exchange(seen_.inputs, {});
   for (Stage stage : stages_given(step_)) {
     GivenValues values;
     const auto kept =
@@ -66,7 +66,7 @@ void StepWatcher::read_inputs(Sighting& sighting) {
       values = std::move(*kept);
     const Tensor held = sighting.now(where_.lane, stage);
     if (held) append(values, stage, held, sighting.rows().first - sighting.rows_of(stage).first, sighting.rows().count);
-    record_.inputs.push_back(std::move(values));
+    seen_.inputs.push_back(std::move(values));
   }
 }
 

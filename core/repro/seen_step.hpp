@@ -33,7 +33,7 @@ class StepWatcher final : public Hook {
   bool wants(int prompt, int lane, Site site) const override;
   void show(Sighting& sighting) override;
 
-  const SeenStep& record() const { return record_; }
+  const SeenStep& seen() const { return seen_; }
 
  private:
   void read_inputs(Sighting& sighting);
@@ -41,7 +41,7 @@ class StepWatcher final : public Hook {
   const Where where_;
   const Step step_;
   std::vector<Site> read_;  // where the step's inputs are written
-  SeenStep record_;
+  SeenStep seen_;
 };
 
 }  // namespace moe_diag

@@ -44,14 +44,14 @@ void add_largest(const host::Values& values, std::size_t most, Ids& ids) {
 }
 
 // Logits of a row that say what is wrong: those that differ most, and the largest of each lane.
-std::vector<std::int32_t> rows_of_head(const SeenStep& record, int row, int vocab,
+std::vector<std::int32_t> rows_of_head(const SeenStep& seen, int row, int vocab,
                                        const std::vector<std::int32_t>& elements) {
   Ids ids(elements.begin(), elements.end());
-  const host::Values a = host::values_of(record.output.tensor(), row, 1);
+  const host::Values a = host::values_of(seen.output.tensor(), row, 1);
   add_largest(a, most_largest, ids);
   host::Values difference = a;
-  if (!record.other.bytes.empty()) {
-    const host::Values b = host::values_of(record.other.tensor(), row, 1);
+  if (!seen.other.bytes.empty()) {
+    const host::Values b = host::values_of(seen.other.tensor(), row, 1);
     add_largest(b, most_largest, ids);
     for (std::size_t i = 0; i < a.size(); ++i) difference[i] = std::fabs(a[i] - b[i]);
   }
@@ -61,9 +61,9 @@ std::vector<std::int32_t> rows_of_head(const SeenStep& record, int row, int voca
 }
 
 // The chosen experts of the rows, and the one after each, which wrong dispatch takes instead.
-std::vector<std::int32_t> experts_of(const SeenStep& record, int row, int count, const ModelConfig& config) {
+std::vector<std::int32_t> experts_of(const SeenStep& seen, int row, int count, const ModelConfig& config) {
   Ids ids;
-  for (const GivenValues& values : record.inputs) {
+  for (const GivenValues& values : seen.inputs) {
     if (values.stage != Stage::moe_router_indices) continue;
     const GivenValues rows = rows_of(values, row, count);
     const auto* chosen = rows.tensor().as<std::int32_t>();
@@ -85,14 +85,14 @@ int number_of(std::int32_t id, const std::vector<std::int32_t>& kept) {
   return at != kept.end() && *at == id ? static_cast<int>(at - kept.begin()) : -1;
 }
 
-std::vector<Cut> cuts_of(const SeenStep& record, const Step& step, const ModelConfig& config, int position,
+std::vector<Cut> cuts_of(const SeenStep& seen, const Step& step, const ModelConfig& config, int position,
                          const std::vector<std::int32_t>& tokens, const std::vector<std::int32_t>& elements) {
   const auto narrowed = [&](int first, int count) {
     Cut cut{first, count, {}, {}};
     const WeightRows reads = operator_of(step).weights;
-    if (reads == WeightRows::of_experts) cut.experts = experts_of(record, first - record.first, count, config);
+    if (reads == WeightRows::of_experts) cut.experts = experts_of(seen, first - seen.first, count, config);
     if (step.out[0] == Stage::lm_head)
-      cut.vocabulary = rows_of_head(record, position - record.first, config.vocab, elements);
+      cut.vocabulary = rows_of_head(seen, position - seen.first, config.vocab, elements);
     if (reads == WeightRows::of_tokens) {
       Ids ids(tokens.begin() + first, tokens.begin() + first + count);
       add_neighbours(ids, config.vocab);
@@ -102,19 +102,19 @@ std::vector<Cut> cuts_of(const SeenStep& record, const Step& step, const ModelCo
     if (static_cast<int>(cut.vocabulary.size()) == config.vocab) cut.vocabulary.clear();
     return cut;
   };
-  std::vector<Cut> cuts = {narrowed(position, 1), narrowed(record.first, record.count), Cut{position, 1, {}, {}},
-                           Cut{record.first, record.count, {}, {}}};
+  std::vector<Cut> cuts = {narrowed(position, 1), narrowed(seen.first, seen.count), Cut{position, 1, {}, {}},
+                           Cut{seen.first, seen.count, {}, {}}};
   for (auto cut = cuts.begin(); cut != cuts.end();)
     cut = std::count(cuts.begin(), cut, *cut) > 0 ? cuts.erase(cut) : cut + 1;
   return cuts;
 }
 
-std::vector<GivenValues> inputs_of(const SeenStep& record, const Step& step, const Cut& cut) {
+std::vector<GivenValues> inputs_of(const SeenStep& seen, const Step& step, const Cut& cut) {
   std::vector<GivenValues> inputs;
-  for (const GivenValues& values : record.inputs) {
+  for (const GivenValues& values : seen.inputs) {
     const bool of_all = is_of_all_positions(step, values.stage);
     inputs.push_back(of_all ? rows_of(values, 0, cut.first + cut.count)
-                            : rows_of(values, cut.first - record.first, cut.count));
+                            : rows_of(values, cut.first - seen.first, cut.count));
     if (values.stage != Stage::moe_router_indices || cut.experts.empty()) continue;
     std::vector<std::byte>& bytes = inputs.back().bytes;
     for (std::size_t at = 0; at < bytes.size(); at += sizeof(std::int32_t)) {

@@ -23,10 +23,10 @@ int number_of(std::int32_t id, const std::vector<std::int32_t>& kept);
 
 // What is tried, one after the other: the failing position with what it concerns; all positions of the pass with
 // theirs; and both with whole tensors. `tokens` are those of the prompt, `elements` of the output have to stay.
-std::vector<Cut> cuts_of(const SeenStep& record, const Step& step, const ModelConfig& config, int position,
+std::vector<Cut> cuts_of(const SeenStep& seen, const Step& step, const ModelConfig& config, int position,
                          const std::vector<std::int32_t>& tokens, const std::vector<std::int32_t>& elements);
 
 // The inputs of the cut's positions, with the experts' new numbers.
-std::vector<GivenValues> inputs_of(const SeenStep& record, const Step& step, const Cut& cut);
+std::vector<GivenValues> inputs_of(const SeenStep& seen, const Step& step, const Cut& cut);
 
 }  // namespace moe_diag
