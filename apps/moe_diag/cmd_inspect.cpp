@@ -146,8 +146,8 @@ void print_config(const Model& model) {
   const ModelConfig& c = model.config();
   const Parameters p = parameters_of(model);
   fmt::print("{}\n", model.source());
-  fmt::print("  model       qwen3moe, {} layers, hidden {}, vocabulary {}, context {}\n", c.layers, c.hidden, c.vocab,
-             c.context);
+  fmt::print("  model       {}, {} layers, hidden {}, vocabulary {}, context {}\n", model.architecture().name, c.layers,
+             c.hidden, c.vocab, c.context);
   fmt::print("  attention   {} heads and {} kv heads of {}, RoPE base {:g}\n", c.heads, c.kv_heads, c.head_dim,
              c.rope_theta);
   fmt::print("  experts     {}, {} used, {} wide\n", c.experts, c.used, c.expert_width);
@@ -155,7 +155,9 @@ void print_config(const Model& model) {
   fmt::print("  output      {}\n", c.tied_output ? "token_embd (tied)" : "a tensor of its own");
   fmt::print("  parameters  {}, of which a token uses {} ({} without the embedding's table)\n", count_text(p.total),
              count_text(p.active), count_text(p.active - p.embedding));
-  fmt::print("  file        {} ({} bytes), {} tensors, digest {}\n\n", size_text(model.bytes()), model.bytes(),
+  const std::size_t parts = model.files().size();
+  fmt::print("  file        {}{} ({} bytes), {} tensors, digest {}\n\n",
+             parts > 1 ? fmt::format("{} parts, ", parts) : "", size_text(model.bytes()), model.bytes(),
              model.view().weights.size(), model.digest_so_far());
 }
 
@@ -173,14 +175,18 @@ void print_groups(const Model& model) {
 
 void print_tensors(const Model& model) {
   fmt::print("\n{:<28} {:<5} {:<18} {:>14} {:>12}\n", "TENSOR", "TYPE", "SHAPE", "OFFSET", "BYTES");
-  for (const Weight& w : model.view().weights)
-    fmt::print("{:<28} {:<5} {:<18} {:>14} {:>12}\n", w.name, name_of(w.type), shape_text(w), model.offset_of(w),
-               w.bytes());
+  const std::vector<std::string> files = model.files();
+  for (const Weight& w : model.view().weights) {
+    const auto [file, offset] = model.place_of(w);
+    fmt::print("{:<28} {:<5} {:<18} {:>14} {:>12}{}\n", w.name, name_of(w.type), shape_text(w), offset, w.bytes(),
+               files.size() > 1 ? fmt::format("  part {}", file + 1) : "");
+  }
   fmt::print("\nShapes list dimensions as the file does, fastest first: columns, rows, experts.\n");
 }
 
-nlohmann::ordered_json config_json(const ModelConfig& c) {
-  return {{"architecture", "qwen3moe"},
+nlohmann::ordered_json config_json(const Model& model) {
+  const ModelConfig& c = model.config();
+  return {{"architecture", model.architecture().name},
           {"layers", c.layers},
           {"hidden", c.hidden},
           {"heads", c.heads},
@@ -219,18 +225,22 @@ std::string json_of(const Model& model, const std::vector<UnsoundBlocks>* unsoun
     types.push_back({{"type", name_of(t.type)}, {"tensors", t.tensors}, {"bytes", t.bytes}});
   for (const Group& g : groups_of(model))
     groups.push_back({{"tensor", g.role}, {"type", name_of(g.type)}, {"layers", g.layers}, {"bytes", g.bytes}});
-  for (const Weight& w : model.view().weights)
+  const std::vector<std::string> files = model.files();
+  for (const Weight& w : model.view().weights) {
+    const auto [file, offset] = model.place_of(w);
     tensors.push_back({{"name", w.name},
                        {"type", name_of(w.type)},
                        {"shape", {w.cols, w.rows, w.experts}},
-                       {"offset", model.offset_of(w)},
+                       {"offset", offset},
                        {"bytes", w.bytes()}});
+    if (files.size() > 1) tensors.back()["file"] = files[file];
+  }
   Json document{
       {"schema", 1},
       {"source", model.source()},
       {"bytes", model.bytes()},
       {"digest", model.digest_so_far()},
-      {"config", config_json(model.config())},
+      {"config", config_json(model)},
       {"parameters", {{"total", p.total}, {"active", p.active}, {"active_without_embedding", p.active - p.embedding}}},
       {"types", types},
       {"groups", groups},

@@ -74,7 +74,7 @@ struct Architecture {
 // All there are, by name.
 std::span<const Architecture* const> architectures();
 
-// That of a file. Throws Error (environment) for a file of another one, or of a part of a split model.
+// That of a file. Throws Error (environment) for a file of another one.
 const Architecture& architecture_of(const GgufFile& file);
 
 // A file with the tensors of one step says of which stage.

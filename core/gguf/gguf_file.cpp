@@ -84,7 +84,7 @@ class GgufParser {
     for (std::uint64_t i = 0; i < entries_; ++i) read_entry(i);
     read_alignment();
     for (std::uint64_t i = 0; i < tensors_; ++i) read_tensor(i);
-    file_.header_bytes_ = at_;
+    file_.headers_ = {file_.bytes_.first(at_)};
     if (outline_) return std::move(file_);
     place_tensors();
     refuse_overlaps();
@@ -272,6 +272,7 @@ class GgufParser {
         refuse("tensor {} lies outside the file: {} bytes at byte {}+{}, found {} bytes in all; {}",
                quoted(tensor.name), tensor.bytes, start, tensor.offset, size, cut_short);
       tensor.offset += start;
+      tensor.data = file_.bytes_.data() + tensor.offset;
     }
   }
 
@@ -299,6 +300,17 @@ GgufFile GgufFile::parse(std::span<const std::byte> bytes, std::string source) {
 
 GgufFile GgufFile::outline(std::span<const std::byte> bytes, std::string source) {
   return GgufParser(bytes, std::move(source), true).parse();
+}
+
+void GgufFile::add_part(GgufFile part) {
+  for (GgufTensor& tensor : part.tensors_) {
+    if (!names_.emplace(tensor.name, tensors_.size()).second)
+      throw Error(ErrorKind::environment,
+                  fmt::format("{}: tensor {} is in an earlier part, too", part.source_, quoted(tensor.name)));
+    tensor.part = headers_.size();
+    tensors_.push_back(tensor);
+  }
+  headers_.push_back(part.headers_.front());
 }
 
 const GgufEntry* GgufFile::find(std::string_view key) const {

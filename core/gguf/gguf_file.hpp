@@ -36,8 +36,10 @@ struct GgufTensor {
   std::uint32_t type_id = 0;  // as it stands in the file; in an outline, of types that cannot be read, too
   int rank = 1;
   std::array<std::int64_t, 4> dims{1, 1, 1, 1};  // fastest first, as in the file; 1 beyond rank
-  std::uint64_t offset = 0;                      // from the start of the file
+  std::uint64_t offset = 0;                      // from the start of its file
   std::uint64_t bytes = 0;
+  const std::byte* data = nullptr;  // null in an outline
+  std::size_t part = 0;             // which file has it, where a model has several
 };
 
 // A GGUF file, version 2 or 3, little-endian: what stands before the tensor data, validated whole. Tensor data is not
@@ -51,10 +53,15 @@ class GgufFile {
   // listed, not to be computed: offsets count from the start of the data, and are not checked.
   static GgufFile outline(std::span<const std::byte> bytes, std::string source);
 
+  // Takes over the tensors of another part of the same model, behind its own. Metadata stays that of the first. Throws
+  // Error (environment) for a tensor that both have.
+  void add_part(GgufFile part);
+
   std::uint32_t version() const { return version_; }
   std::uint64_t alignment() const { return alignment_; }
-  std::span<const std::byte> bytes() const { return bytes_; }
-  std::span<const std::byte> header() const { return bytes_.first(header_bytes_); }  // up to the end of the table
+  std::span<const std::byte> bytes() const { return bytes_; }  // of the first part
+  // Of each part, up to the end of its tensor table.
+  const std::vector<std::span<const std::byte>>& headers() const { return headers_; }
   const std::string& source() const { return source_; }
 
   const std::vector<GgufEntry>& metadata() const { return metadata_; }  // in file order
@@ -79,7 +86,7 @@ class GgufFile {
   std::string source_;
   std::uint32_t version_ = 0;
   std::uint64_t alignment_ = 32;
-  std::size_t header_bytes_ = 0;
+  std::vector<std::span<const std::byte>> headers_;
   std::vector<GgufEntry> metadata_;
   std::vector<GgufTensor> tensors_;
   std::unordered_map<std::string_view, std::size_t> keys_, names_;

@@ -39,7 +39,7 @@ struct Slot {
   std::atomic<const std::string*> path = nullptr;
   std::atomic<const std::vector<NamedRange>*> ranges = nullptr;
 };
-std::array<Slot, 64> slots;
+std::array<Slot, 4096> slots;  // a split model has a file a part
 std::mutex slots_mutex;
 struct sigaction previous_action;
 

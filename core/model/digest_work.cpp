@@ -30,8 +30,9 @@ std::uint64_t xxh3_of(std::span<const std::uint64_t> digests) {
 
 }  // namespace
 
-DigestWork::DigestWork(std::span<const std::byte> header, const std::vector<std::span<const std::byte>>& tensors)
-    : header_(xxh3_of(header)) {
+DigestWork::DigestWork(const std::vector<std::span<const std::byte>>& headers,
+                       const std::vector<std::span<const std::byte>>& tensors) {
+  for (const std::span<const std::byte> header : headers) headers_.push_back(xxh3_of(header));
   for (const std::span<const std::byte> tensor : tensors) {
     first_piece_.push_back(pieces_.size());
     bytes_ += tensor.size();
@@ -86,7 +87,7 @@ void DigestWork::stop() {
 
 std::string DigestWork::combined() const {
   const std::span<const std::uint64_t> all(xxh3_);
-  std::vector<std::uint64_t> parts{header_};
+  std::vector<std::uint64_t> parts = headers_;
   for (std::size_t t = 0; t + 1 < first_piece_.size(); ++t)
     parts.push_back(xxh3_of(all.subspan(first_piece_[t], first_piece_[t + 1] - first_piece_[t])));
   return fmt::format("{:016x}", xxh3_of(std::span<const std::uint64_t>(parts)));

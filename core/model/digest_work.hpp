@@ -18,12 +18,14 @@ using Interrupted = std::function<bool()>;
 using DigestProgress = std::function<void(std::uint64_t done, std::uint64_t total)>;
 
 // The digest of every byte of a model, 16 hexadecimal digits. Each tensor is cut into pieces of 4 MiB. The xxh3 of a
-// tensor is that of its pieces' xxh3, and the model's is that of the header's and all tensors', each as 8 bytes, least
-// significant first. So it depends neither on the number of threads nor on padding between tensors.
+// tensor is that of its pieces' xxh3, and the model's is that of the headers' (of a split model, one for each part) and
+// all tensors', each as 8 bytes, least significant first. So it depends neither on the number of threads nor on padding
+// between tensors.
 class DigestWork {
  public:
   // The bytes must outlive this.
-  DigestWork(std::span<const std::byte> header, const std::vector<std::span<const std::byte>>& tensors);
+  DigestWork(const std::vector<std::span<const std::byte>>& headers,
+             const std::vector<std::span<const std::byte>>& tensors);
   DigestWork(const DigestWork&) = delete;
   DigestWork& operator=(const DigestWork&) = delete;
   ~DigestWork();  // gives up what is under way
@@ -39,7 +41,7 @@ class DigestWork {
   void stop();
   std::string combined() const;
 
-  std::uint64_t header_;  // its xxh3
+  std::vector<std::uint64_t> headers_;  // their xxh3
   std::vector<std::span<const std::byte>> pieces_;
   std::vector<std::size_t> first_piece_;  // of each tensor, and the end
   std::vector<std::uint64_t> xxh3_;       // of each piece

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <deque>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -18,6 +19,7 @@
 #include "core/gguf/gguf_file.hpp"
 #include "core/gguf/mapped_file.hpp"
 #include "core/gguf/metadata_reader.hpp"
+#include "core/gguf/split_files.hpp"
 #include "core/model/digest_memory.hpp"
 #include "core/model/part.hpp"
 #include "core/text/quote.hpp"
@@ -31,17 +33,18 @@ struct Lacked {
 };
 
 struct Model::Impl {
-  std::optional<MappedFile> mapped;
+  std::vector<MappedFile> mapped;  // all parts of it; none: in memory
   SyntheticImage image;
   std::string source, sampled;
-  std::span<const std::byte> bytes, header;
+  std::span<const std::byte> bytes;  // of the first part
+  std::vector<std::span<const std::byte>> headers;
   ModelConfig config;
   std::optional<Site> part;
   std::vector<Weight> weights;
   std::deque<Lacked> lacked;  // what a part of a model does not have
   const Architecture* architecture = nullptr;
   std::map<std::pair<int, std::string_view>, const Weight*> roles;  // by layer and role
-  std::optional<FileState> state;  // of the file when it was opened; none: in memory, or not to be remembered
+  std::optional<FileState> state;  // of the files when they were opened; none: in memory, or not to be remembered
 
   // Of every byte; empty until it is known.
   std::mutex digest_mutex;
@@ -49,7 +52,7 @@ struct Model::Impl {
   bool remembered = false;
   std::unique_ptr<DigestWork> work;  // gone first: it reads the bytes
 
-  void read();
+  void read(const GgufFile& file);
   void begin_digest();
   void take_digest(std::string found);
 };
@@ -175,14 +178,14 @@ class Finder {
 std::vector<Weight> make_weights(const GgufFile& file) {
   std::vector<Weight> weights;
   for (const GgufTensor& t : file.tensors())
-    weights.push_back({t.name, t.type, t.dims[0], t.dims[1], t.dims[2], file.bytes().data() + t.offset});
+    weights.push_back({t.name, t.type, t.dims[0], t.dims[1], t.dims[2], t.data});
   return weights;
 }
 
-std::vector<NamedRange> ranges_of(const GgufFile& file) {
+std::vector<NamedRange> ranges_of(const GgufFile& file, std::size_t part) {
   std::vector<NamedRange> ranges;
   for (const GgufTensor& t : file.tensors())
-    ranges.push_back({fmt::format("tensor {}", t.name), t.offset, t.offset + t.bytes});
+    if (t.part == part) ranges.push_back({fmt::format("tensor {}", t.name), t.offset, t.offset + t.bytes});
   return ranges;
 }
 
@@ -191,17 +194,45 @@ std::vector<NamedRange> ranges_of(const GgufFile& file) {
 std::string sampled_digest_of(const GgufFile& file) {
   const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(), XXH3_freeState);
   XXH3_64bits_reset(state.get());
-  XXH3_64bits_update(state.get(), file.header().data(), file.header().size());
+  for (const std::span<const std::byte> header : file.headers())
+    XXH3_64bits_update(state.get(), header.data(), header.size());
   for (const GgufTensor& t : file.tensors())
-    XXH3_64bits_update(state.get(), file.bytes().data() + t.offset, std::min<std::size_t>(t.bytes, sampled_bytes));
+    XXH3_64bits_update(state.get(), t.data, std::min<std::size_t>(t.bytes, sampled_bytes));
   return fmt::format("sampled {:016x}", XXH3_64bits_digest(state.get()));
+}
+
+// The state of several files, as if they were one: any that changes changes it.
+FileState joined(const std::vector<FileState>& states) {
+  FileState all = states.front();
+  if (states.size() == 1) return all;
+  std::vector<std::uint64_t> numbers;
+  all.bytes = 0;
+  for (const FileState& s : states) {
+    for (const std::uint64_t number : {s.device, s.inode, s.bytes}) numbers.push_back(number);
+    for (const std::int64_t time : {s.modified, s.changed}) numbers.push_back(static_cast<std::uint64_t>(time));
+    all.bytes += s.bytes;
+    all.modified = std::max(all.modified, s.modified);
+    all.changed = std::max(all.changed, s.changed);
+  }
+  all.inode = XXH3_64bits(numbers.data(), numbers.size() * sizeof numbers[0]);
+  return all;
+}
+
+// None when one of the files is not there any more.
+std::optional<FileState> state_now(const std::vector<MappedFile>& files) {
+  std::vector<FileState> states;
+  for (const MappedFile& file : files) {
+    const std::optional<FileState> state = state_of(file.path());
+    if (!state) return std::nullopt;
+    states.push_back(*state);
+  }
+  return joined(states);
 }
 
 }  // namespace
 
-void Model::Impl::read() {
-  const GgufFile file = GgufFile::parse(bytes, source);
-  if (mapped) mapped->name_ranges(ranges_of(file));
+void Model::Impl::read(const GgufFile& file) {
+  for (std::size_t i = 0; i < mapped.size(); ++i) mapped[i].name_ranges(ranges_of(file, i));
   architecture = &architecture_of(file);
   config = architecture->read_config(file);
   part = read_part(file, config.layers);
@@ -215,7 +246,7 @@ void Model::Impl::read() {
   take(architecture->last_tensors(config));
   if (config.tied_output) roles[{-1, "output"}] = roles.at({-1, "token_embd"});
   finder.refuse_left_over();
-  header = file.header();
+  headers = file.headers();
   sampled = sampled_digest_of(file);
 }
 
@@ -229,7 +260,7 @@ void Model::Impl::begin_digest() {
     }
   std::vector<std::span<const std::byte>> tensors;
   for (const Weight& weight : weights) tensors.emplace_back(weight.data, weight.bytes());
-  work = std::make_unique<DigestWork>(header, tensors);
+  work = std::make_unique<DigestWork>(headers, tensors);
   work->begin();
 }
 
@@ -237,16 +268,19 @@ void Model::Impl::begin_digest() {
 void Model::Impl::take_digest(std::string found) {
   digest = std::move(found);
   work.reset();
-  if (state && state_of(source) == state) DigestMemory().remember(source, *state, sampled, digest);
+  if (state && state_now(mapped) == state) DigestMemory().remember(source, *state, sampled, digest);
 }
 
 Model Model::open(const std::string& path) {
   auto impl = std::make_unique<Impl>();
-  impl->mapped = MappedFile::open(path);
+  ModelFiles files = open_model_files(path);
+  impl->mapped = std::move(files.mapped);
   impl->source = path;
-  impl->bytes = impl->mapped->bytes();
-  if (is_settled(impl->mapped->state())) impl->state = impl->mapped->state();
-  impl->read();
+  impl->bytes = impl->mapped.front().bytes();
+  std::vector<FileState> states;
+  for (const MappedFile& file : impl->mapped) states.push_back(file.state());
+  if (const FileState state = joined(states); is_settled(state)) impl->state = state;
+  impl->read(files.file);
   return Model(std::move(impl));
 }
 
@@ -255,7 +289,7 @@ Model Model::synthetic(const SyntheticSpec& spec, int threads) {
   impl->image = make_synthetic(spec, threads);
   impl->source = to_string(spec);
   impl->bytes = impl->image.bytes();
-  impl->read();
+  impl->read(GgufFile::parse(impl->bytes, impl->source));
   return Model(std::move(impl));
 }
 
@@ -270,7 +304,17 @@ ModelView Model::view() const { return {&impl_->config, impl_->weights}; }
 const Architecture& Model::architecture() const { return *impl_->architecture; }
 const Weight& Model::weight(std::string_view role, int layer) const { return *impl_->roles.at({layer, role}); }
 const std::string& Model::source() const { return impl_->source; }
-std::uint64_t Model::bytes() const { return impl_->bytes.size(); }
+std::uint64_t Model::bytes() const {
+  if (impl_->mapped.empty()) return impl_->bytes.size();
+  std::uint64_t bytes = 0;
+  for (const MappedFile& file : impl_->mapped) bytes += file.bytes().size();
+  return bytes;
+}
+std::vector<std::string> Model::files() const {
+  std::vector<std::string> paths;
+  for (const MappedFile& file : impl_->mapped) paths.push_back(file.path());
+  return paths;
+}
 const std::string& Model::sampled() const { return impl_->sampled; }
 
 void Model::begin_digest() const {
@@ -296,8 +340,17 @@ std::string Model::digest_so_far() const {
 }
 
 Vocabulary Model::vocabulary() const { return Vocabulary(GgufFile::parse(impl_->bytes, impl_->source)); }
-std::uint64_t Model::offset_of(const Weight& weight) const {
-  return static_cast<std::uint64_t>(weight.data - impl_->bytes.data());
+WeightPlace Model::place_of(const Weight& weight) const {
+  const auto place_in = [&](std::span<const std::byte> bytes) {
+    return static_cast<std::uint64_t>(weight.data - bytes.data());
+  };
+  const std::less<const std::byte*> before;
+  for (std::size_t file = 0; file < impl_->mapped.size(); ++file) {
+    const std::span<const std::byte> bytes = impl_->mapped[file].bytes();
+    if (!before(weight.data, bytes.data()) && before(weight.data, bytes.data() + bytes.size()))
+      return {file, place_in(bytes)};
+  }
+  return {0, place_in(impl_->bytes)};
 }
 
 }  // namespace moe_diag

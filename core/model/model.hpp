@@ -16,11 +16,17 @@
 
 namespace moe_diag {
 
+// Where a weight's bytes begin: in which of the model's files, and how far from its start.
+struct WeightPlace {
+  std::size_t file = 0;
+  std::uint64_t offset = 0;
+};
+
 // A model of one of the architectures, its weights mapped and never copied. Throws Error: absent when there is no such
 // file, environment when it is not a model this project computes (message: file, key or tensor, expected, found).
 class Model {
  public:
-  static Model open(const std::string& path);
+  static Model open(const std::string& path);  // of a split one: any of its parts
   // The same bytes a file of `spec` would hold, in memory. `threads` 0: one a core.
   static Model synthetic(const SyntheticSpec& spec, int threads = 0);
 
@@ -37,10 +43,11 @@ class Model {
   // a model whose output is tied is the embedding's table.
   const Weight& weight(std::string_view role, int layer = -1) const;
 
-  const std::string& source() const;                    // path, or "synthetic: tiny, seed 7, ..."
-  std::uint64_t bytes() const;                          // of the whole file or image
-  Vocabulary vocabulary() const;                        // read anew at each call; empty when the file has none
-  std::uint64_t offset_of(const Weight& weight) const;  // of one of its own, from the start of the file
+  const std::string& source() const;                 // path as given, or "synthetic: tiny, seed 7, ..."
+  std::vector<std::string> files() const;            // all parts, where it is split; none: it is in memory
+  std::uint64_t bytes() const;                       // of all files, or of the image
+  Vocabulary vocabulary() const;                     // read anew at each call; empty when the file has none
+  WeightPlace place_of(const Weight& weight) const;  // of one of its own
 
   // Of header, tensor table and every byte of every tensor, see core/model/digest_work.hpp: 16 hexadecimal digits.
   // Recalled where an earlier run remembered it (core/model/digest_memory.hpp), else computed, which takes as long as

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "core/api/output_file.hpp"
+#include "core/gguf/split_files.hpp"
 
 namespace moe_diag {
 namespace {
@@ -67,6 +68,8 @@ void CallFiles::read(std::string who, const std::string& path) {
 void CallFiles::read(const Contract& contract) {
   read("the contract", contract.path);
   if (!contract.model.gguf.empty()) read("the model", contract.model.gguf);
+  for (const std::string& part : split_parts(contract.model.gguf))
+    if (part != contract.model.gguf) read("a part of the model", part);
   for (const PromptSpec& prompt : contract.prompts)
     if (!prompt.file.empty()) read(fmt::format("the tokens of prompt '{}'", prompt.id), prompt.file);
   for (const FalsifierSpec& falsifier : contract.falsifiers)

@@ -52,7 +52,7 @@ void read_model(const std::string& path) {
   try {
     const auto model = moe_diag::Model::open(path);
     for (const auto& weight : model.view().weights)
-      if (model.offset_of(weight) + weight.bytes() > model.bytes()) std::abort();
+      if (model.place_of(weight).offset + weight.bytes() > model.bytes()) std::abort();
     const auto vocabulary = model.vocabulary();
     for (std::int64_t token = 0; !vocabulary.quoted_text(token).empty(); ++token) {
     }

@@ -50,7 +50,7 @@ inline void bend(const std::string& path, const BlockPlace& place, Bad bad) {
     const std::byte* row = weight.row(place.expert, place.row);
     const auto bytes = static_cast<std::size_t>(info(weight.type).bytes);
     const auto at =
-        static_cast<std::streamoff>(model.offset_of(weight) + static_cast<std::uint64_t>(row - weight.data) +
+        static_cast<std::streamoff>(model.place_of(weight).offset + static_cast<std::uint64_t>(row - weight.data) +
                                     static_cast<std::uint64_t>(place.block) * bytes);
     std::byte block[256];
     std::memcpy(block, row + static_cast<std::size_t>(place.block) * bytes, bytes);

@@ -308,7 +308,7 @@ TEST_CASE("a model that differs in one bit of one expert is another model, whate
   const std::string digest = before.digest();
   const Weight& weight = before.weight("ffn_down_exps", 2);
   std::string bytes = read_text(model);
-  bytes[before.offset_of(weight) + 5 * weight.expert_bytes() + 100] ^= 1;
+  bytes[before.place_of(weight).offset + 5 * weight.expert_bytes() + 100] ^= 1;
   write_text(folder / "other.gguf", bytes);
   std::filesystem::rename(folder / "other.gguf", model);
   const Model after = Model::open(model);

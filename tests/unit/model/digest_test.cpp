@@ -40,7 +40,7 @@ Bytes made_bytes(std::size_t count) {
 
 std::string digest_of(const Bytes& header, const std::vector<Bytes>& tensors, bool behind = false) {
   std::vector<std::span<const std::byte>> spans(tensors.begin(), tensors.end());
-  DigestWork work(header, spans);
+  DigestWork work({header}, spans);
   if (behind) work.begin();
   return work.finish({}, {});
 }
@@ -63,7 +63,7 @@ struct Remembering {
   void change() const {
     const Model model = Model::open(path);
     const Weight& weight = model.weight("ffn_down_exps", 2);
-    const auto at = static_cast<std::streamoff>(model.offset_of(weight) + 5 * weight.expert_bytes() + 100);
+    const auto at = static_cast<std::streamoff>(model.place_of(weight).offset + 5 * weight.expert_bytes() + 100);
     std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
     file.seekg(at);
     const int byte = file.get();
@@ -119,7 +119,7 @@ TEST_CASE("a digest that is interrupted is an error, and can be finished later")
   const Bytes header = made_bytes(64);
   const std::vector<Bytes> tensors{made_bytes(70 << 20)};
   const std::vector<std::span<const std::byte>> spans(tensors.begin(), tensors.end());
-  DigestWork work(header, spans);
+  DigestWork work({header}, spans);
   work.begin();
   CHECK_THROWS_AS(work.finish([] { return true; }, {}), Error);
   CHECK(work.finish({}, {}) == digest_of(header, tensors));

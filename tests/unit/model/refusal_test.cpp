@@ -110,20 +110,11 @@ TEST_CASE("another architecture is refused with what it is and what is supported
         "metadata key 'general.architecture' is missing, expected 'qwen3moe'");
 }
 
-TEST_CASE("a part of a split model is called that, by its keys or by its name") {
-  const std::string join =
-      " of a split model: split files are not supported yet; join them: llama-gguf-split --merge FIRST-PART.gguf "
-      "MODEL.gguf";
+TEST_CASE("a file that may be a part of a split model is called that, by its keys or by its name") {
   Refusals refused;
-  CHECK(refused.of_key("split.count", 4u) == "one of 4 parts" + join);
-  CHECK(refused.of([](Draft& d) {
-    d.keys = {{"split.no", 1u}, {"split.count", 3u}};
-    d.tensors.erase("token_embd.weight");
-  }) == "part 2 of 3" + join);
-  CHECK(refused.of([](Draft& d) {
-    d.keys["split.no"] = 0u;
-    d.keys["split.count"] = 3u;
-  }) == "part 1 of 3" + join);
+  CHECK(refused.of_key("split.count", 4u) ==
+        "one of 4 parts of a split model, whose others are found by name: call it NAME-00001-of-00004.gguf, and so on");
+  CHECK(refused.of_key("split.count", 1001u) == "metadata key 'split.count' is 1001, expected 1 to 1000");
   CHECK(refused.of([](Draft& d) {
     d.keys["split.no"] = 0u;
     d.keys["split.count"] = 1u;
@@ -134,7 +125,9 @@ TEST_CASE("a part of a split model is called that, by its keys or by its name") 
   without_keys.keys.clear();
   const std::string part = scratch.path("m-00002-of-00003.gguf");
   test::write_file(part, without_keys.bytes());
-  CHECK_THROWS_WITH(Model::open(part), part + ": part 2 of 3" + join);
+  CHECK_THROWS_WITH(Model::open(part), part +
+                                           ": part 2 of 3 of a split model, by its name; its metadata does not say so: "
+                                           "key 'split.count' is missing");
   // A whole model keeps its name, whatever it was made of.
   const std::string whole = scratch.path("m-00001-of-00003.gguf");
   test::write_file(whole, Draft().bytes());
