@@ -31,7 +31,7 @@ std::string type_text(std::uint32_t id) {
 
 // A name from a file as it may stand in a table.
 std::string printable(std::string_view name) {
-  const std::string text = quoted(name);
+  const std::string text = quoted_bytes(name);
   return text.substr(1, text.rfind('\'') - 1);
 }
 
@@ -40,7 +40,7 @@ bool is_supported(std::uint32_t id) { return find_block_info(id) != nullptr; }
 // A number, boolean or text; of anything else, how much it is.
 Json value_of(const GgufFile& file, const GgufEntry& entry) {
   switch (entry.type) {
-    case GgufType::text: return quoted(*file.text(entry.key));
+    case GgufType::text: return quoted_bytes(*file.text(entry.key));
     case GgufType::array: return fmt::format("{} values of type {}", entry.count, name_of(entry.element));
     case GgufType::boolean: return *file.boolean(entry.key);
     case GgufType::f32:

@@ -35,7 +35,7 @@ const Architecture& architecture_of(const GgufFile& file) {
     if (*found == a->dense)
       refuse_file(file, "the architecture is '{}', a dense model without experts; supported: {}", *found, supported());
   }
-  refuse_file(file, "the architecture is {}; supported: {}", quoted(*found), supported());
+  refuse_file(file, "the architecture is {}; supported: {}", quoted_bytes(*found), supported());
 }
 
 }  // namespace moe_diag

@@ -150,7 +150,7 @@ class GgufParser {
     GgufEntry entry;
     const std::string which = fmt::format("metadata entry {} of {}", i + 1, entries_);
     entry.key = text("the key", which);
-    const std::string of = fmt::format("metadata key {}", quoted(entry.key));
+    const std::string of = fmt::format("metadata key {}", quoted_bytes(entry.key));
     if (entry.key.empty()) refuse("{} has an empty key", which);
     entry.type = value_type("the value type", of);
     read_value(entry, of);
@@ -206,7 +206,7 @@ class GgufParser {
     GgufTensor tensor;
     const std::string which = fmt::format("row {} of {} of the tensor table", i + 1, tensors_);
     tensor.name = text("the name", which);
-    const std::string of = fmt::format("tensor {}", quoted(tensor.name));
+    const std::string of = fmt::format("tensor {}", quoted_bytes(tensor.name));
     if (tensor.name.empty()) refuse("{} has an empty name", which);
     read_shape(tensor, of);
     const auto type = number<std::uint32_t>("the type", of);
@@ -270,7 +270,7 @@ class GgufParser {
     for (GgufTensor& tensor : file_.tensors_) {
       if (tensor.offset > size - start || tensor.bytes > size - start - tensor.offset)
         refuse("tensor {} lies outside the file: {} bytes at byte {}+{}, found {} bytes in all; {}",
-               quoted(tensor.name), tensor.bytes, start, tensor.offset, size, cut_short);
+               quoted_bytes(tensor.name), tensor.bytes, start, tensor.offset, size, cut_short);
       tensor.offset += start;
       tensor.data = file_.bytes_.data() + tensor.offset;
     }
@@ -284,8 +284,8 @@ class GgufParser {
     for (std::size_t i = 1; i < order.size(); ++i) {
       const GgufTensor &a = *order[i - 1], &b = *order[i];
       if (a.offset + a.bytes > b.offset)
-        refuse("tensors {} (bytes {} to {}) and {} (bytes {} to {}) overlap", quoted(a.name), a.offset,
-               a.offset + a.bytes - 1, quoted(b.name), b.offset, b.offset + b.bytes - 1);
+        refuse("tensors {} (bytes {} to {}) and {} (bytes {} to {}) overlap", quoted_bytes(a.name), a.offset,
+               a.offset + a.bytes - 1, quoted_bytes(b.name), b.offset, b.offset + b.bytes - 1);
     }
   }
 
@@ -306,7 +306,7 @@ void GgufFile::add_part(GgufFile part) {
   for (GgufTensor& tensor : part.tensors_) {
     if (!names_.emplace(tensor.name, tensors_.size()).second)
       throw Error(ErrorKind::environment,
-                  fmt::format("{}: tensor {} is in an earlier part, too", part.source_, quoted(tensor.name)));
+                  fmt::format("{}: tensor {} is in an earlier part, too", part.source_, quoted_bytes(tensor.name)));
     tensor.part = headers_.size();
     tensors_.push_back(tensor);
   }
@@ -327,7 +327,7 @@ namespace {
 
 [[noreturn]] void refuse_type(const GgufFile& file, const GgufEntry& entry, std::string_view expected) {
   throw Error(ErrorKind::environment, fmt::format("{}: metadata key {} is of type {}, expected {}", file.source(),
-                                                  quoted(entry.key), name_of(entry.type), expected));
+                                                  quoted_bytes(entry.key), name_of(entry.type), expected));
 }
 
 // The number as an integer; empty when its type is no integer. A u64 beyond i64 is as wrong as any other huge number.

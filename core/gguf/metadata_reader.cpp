@@ -47,14 +47,14 @@ void MetadataReader::refuse_others(std::span<const std::string_view> known,
       if (type == "none") continue;
       refuse_file(
           file_, "metadata key '{}' is {}, expected 'none': RoPE scaling changes what is computed and is not supported",
-          entry.key, quoted(type));
+          entry.key, quoted_bytes(type));
     }
     const auto found = std::find_if(switches.begin(), switches.end(), [&](auto& s) { return s.key == key; });
     if (found == switches.end())
       refuse_file(file_,
                   "metadata key {} is not known and may change what is computed; if it does not, remove it from the "
                   "file",
-                  quoted(entry.key));
+                  quoted_bytes(entry.key));
     refuse_switch(entry, *found);
   }
 }

@@ -107,7 +107,7 @@ class Finder {
     for (std::size_t i = 0; i < taken_.size(); ++i) {
       if (taken_[i]) continue;
       const std::string_view name = file_.tensors()[i].name;
-      refuse_file(file_, "tensor {} is no part of a {} model: {}", quoted(name), architecture_.name,
+      refuse_file(file_, "tensor {} is no part of a {} model: {}", quoted_bytes(name), architecture_.name,
                   what_it_may_be(name));
     }
   }
@@ -138,7 +138,7 @@ class Finder {
     std::vector<std::string> others;
     for (const GgufTensor& tensor : file_.tensors()) {
       if (!tensor.name.starts_with(block) || (spec.layer < 0 && tensor.name.starts_with("blk."))) continue;
-      if (!is_known(tensor.name, spec.layer)) others.push_back(quoted(tensor.name));
+      if (!is_known(tensor.name, spec.layer)) others.push_back(quoted_bytes(tensor.name));
       if (others.size() == most_others) break;
     }
     if (others.empty()) return "";

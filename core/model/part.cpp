@@ -75,7 +75,7 @@ std::optional<Site> read_part(const GgufFile& file, int layers) {
   const auto stage =
       std::find_if(stage_table.begin(), stage_table.end(), [&](const StageInfo& s) { return s.name == name; });
   if (stage == stage_table.end())
-    refuse_file(file, "metadata key '{}' is {}: there is no such stage", stage_key, quoted(name));
+    refuse_file(file, "metadata key '{}' is {}: there is no such stage", stage_key, quoted_bytes(name));
   if (layers > most_layers)
     refuse_file(file, "a part of a model of {} layers, expected {} at most", layers, most_layers);
   const std::int64_t layer = file.integer(layer_key).value_or(-1);

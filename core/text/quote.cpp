@@ -43,7 +43,7 @@ std::string shown(std::string_view text) {
   return out;
 }
 
-std::string quoted(std::string_view text) {
+std::string quoted_bytes(std::string_view text) {
   constexpr std::size_t longest = 96;
   std::string out = "'";
   for (const char c : text.substr(0, longest)) {

@@ -11,7 +11,7 @@ namespace moe_diag {
 std::string shown(std::string_view text);
 
 // Bytes of a file, fit for a one-line message: in quotes, all but printable ASCII escaped, long text cut.
-std::string quoted(std::string_view text);
+std::string quoted_bytes(std::string_view text);
 
 // Text of a model, fit for a one-line message: in quotes, control characters and what is not UTF-8 escaped, cut behind
 // so many bytes.

@@ -24,7 +24,7 @@ TEST_CASE("characters are what UTF-8 says, and what it forbids is none") {
   CHECK(first("\U0010FFFF") == Pair{0x10FFFF, 4});
   for (const char* text : {"\x80", "\xc0\xaf", "\xc3", "\xe2\x82", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xf0\x8f\xbf\xbf",
                            "\xf4\x90\x80\x80", "\xf8\x88\x80\x80\x80", "\xff"}) {
-    INFO(quoted(text));
+    INFO(quoted_bytes(text));
     CHECK(first(text).second == 0);
     CHECK(first_not_utf8(std::string("abc\u20ac") + text) == 6U);
   }
@@ -58,8 +58,8 @@ TEST_CASE("text of a user and of a file is fit for a message") {
   CHECK(shown("a\nb\x7f\u00e9") == "a b \u00e9");
   CHECK(shown(std::string(59, 'x') + "\u00e9\u00e9") == std::string(59, 'x') + "...");  // no half character
   CHECK(shown(std::string(60, 'x')) == std::string(60, 'x'));
-  CHECK(quoted("a\n\xc3\xa9") == "'a\\x0a\\xc3\\xa9'");
-  CHECK(quoted(std::string(97, 'x')) == "'" + std::string(96, 'x') + "...'");
+  CHECK(quoted_bytes("a\n\xc3\xa9") == "'a\\x0a\\xc3\\xa9'");
+  CHECK(quoted_bytes(std::string(97, 'x')) == "'" + std::string(96, 'x') + "...'");
   CHECK(shell_word("a/b.c") == "a/b.c");
   CHECK(shell_word("it's") == "'it'\\''s'");
   CHECK(shell_word("") == "''");
