@@ -272,7 +272,7 @@ void add_inspect(CLI::App& app, Context& context) {
                     "Digest every byte, as runs do; else the digest is only sampled, of 4 KiB of each tensor");
   command->add_flag("--weights", *weights,
                     "Look at every block for NaN, Inf, values beyond F16, and tensors or experts of zeros");
-  command->add_flag("-v,--verbose", context.verbosity, "Say more: every tensor with its place in the file");
+  command->add_flag_callback("-v,--verbose", context.be_verbose(), "Say more: every tensor with its place in the file");
   command->footer(
       "One line a tensor and type: where the types of a tensor differ by layer, LAYERS says which layer has which, in\n"
       "the form that contracts take. -v lists every tensor with its place in the file.\n"
@@ -294,7 +294,7 @@ void add_inspect(CLI::App& app, Context& context) {
     }
     print_config(model);
     print_groups(model);
-    if (context.verbosity > 0) print_tensors(model);
+    if (context.verbose) print_tensors(model);
     if (*weights) fmt::print("{}", weights_text(model, unsound));
   });
 }

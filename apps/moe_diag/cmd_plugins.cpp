@@ -164,7 +164,7 @@ void add_plugins(CLI::App& app, Context& context) {
       ->check(CLI::Range(1, 86400))
       ->capture_default_str()
       ->needs(path);
-  command->add_flag("-v,--verbose", context.verbosity, "Say more: every path, and the options of each");
+  command->add_flag_callback("-v,--verbose", context.be_verbose(), "Say more: every path, and the options of each");
   command->footer(
       "Searched: each --plugin-dir, else the folders of MOE_DIAG_PLUGIN_PATH (separated by colons), else\n"
       "lib/moe-diag/plugins beside the program's folder, else where it was installed.\n"
@@ -182,7 +182,7 @@ void add_plugins(CLI::App& app, Context& context) {
     else if (records.empty())
       fmt::print("no plugins found; build them, or name their folder with --plugin-dir\n");
     else
-      fmt::print("{}", table_of(records, context.verbosity > 0));
+      fmt::print("{}", table_of(records, context.verbose));
     const bool refused = std::any_of(records.begin(), records.end(), [](const auto& r) { return !r.refusal.empty(); });
     context.exit_code = refused ? exit_environment : exit_held;
   });

@@ -215,7 +215,8 @@ void add_run(CLI::App& app, Context& context) {
   add_contract_options(*command, arguments->contracts, Contracts::several);
   add_run_settings(*command, arguments->settings);
   add_run_options(*command, *arguments);
-  command->add_flag("-v,--verbose", context.verbosity, "Say more: all divergences and curves, every control");
+  command->add_flag_callback("-v,--verbose", context.be_verbose(),
+                             "Say more: all divergences and curves, every control");
   command->footer(
       "Examples:\n"
       "  moe-diag run contracts/quickstart.yaml --controls\n"
@@ -230,7 +231,7 @@ void add_run(CLI::App& app, Context& context) {
       "the first of 2, 4, 1, 3, 0 that applies to any. A first SIGINT or SIGTERM keeps what was judged, and is exit "
       "4.");
   command->callback([arguments, &context] {
-    arguments->outputs.details = context.verbosity > 0;
+    arguments->outputs.details = context.verbose;
     arguments->outputs.plugin_dirs = context.plugin_dirs;
     context.exit_code = run(*arguments, context);
   });

@@ -75,7 +75,8 @@ void add_stages(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand("stages", "List the stages of the forward pass, in its order");
   auto json = std::make_shared<bool>(false);
   command->add_flag("--json", *json, "Print JSON");
-  command->add_flag("-v,--verbose", context.verbosity, "Say more: what llama.cpp and HF transformers call each");
+  command->add_flag_callback("-v,--verbose", context.be_verbose(),
+                             "Say more: what llama.cpp and HF transformers call each");
   command->footer(
       "T positions, S sequence length, d hidden, Hq and Hk query and kv heads, h head dim, E experts, k used, f "
       "expert\n"
@@ -84,7 +85,7 @@ void add_stages(CLI::App& app, Context& context) {
     if (*json)
       print_json();
     else
-      print_table(context.verbosity > 0);
+      print_table(context.verbose);
   });
 }
 

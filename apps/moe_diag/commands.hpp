@@ -10,8 +10,14 @@ namespace moe_diag {
 // What all subcommands share. `exit_code` is what main returns; a subcommand's callback sets it.
 struct Context {
   std::vector<std::string> plugin_dirs;  // --plugin-dir
-  int verbosity = 0;                     // -v
+  bool verbose = false;                  // -v
   int exit_code = 0;
+
+  // For the flag -v, which the program and some commands have. A variable that several flags are bound to is set anew
+  // by each, from CLI11 2.4 on also by those that are not given.
+  auto be_verbose() {
+    return [this] { verbose = true; };
+  }
 };
 
 // One function a subcommand, in its own file cmd_<subcommand>.cpp: declares its options and sets its callback.

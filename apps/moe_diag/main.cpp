@@ -38,7 +38,7 @@ int parse_and_run(int argc, char** argv) {
   app.add_option("--plugin-dir", context.plugin_dirs, "Folder of plugins; replaces the usual ones, may be repeated")
       ->type_name("DIR")
       ->allow_extra_args(false);
-  app.add_flag("-v,--verbose", context.verbosity, "Say more, where a command has more to say");
+  app.add_flag_callback("-v,--verbose", context.be_verbose(), "Say more, where a command has more to say");
   app.footer(fmt::format(footer, contracts_folder()));
   app.require_subcommand(1);
   app.fallthrough();

@@ -94,6 +94,8 @@ class Builder : public YAML::EventHandler {
     const std::string_view source = lines_.rest(node.where);
     node.quoted = !source.empty() && (source.front() == '"' || source.front() == '\'');
     if (node.quoted && !is_closed(source)) stop(node.where, "this quote is never closed");
+    if (first_not_utf8(value))
+      stop(node.where, "an escape such as \\N, \\_ or \\x80 gives no UTF-8: write the character itself");
     node.text = value;
     attach(std::move(node));
   }

@@ -112,9 +112,8 @@ TEST_CASE("another architecture is refused with what it is and what is supported
 
 TEST_CASE("a file that may be a part of a split model is called that, by its keys or by its name") {
   Refusals refused;
-  CHECK(refused.of_key("split.count", 4u) ==
-        "one of 4 parts of a split model, whose others are found by name: call it NAME-00001-of-00004.gguf, and so on");
-  CHECK(refused.of_key("split.count", 1001u) == "metadata key 'split.count' is 1001, expected 1 to 1000");
+  CHECK(refused.of_key("split.count", 4u) == "one of 4 parts of a split model, but metadata key 'split.no' is missing");
+  CHECK(refused.of_key("split.count", 1001u) == "metadata key 'split.count' is 1001, expected 0 to 1000");
   CHECK(refused.of([](Draft& d) {
     d.keys["split.no"] = 0u;
     d.keys["split.count"] = 1u;

@@ -127,11 +127,12 @@ TEST_CASE("parts that are missing, or of another model, are named") {
   made.set_number(1, "split.no", std::string("\2\0", 2));
   CHECK(made.refusal() == made.parts[1] +
                               ": part 2 of 3 of a split model, by its name; its metadata key 'split.no' is 2, "
-                              "expected 1");
+                              "expected 1: give each part its own name again");
   made.set_number(1, "split.no", std::string("\1\0", 2));
   made.set_number(1, "split.count", std::string("\4\0", 2));
-  CHECK(made.refusal() ==
-        made.parts[1] + ": part 2 of 3 of a split model, by its name; its metadata key 'split.count' is 4");
+  CHECK(made.refusal() == made.parts[1] +
+                              ": part 2 of 3 of a split model, by its name; its metadata key 'split.count' is 4, "
+                              "expected 3: give each part its own name again");
   CHECK_THAT(made.refusal(1), Contains("one of 4 parts of a split model") && Contains("NAME-00002-of-00004.gguf"));
   made.set_number(1, "split.count", std::string("\3\0", 2));
   CHECK(made.refusal().empty());
@@ -154,6 +155,10 @@ TEST_CASE("a part that is called otherwise says how parts are found") {
   CHECK_THROWS_WITH(Model::open(made.folder / "first.gguf"),
                     Contains("one of 3 parts of a split model, whose others are found by name: call it "
                              "NAME-00001-of-00003.gguf, and so on"));
+  made.set_number(1, "split.no", std::string("\xff\xff", 2));
+  fs::rename(made.parts[1], made.folder / "second.gguf");
+  CHECK_THROWS_WITH(Model::open(made.folder / "second.gguf"),
+                    Contains("metadata key 'split.no' is 65535, expected 0 to 2: the model has 3 parts"));
 }
 
 TEST_CASE("a run on a split model gives what one on the whole gives, and none of its parts is replaced") {
