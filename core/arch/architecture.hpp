@@ -14,7 +14,8 @@
 
 namespace moe_diag {
 
-// What a tensor is to a model, and so which values a synthetic one gives it and in which type files keep it.
+// The part that a tensor plays in a model. It decides which values a synthetic model gives it, and which type files
+// keep it in.
 enum class TensorKind : std::uint8_t {
   table,   // a row for each token of the vocabulary
   norm,    // a vector that scales a normalised row; F32 in every file
@@ -31,10 +32,10 @@ struct TensorSpec {
   std::int64_t cols = 0, rows = 1, experts = 1;
   int rank = 2;  // 1 for norms, 3 for experts, else 2
 
-  // Of synthetic models: the standard deviation of a product's output for inputs of size one, about which size the
-  // weights of a norm are, whether mixes of types keep it in a finer one, and whether some of its rows are massive.
-  float gain = 1;
-  bool more_bits = false, massive = false;
+  // Used by synthetic models only.
+  float gain = 1;          // standard deviation of a matmul's output for inputs of size one; of a norm, size of weights
+  bool more_bits = false;  // mixes of types keep some layers of it in a finer type
+  bool massive = false;    // a few of its rows carry massive activations
 
   std::string name() const;                // "blk.2.attn_q.weight"
   std::vector<std::int64_t> dims() const;  // fastest first: cols, rows, experts
@@ -47,7 +48,8 @@ struct SyntheticPreset {
   int dense_width;  // feed_forward_length, which loaders want though no layer is dense
 };
 
-// What makes a program of a model file. Each is a file of its name in core/arch, and nothing else knows it.
+// An architecture turns a model file into a program. Each one is a file of its name in core/arch, and no other file
+// knows it.
 struct Architecture {
   std::string_view name;   // general.architecture
   std::string_view dense;  // the architecture of the same family that has no experts, for a message; may be empty
@@ -71,10 +73,10 @@ struct Architecture {
   std::span<const SyntheticPreset> presets;
 };
 
-// All there are, by name.
+// All architectures, by name.
 std::span<const Architecture* const> architectures();
 
-// That of a file. Throws Error (environment) for a file of another one.
+// The architecture of a file. Throws Error (environment) for a file of another one.
 const Architecture& architecture_of(const GgufFile& file);
 
 // A file with the tensors of one step says of which stage.

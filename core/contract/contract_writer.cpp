@@ -46,7 +46,7 @@ class Writer {
  private:
   YAML::Emitter& key(std::string_view name) { return out_ << YAML::Key << std::string(name) << YAML::Value; }
   void block(std::string_view name) { key(name) << YAML::BeginMap; }
-  // Of a user: in quotes, whatever it holds.
+  // A user's text is always quoted.
   void text(std::string_view name, const std::string& value) { key(name) << YAML::DoubleQuoted << value; }
   // A word of the contract's own, or a number in as many digits as it takes.
   template <class T>

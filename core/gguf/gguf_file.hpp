@@ -60,7 +60,7 @@ class GgufFile {
   std::uint32_t version() const { return version_; }
   std::uint64_t alignment() const { return alignment_; }
   std::span<const std::byte> bytes() const { return bytes_; }  // of the first part
-  // Of each part, up to the end of its tensor table.
+  // The headers of all parts, each up to the end of its tensor table.
   const std::vector<std::span<const std::byte>>& headers() const { return headers_; }
   const std::string& source() const { return source_; }
 

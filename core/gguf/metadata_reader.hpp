@@ -28,7 +28,7 @@ struct MetadataSwitch {
   std::string_view what;
 };
 
-// The keys of one architecture, "<architecture>.<key>", of which none is believed.
+// Reads the keys of one architecture, "<architecture>.<key>". No value is believed.
 class MetadataReader {
  public:
   static constexpr std::int64_t largest_size = 1 << 24;  // products of two sizes are checked where they are formed

@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::int64_t most_parts = 1000;
 
-// What a name says of a part: "m" is part `part` of `parts`, from 1 on. 0 parts: nothing.
+// A part's path, taken apart: part `part` of `parts` (from 1 on) of the model at `model`. 0 parts: it is no such path.
 struct PartName {
   std::string_view model;
   int part = 0, parts = 0;

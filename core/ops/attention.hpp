@@ -8,10 +8,10 @@
 #include "core/ops/operator.hpp"
 #include "core/ops/values.hpp"
 
-// What the operators scores and mix share: both read a cache, of keys or of values, head by head.
+// The operators scores and mix share this: both read a cache, of keys or of values, head by head.
 namespace moe_diag::host {
 
-// What scores and mix know of attention: query head j reads kv head j / (heads / kv_heads), and `seen` keys.
+// The sizes of attention for one position: query head j reads kv head j / (heads / kv_heads), and `seen` keys.
 struct Attention {
   std::int64_t heads = 0, kv_heads = 0, head_dim = 0;
   std::int64_t seen = 0;   // keys up to the own position

@@ -11,7 +11,7 @@
 
 namespace moe_diag {
 
-// What hypotheses are made from.
+// The knowledge that hypotheses are made from.
 struct StepKnowledge {
   const StepCase& step_case;
   const ModelConfig& config;

@@ -18,7 +18,7 @@
 
 namespace moe_diag {
 
-// Which rows of its weights a step reads.
+// The rows of its weights that a step reads.
 enum class WeightRows {
   none,        // it has no weights
   of_tokens,   // of a table: one for each token
@@ -27,7 +27,7 @@ enum class WeightRows {
   of_experts,  // of the matrices of the experts chosen, given in the second input
 };
 
-// What a step costs: weights to be decoded, and multiplications with them.
+// The cost of a step: weights to be decoded, and multiplications with them.
 struct Cost {
   double decoded = 0, products = 0;
   Cost& operator+=(const Cost& other) {
@@ -37,7 +37,7 @@ struct Cost {
   }
 };
 
-// What a step reads for some rows of a pass, on the host.
+// The inputs of a step for some rows of a pass, on the host.
 struct StepInputs {
   std::vector<int> positions;      // of the rows
   int total = 0;                   // length of the whole sequence
@@ -78,7 +78,7 @@ struct StepRows {
 struct Operator {
   std::string_view name;
   WeightRows weights = WeightRows::none;
-  // What it puts into the cache for its pass and reads of all positions so far, as its second input.
+  // The part of the cache that it appends its pass to. It reads all positions of that part as its second input.
   std::optional<CachePart> cache = {};
   bool chooses_experts = false;
 
@@ -86,7 +86,7 @@ struct Operator {
   // the row attends to.
   double (*squared_error)(const Step&, const ModelConfig&, const PredictedNumerics&, int keys) = nullptr;
 
-  // Of `rows` rows of a sequence of `total`.
+  // The cost of `rows` rows of a sequence of `total` positions.
   Cost (*cost)(const Step&, const ModelConfig&, double rows, int total) = nullptr;
 
   // The output, [rows, ...]; of operators whose computation a fault can change.
@@ -95,7 +95,7 @@ struct Operator {
   // A unit's output had it been computed with that matrix; of operators that read weights and are no product.
   host::Values (*with_matrix)(const StepCase&, const StepUnit&, const host::Matrix&) = nullptr;
 
-  // What the operator may do wrongly, whose inputs are all there.
+  // Mistakes that this operator may have made. All of its inputs are known.
   void (*add_hypotheses)(const Operands&, const FailingUnits&, HypothesisList&) = nullptr;
 
   // Whether values that are all off by this factor may come from a wrong parameter, which then has no better name.
@@ -108,7 +108,7 @@ inline const Operator& operator_of(const Step& step) { return operator_of(step.o
 // True for a step that puts keys or values of its pass into the cache, and reads those of all positions so far as its
 // second input.
 inline bool reads_cache(const Step& step) { return operator_of(step).cache.has_value(); }
-// What of the cache such a step reads.
+// The part of the cache that such a step reads.
 inline CachePart cache_part(const Step& step) { return *operator_of(step).cache; }
 
 // True for a product with matrices: it multiplies its first input.

@@ -8,7 +8,7 @@ namespace {
 
 constexpr std::size_t longest_character = 4;  // bytes
 
-// Control characters, and those that XML does not have.
+// Control characters, and characters that XML forbids.
 bool is_unclean(std::uint32_t code) {
   return code < 0x20 || (code >= 0x7F && code < 0xA0) || code == 0xFFFE || code == 0xFFFF;
 }
