@@ -13,7 +13,7 @@
 
 namespace moe_diag {
 
-// What is wrong with one step. What each kind does stands in contracts/README.md, "Faults".
+// A planted mistake of one step. contracts/README.md, "Faults", says for each kind how it changes the step.
 struct Fault {
   enum class Kind {
     nan,

@@ -34,7 +34,7 @@ struct Operands {
 
   std::int64_t position(const StepUnit& unit) const { return c.first_position + unit.row; }
 
-  // What a unit reads of input i: its row, or its slot's part of it.
+  // The part of input i that a unit reads: its row, or its slot of that row.
   host::Values input(std::size_t i, const StepUnit& unit) const {
     const host::Values row = host::values_of(c.in[i], unit.row, 1);
     if (unit.slot < 0) return row;
@@ -49,7 +49,7 @@ class HypothesisList {
  public:
   using Row = std::function<host::Values(const StepUnit&)>;
 
-  // What follows takes that many multiplications an element.
+  // Hypotheses added from now on take that many multiplications an element.
   void set_work(std::int64_t work) { work_ = static_cast<double>(work); }
   void add(StepCause cause, std::string text, Row row) {
     Hypothesis h{cause, std::move(text)};

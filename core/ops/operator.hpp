@@ -58,7 +58,7 @@ struct StepRows {
   std::span<const double> row(std::size_t input, std::size_t r) const;
   // How the step reads a weight.
   host::Matrix matrix(const Weight& weight) const;
-  // What a product reads of its first input.
+  // The first input as a matmul reads it: quantised where the fault says so.
   host::Values operand() const;
 
   // Appends what `of_row` makes of each row.

@@ -19,7 +19,7 @@ namespace moe_diag {
 // the router's weights; chosen experts have none. Null for numerics that are not known here.
 std::optional<double> expected_error(std::string_view numerics, const Step& step, const ModelConfig& config, int keys);
 
-// What numerics do with the activations that a product with a weight reads.
+// The rounding of activations that a matmul with a weight reads.
 enum class OperandReading { as_they_are, bf16, q8_k, q8_1 };
 
 struct PredictedNumerics {
@@ -37,11 +37,11 @@ inline double walk(std::int64_t n) { return static_cast<double>(n) / partial_sum
 // The same of n terms of one sign, of which the errors of the partial sums average out.
 inline double positive_walk(std::int64_t n) { return static_cast<double>(n) / square(partial_sums) / 3 + 15.0 / 8; }
 
-// Of a product with all weights of the step, which write side by side: the mean over all rows.
+// The squared error of a matmul. Several weights write side by side: it is the mean over all rows.
 double squared_error_of_product(const Step& step, const ModelConfig& config, const PredictedNumerics& numerics,
                                 int keys);
 
-// Of a step that makes `Roundings` roundings of a stage value, whatever its sizes are.
+// The squared error of a step that rounds `Roundings` times to a stage value, at any size.
 template <int Roundings>
 double squared_error_of(const Step&, const ModelConfig&, const PredictedNumerics& numerics, int) {
   return Roundings * numerics.unit;

@@ -15,7 +15,7 @@
 
 namespace moe_diag {
 
-// What a step that computed other values than the oracle did wrongly. In the order of simplicity: of causes that
+// The mistake of a step that computed other values than the oracle. In the order of simplicity: of causes that
 // explain it equally well, the first is named.
 enum class StepCause : std::uint8_t {
   none,                 // every row is within a few times its expected error
