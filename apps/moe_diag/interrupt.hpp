@@ -3,7 +3,8 @@
 
 namespace moe_diag {
 
-// From here on SIGINT and SIGTERM are noted, so that what was done can be kept; a second one ends the process at once.
+// From here on SIGINT and SIGTERM are noted, so that what was done can be kept; one more, half a second or more after
+// the first, ends the process at once.
 void note_interrupts();
 bool is_interrupted();
 
