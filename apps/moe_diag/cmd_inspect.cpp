@@ -150,7 +150,10 @@ void print_config(const Model& model) {
              c.hidden, c.vocab, c.context);
   fmt::print("  attention   {} heads and {} kv heads of {}, RoPE base {:g}\n", c.heads, c.kv_heads, c.head_dim,
              c.rope_theta);
-  fmt::print("  experts     {}, {} used, {} wide\n", c.experts, c.used, c.expert_width);
+  fmt::print("  experts     {}, {} used, {} wide{}\n", c.experts, c.used, c.expert_width,
+             c.expert_widths.empty() ? "" : " at most: layers differ");
+  const auto& own = model.architecture().own;
+  for (std::size_t i = 0; i < own.size(); ++i) fmt::print("  {:<11} {}\n", own[i], c.own[i]);
   fmt::print("  norms       RMS, epsilon {:g}\n", c.rms_eps);
   fmt::print("  output      {}\n", c.tied_output ? "token_embd (tied)" : "a tensor of its own");
   fmt::print("  parameters  {}, of which a token uses {} ({} without the embedding's table)\n", count_text(p.total),
@@ -186,20 +189,24 @@ void print_tensors(const Model& model) {
 
 nlohmann::ordered_json config_json(const Model& model) {
   const ModelConfig& c = model.config();
-  return {{"architecture", model.architecture().name},
-          {"layers", c.layers},
-          {"hidden", c.hidden},
-          {"heads", c.heads},
-          {"kv_heads", c.kv_heads},
-          {"head_dim", c.head_dim},
-          {"experts", c.experts},
-          {"used", c.used},
-          {"expert_width", c.expert_width},
-          {"vocab", c.vocab},
-          {"context", c.context},
-          {"rms_eps", c.rms_eps},
-          {"rope_theta", c.rope_theta},
-          {"tied_output", c.tied_output}};
+  nlohmann::ordered_json json{{"architecture", model.architecture().name},
+                              {"layers", c.layers},
+                              {"hidden", c.hidden},
+                              {"heads", c.heads},
+                              {"kv_heads", c.kv_heads},
+                              {"head_dim", c.head_dim},
+                              {"experts", c.experts},
+                              {"used", c.used},
+                              {"expert_width", c.expert_width},
+                              {"vocab", c.vocab},
+                              {"context", c.context},
+                              {"rms_eps", c.rms_eps},
+                              {"rope_theta", c.rope_theta},
+                              {"tied_output", c.tied_output}};
+  const auto& own = model.architecture().own;
+  for (std::size_t i = 0; i < own.size(); ++i) json[std::string(own[i])] = c.own[i];
+  if (!c.expert_widths.empty()) json["expert_widths"] = c.expert_widths;
+  return json;
 }
 
 nlohmann::ordered_json weights_json(const std::vector<UnsoundBlocks>& unsound) {
@@ -265,7 +272,7 @@ void add_inspect(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand("inspect", "Show a model: configuration, tensors, types by layer, bytes");
   auto path = std::make_shared<std::string>();
   auto json = std::make_shared<bool>(false), digest = std::make_shared<bool>(false);
-  command->add_option("MODEL", *path, "GGUF file of a Qwen3-MoE model")->required();
+  command->add_option("MODEL", *path, "GGUF file of a model")->required();
   auto weights = std::make_shared<bool>(false);
   command->add_flag("--json", *json, "Print JSON, every tensor included");
   command->add_flag("--digest", *digest,

@@ -25,6 +25,7 @@ Examples:
   moe-diag synth tiny.gguf                                           something to try contracts on
   moe-diag synth mixed.gguf --layers 48                              48 tiny layers, types mixed as in a real file
   moe-diag synth wide.gguf --preset qwen3-30b-a3b --layers 4         full width, 1.9 GB
+  moe-diag synth other.gguf --preset tiny-qwen2moe                   of another architecture
   moe-diag synth exact.gguf --quant f32 --seed 7                     no quantisation at all)";
 
 struct Arguments {
@@ -67,7 +68,7 @@ void synth(Arguments& arguments) {
 }  // namespace
 
 void add_synth(CLI::App& app, Context&) {
-  CLI::App* command = app.add_subcommand("synth", "Write a synthetic Qwen3-MoE model as GGUF");
+  CLI::App* command = app.add_subcommand("synth", "Write a synthetic Mixture-of-Experts model as GGUF");
   auto arguments = std::make_shared<Arguments>();
   SyntheticSpec& spec = arguments->spec;
   command->add_option("OUT", arguments->path, "File to write; appears complete or not at all")->required();

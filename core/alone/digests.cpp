@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "core/api/error.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {
@@ -54,7 +55,7 @@ std::vector<Json> sites_json(const Digests& digests) {
 // Reads a document of which every part may be missing or of another type.
 class Reader {
  public:
-  Reader(std::string path, const Json& root) : path_(std::move(path)), root_(root) {}
+  Reader(std::string path, const Json& root, Stages stages) : path_(std::move(path)), root_(root), stages_(stages) {}
 
   Digests read() {
     if (!root_.is_object() || root_.value("format", Json()) != format)
@@ -113,13 +114,8 @@ class Reader {
   void read_site(const Json& json, Digests& digests) const {
     Digests::Key key{text(json, "prompt"), text(json, "lane"), {}, 0};
     const std::string stage = text(json, "stage");
-    bool known = false;
-    for (const StageInfo& s : stage_table)
-      if (s.name == stage) {
-        key.site.stage = s.stage;
-        known = true;
-      }
-    if (!known) refuse("\"stage\": there is no such stage");
+    key.site.stage = stages_.find(stage);
+    if (!key.site.stage) refuse(fmt::format("\"stage\": the model has no stage '{}'", shown(stage)));
     const Json& layer = member(json, "layer");
     key.site.layer = layer.is_null() ? -1 : whole(layer, "a layer");
     if (key.site.layer > most_layers) refuse("a layer is too large");
@@ -135,6 +131,7 @@ class Reader {
 
   const std::string path_;
   const Json& root_;
+  const Stages stages_;
 };
 
 }  // namespace
@@ -156,7 +153,7 @@ std::string digests_json(const Digests& digests) {
       dump_lines(lanes), dump_lines(sites_json(digests)));
 }
 
-Digests read_digests(const std::string& path) {
+Digests read_digests(const std::string& path, Stages stages) {
   std::error_code error;
   if (!std::filesystem::exists(path, error))
     throw Error(
@@ -174,7 +171,7 @@ Digests read_digests(const std::string& path) {
     return true;
   };
   try {
-    return Reader(path, Json::parse(in, shallow)).read();
+    return Reader(path, Json::parse(in, shallow), stages).read();
   } catch (const nlohmann::json::exception& e) {
     throw Error(ErrorKind::environment, fmt::format("{}: not JSON: {}", path, e.what()));
   }

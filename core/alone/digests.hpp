@@ -38,6 +38,6 @@ std::string digests_json(const Digests& digests);
 
 // Reads such a file, of at most 256 MiB, and trusts nothing in it. Throws Error: absent when there is no such file,
 // environment when it is not one.
-Digests read_digests(const std::string& path);
+Digests read_digests(const std::string& path, Stages stages);
 
 }  // namespace moe_diag

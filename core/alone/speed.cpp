@@ -22,7 +22,7 @@ Speed measure_speed(RunningLane& lane, const Program& program, const ModelConfig
       const int n = static_cast<int>(rows);
       lane.begin({tokens.first(rows), 0, n, n - 1});
       lane.run(steps);
-      lane.read(Stage::post_ffn_residual, {0, n});  // waits
+      lane.read({config.stages.of(Role::layer_output), 0}, {0, n});  // waits
     });
   };
   const auto cost = [&](std::size_t rows) {

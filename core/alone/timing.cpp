@@ -169,7 +169,8 @@ Judgement judge_timing(const AloneParts& parts, std::size_t falsifier) {
       continue;
     }
     Measured measured = measure(parts, *watched.spec, watched.lane, prompt);
-    add_sample(judgement, {prompt, whole_pass, -1, {Stage::lm_head, -1}, measured.value, watched.spec->bound, {}, {}});
+    const Site logits{parts.lanes.config().stages.of(Role::logits), -1};
+    add_sample(judgement, {prompt, whole_pass, -1, logits, measured.value, watched.spec->bound, {}, {}});
     judgement.spreads.push_back(measured.spread);
     for (std::string& remark : measured.remarks)
       judgement.remarks.push_back(fmt::format("prompt {}: {}", parts.contract.prompts[p].id, remark));

@@ -11,7 +11,7 @@ namespace moe_diag {
 
 class Options;
 
-inline constexpr std::uint32_t abi_version = 5;
+inline constexpr std::uint32_t abi_version = 6;
 inline constexpr char plugin_magic[8] = {'M', 'O', 'E', 'D', 'I', 'A', 'G', '\0'};
 
 enum class PluginKind : std::uint32_t { backend = 1, sink = 2 };

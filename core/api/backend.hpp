@@ -62,10 +62,10 @@ class Lane {
   // Host view of rows of a stage, as the last step that wrote it left them; waits until they are there. Valid until the
   // next begin, read or write of the stage, or run of a step that writes it. Null when this lane does not have the
   // stage.
-  virtual Tensor read(Stage stage, Rows rows) = 0;
+  virtual Tensor read(Site site, Rows rows) = 0;
 
   // Replaces rows of a stage; `values` is [rows.count, ...] of any value type, converted to the lane's own.
-  virtual void write(Stage stage, Rows rows, const Tensor& values) = 0;
+  virtual void write(Site site, Rows rows, const Tensor& values) = 0;
 
   // Host view of what the cache has of a layer's positions, [positions.count, Hk h]: those before the pass, and those
   // of the pass once the step that appends them has run. Waits until they are there. Valid until the next call. Null

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "core/api/blocks.hpp"
 #include "core/api/stage.hpp"
@@ -12,7 +14,7 @@
 
 namespace moe_diag {
 
-// The sizes and constants of one Qwen3-MoE model.
+// The sizes and constants of one model.
 struct ModelConfig {
   int layers = 0;
   int hidden = 0;        // d
@@ -21,43 +23,47 @@ struct ModelConfig {
   int head_dim = 0;      // h, even; not hidden / heads
   int experts = 0;       // E
   int used = 0;          // k, at most E
-  int expert_width = 0;  // f
+  int expert_width = 0;  // f; the widest, where layers differ
   int vocab = 0;         // V
   int context = 0;       // longest sequence the model was made for
   float rms_eps = 0;
   float rope_theta = 0;
-  bool tied_output = false;  // no output.weight: the head uses token_embd.weight
+  bool tied_output = false;             // no output.weight: the head uses token_embd.weight
+  std::vector<int> expert_widths = {};  // of each layer, where they differ
+  std::array<int, 8> own = {};          // numbers that the architecture alone knows
+  Stages stages = {};                   // of its architecture
 
   int q_width() const { return heads * head_dim; }
   int kv_width() const { return kv_heads * head_dim; }
   int qkv_width() const { return q_width() + 2 * kv_width(); }
 
-  // Size of a stage's dimension; `sequence` is the whole sequence's length.
-  std::int64_t size(Dim dim, int sequence) const {
-    switch (dim) {
-      case Dim::none: return 1;
-      case Dim::hidden: return hidden;
-      case Dim::qkv_width: return qkv_width();
-      case Dim::heads: return heads;
-      case Dim::kv_heads: return kv_heads;
-      case Dim::head_dim: return head_dim;
-      case Dim::heads_width: return q_width();
-      case Dim::sequence: return sequence;
-      case Dim::experts: return experts;
-      case Dim::used: return used;
-      case Dim::expert_width: return expert_width;
-      case Dim::vocab: return vocab;
-    }
-    return 0;
+  int expert_width_of(int layer) const {
+    return expert_widths.empty() ? expert_width : expert_widths[static_cast<std::size_t>(layer)];
   }
 
-  // Shape of `rows` positions of a stage: [rows, ...].
-  Shape shape_of(Stage stage, std::int64_t rows, int sequence) const {
-    const StageInfo& s = info(stage);
-    if (s.row[1] == Dim::none) return {rows, size(s.row[0], sequence)};
-    return {rows, size(s.row[0], sequence), size(s.row[1], sequence)};
+  // Shape of `rows` positions of a stage: [rows, ...]. `sequence`: length of the whole one.
+  Shape shape_of(Site site, std::int64_t rows, int sequence) const {
+    Shape shape{rows};
+    for (const Dim& dim : info(site.stage).row)
+      if (!dim.symbol.empty())
+        shape.dims[static_cast<std::size_t>(shape.rank++)] = dim.size ? dim.size(*this, site.layer) : sequence;
+    return shape;
   }
 };
+
+// By stage: the layer whose rows are the longest; -1 for stages of no layer. A buffer that holds one layer at a time is
+// as large.
+inline std::vector<int> widest_layers(const ModelConfig& config) {
+  std::vector<int> widest;
+  for (const Stage stage : config.stages) {
+    int layer = info(stage).scope == Scope::layer ? 0 : -1;
+    const auto row = [&](int l) { return config.shape_of({stage, l}, 1, 1).count(); };
+    for (int l = 1; layer >= 0 && l < config.layers; ++l)
+      if (row(l) > row(layer)) layer = l;
+    widest.push_back(layer);
+  }
+  return widest;
+}
 
 // One tensor of the model file, still in its block format: [experts, rows, cols], cols fastest, each row whole blocks.
 // `data` points into the mapped file and has no alignment guarantee.

@@ -4,154 +4,187 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
+#include <span>
 #include <string_view>
+
+#include "core/api/op.hpp"
 
 namespace moe_diag {
 
-// The named tensors of the forward pass, in forward order.
-enum class Stage : std::uint8_t {
-  embedding,
-  attn_norm,
-  qkv_matmul,
-  q_norm,
-  k_norm,
-  q_post_rope,
-  k_post_rope,
-  attn_scores,
-  attn_softmax,
-  attention,
-  attn_out,
-  post_attn_residual,
-  ffn_norm,
-  moe_router_logits,
-  moe_router_probs,
-  moe_router_indices,
-  moe_router_weights,
-  moe_expert_gate,
-  moe_expert_up,
-  moe_expert_swiglu,
-  moe_expert_out,
-  moe_expert_weighted,
-  moe_ffn_out,
-  post_ffn_residual,
-  final_norm,
-  lm_head,
-};
-
-enum class Scope : std::uint8_t { model, layer };
+// Where in a forward pass a stage stands.
+enum class Scope : std::uint8_t { before_layers, layer, after_layers };
 enum class Payload : std::uint8_t { values, indices };
 
-// The sizes a stage's row is made of; the first dimension, positions, is always there.
-enum class Dim : std::uint8_t {
-  none,
-  hidden,        // d
-  qkv_width,     // (Hq + 2 Hk) h
-  heads,         // Hq
-  kv_heads,      // Hk
-  head_dim,      // h
-  heads_width,   // Hq h
-  sequence,      // S
-  experts,       // E
-  used,          // k
-  expert_width,  // f
-  vocab,         // V
+// What a stage is to the rest of its model. Of roles that name one stage an architecture has one or none.
+enum class Role : std::uint8_t {
+  value,           // none of those below
+  key_values,      // [T, heads, S]: a value for each key up to the row's own position
+  router_logits,   // [T, E]
+  router_probs,    // [T, E]: what the experts are chosen by
+  choice,          // [T, k]: ids of the experts chosen
+  choice_weights,  // [T, k]
+  expert_values,   // [T, k, n]: a slot for each expert chosen
+  weighed_values,  // [T, k, n]: the same times the weights of the choice
+  layer_output,    // what the next layer reads
+  logits,          // [T, V]: of the next token
 };
 
+struct ModelConfig;
+
+// A size that the rows of a stage are made of. Positions, the first dimension, are always there.
+struct Dim {
+  std::string_view symbol = "";                                   // "d"; empty: no dimension
+  std::int64_t (*size)(const ModelConfig&, int layer) = nullptr;  // null: the length of the sequence
+};
+
+// All that is known of one named tensor of an architecture's forward pass.
 struct StageInfo {
-  Stage stage;
   std::string_view name;
-  std::string_view alias;  // empty: none
-  Scope scope;
-  Payload payload;
-  std::array<Dim, 2> row;                   // after the position
-  std::array<std::string_view, 3> weights;  // GGUF names within the layer, ".weight" left out
-  std::string_view llama_cpp;               // what llama.cpp's graph calls it; empty: not there
-  std::string_view hf;                      // where HF transformers shows it; empty: fused away
+  Scope scope = Scope::layer;
+  Op op = Op::embed;  // the operator that writes it
+  Role role = Role::value;
+  std::array<Dim, 2> row{};                   // after the position
+  std::array<std::string_view, 3> weights{};  // GGUF names within the layer, ".weight" left out
+  std::string_view llama_cpp = "";            // what llama.cpp's graph calls it; empty: not there
+  std::string_view hf = "";                   // where HF transformers shows it; empty: fused away
+  std::string_view alias = "";                // empty: none
+  bool of_heads = false;                      // a row is vectors of head_dim values, one for each head
+  bool sums_to_one = false;                   // the values of a row do
+
+  // Where it stands in the table of its architecture, which has `count` rows in forward order.
+  std::uint16_t index = 0, count = 1;
 };
 
-// The single source of all that is said about stages, in forward order.
-// Sources of the foreign names: llama.cpp src/models/qwen3moe.cpp and src/llama-graph.cpp (cb names, "-<layer>" left
-// out); transformers models/qwen3_moe/modeling_qwen3_moe.py (module paths within model.layers.<layer>).
-// clang-format off
-inline constexpr std::array stage_table{
-    StageInfo{Stage::embedding, "embedding", "", Scope::model, Payload::values,
-              {Dim::hidden, Dim::none}, {"token_embd", "", ""}, "inp_embd", "model.embed_tokens"},
-    StageInfo{Stage::attn_norm, "attn_norm", "", Scope::layer, Payload::values,
-              {Dim::hidden, Dim::none}, {"attn_norm", "", ""}, "attn_norm", "input_layernorm"},
-    StageInfo{Stage::qkv_matmul, "qkv_matmul", "", Scope::layer, Payload::values,
-              {Dim::qkv_width, Dim::none}, {"attn_q", "attn_k", "attn_v"}, "Qcur, Kcur, Vcur",
-              "self_attn.q_proj, k_proj, v_proj"},
-    StageInfo{Stage::q_norm, "q_norm", "", Scope::layer, Payload::values,
-              {Dim::heads, Dim::head_dim}, {"attn_q_norm", "", ""}, "Qcur_normed", "self_attn.q_norm"},
-    StageInfo{Stage::k_norm, "k_norm", "", Scope::layer, Payload::values,
-              {Dim::kv_heads, Dim::head_dim}, {"attn_k_norm", "", ""}, "Kcur_normed", "self_attn.k_norm"},
-    StageInfo{Stage::q_post_rope, "q_post_rope", "", Scope::layer, Payload::values,
-              {Dim::heads, Dim::head_dim}, {}, "Qcur", "query of the attention function"},
-    StageInfo{Stage::k_post_rope, "k_post_rope", "", Scope::layer, Payload::values,
-              {Dim::kv_heads, Dim::head_dim}, {}, "Kcur", "key of the attention function"},
-    StageInfo{Stage::attn_scores, "attn_scores", "", Scope::layer, Payload::values,
-              {Dim::heads, Dim::sequence}, {}, "kq", ""},
-    StageInfo{Stage::attn_softmax, "attn_softmax", "", Scope::layer, Payload::values,
-              {Dim::heads, Dim::sequence}, {}, "kq_soft_max", "attentions"},
-    StageInfo{Stage::attention, "attention", "", Scope::layer, Payload::values,
-              {Dim::heads_width, Dim::none}, {}, "kqv_out", "input of self_attn.o_proj"},
-    StageInfo{Stage::attn_out, "attn_out", "", Scope::layer, Payload::values,
-              {Dim::hidden, Dim::none}, {"attn_output", "", ""}, "attn_out", "self_attn.o_proj"},
-    StageInfo{Stage::post_attn_residual, "post_attn_residual", "", Scope::layer, Payload::values,
-              {Dim::hidden, Dim::none}, {}, "ffn_inp", "input of post_attention_layernorm"},
-    StageInfo{Stage::ffn_norm, "ffn_norm", "", Scope::layer, Payload::values,
-              {Dim::hidden, Dim::none}, {"ffn_norm", "", ""}, "ffn_norm", "post_attention_layernorm"},
-    StageInfo{Stage::moe_router_logits, "moe_router_logits", "", Scope::layer, Payload::values,
-              {Dim::experts, Dim::none}, {"ffn_gate_inp", "", ""}, "ffn_moe_logits", "mlp.gate"},
-    StageInfo{Stage::moe_router_probs, "moe_router_probs", "", Scope::layer, Payload::values,
-              {Dim::experts, Dim::none}, {}, "ffn_moe_probs", ""},
-    StageInfo{Stage::moe_router_indices, "moe_router_indices", "", Scope::layer, Payload::indices,
-              {Dim::used, Dim::none}, {}, "ffn_moe_topk", "mlp.gate"},
-    StageInfo{Stage::moe_router_weights, "moe_router_weights", "moe_router", Scope::layer, Payload::values,
-              {Dim::used, Dim::none}, {}, "ffn_moe_weights_norm", "mlp.gate"},
-    StageInfo{Stage::moe_expert_gate, "moe_expert_gate", "", Scope::layer, Payload::values,
-              {Dim::used, Dim::expert_width}, {"ffn_gate_exps", "", ""}, "ffn_moe_gate", ""},
-    StageInfo{Stage::moe_expert_up, "moe_expert_up", "", Scope::layer, Payload::values,
-              {Dim::used, Dim::expert_width}, {"ffn_up_exps", "", ""}, "ffn_moe_up", ""},
-    StageInfo{Stage::moe_expert_swiglu, "moe_expert_swiglu", "moe_expert_swigl", Scope::layer, Payload::values,
-              {Dim::used, Dim::expert_width}, {}, "ffn_moe_swiglu", ""},
-    StageInfo{Stage::moe_expert_out, "moe_expert_out", "", Scope::layer, Payload::values,
-              {Dim::used, Dim::hidden}, {"ffn_down_exps", "", ""}, "ffn_moe_down", ""},
-    StageInfo{Stage::moe_expert_weighted, "moe_expert_weighted", "", Scope::layer, Payload::values,
-              {Dim::used, Dim::hidden}, {}, "ffn_moe_weighted", ""},
-    StageInfo{Stage::moe_ffn_out, "moe_ffn_out", "", Scope::layer, Payload::values,
-              {Dim::hidden, Dim::none}, {}, "ffn_moe_out", "mlp"},
-    StageInfo{Stage::post_ffn_residual, "post_ffn_residual", "layer_output", Scope::layer, Payload::values,
-              {Dim::hidden, Dim::none}, {}, "l_out", "the layer's output"},
-    StageInfo{Stage::final_norm, "final_norm", "", Scope::model, Payload::values,
-              {Dim::hidden, Dim::none}, {"output_norm", "", ""}, "result_norm", "model.norm"},
-    StageInfo{Stage::lm_head, "lm_head", "", Scope::model, Payload::values,
-              {Dim::vocab, Dim::none}, {"output", "", ""}, "result_output", "lm_head"},
-};
-// clang-format on
-
-inline constexpr std::size_t stage_count = stage_table.size();
-
-constexpr const StageInfo& info(Stage stage) { return stage_table[static_cast<std::size_t>(stage)]; }
-constexpr std::string_view name_of(Stage stage) { return info(stage).name; }
-
-// True for the stages that hold one slot per selected expert: [T, k, ...]. They are compared by expert id.
-constexpr bool is_per_expert(Stage stage) {
-  return stage >= Stage::moe_router_weights && stage <= Stage::moe_expert_weighted;
+// Numbers the rows of an architecture's table.
+constexpr void number(std::span<StageInfo> rows) {
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    rows[i].index = static_cast<std::uint16_t>(i);
+    rows[i].count = static_cast<std::uint16_t>(rows.size());
+  }
 }
+template <std::size_t N>
+constexpr std::array<StageInfo, N> numbered(std::array<StageInfo, N> rows) {
+  number(rows);
+  return rows;
+}
+
+inline constexpr StageInfo no_stage{};
+class Stages;
+
+// A named tensor of the forward pass: a row of the table of its architecture, which lives as long as the process.
+class Stage {
+ public:
+  constexpr Stage() = default;  // no stage
+  constexpr explicit Stage(const StageInfo& row) : row_(&row) {}
+
+  constexpr const StageInfo& row() const { return *row_; }
+  // 0 to the number of stages of the architecture, in forward order.
+  constexpr std::size_t index() const { return row_->index; }
+  constexpr explicit operator bool() const { return !row_->name.empty(); }
+
+  // The stages of its architecture, and that of a role among them.
+  constexpr Stages siblings() const;
+  constexpr Stage sibling(Role role) const;
+
+  friend constexpr bool operator==(Stage, Stage) = default;
+
+ private:
+  const StageInfo* row_ = &no_stage;
+};
+
+constexpr const StageInfo& info(Stage stage) { return stage.row(); }
+constexpr std::string_view name_of(Stage stage) { return stage.row().name; }
+
+// The stages of an architecture, in forward order.
+class Stages {
+ public:
+  class Iterator {
+   public:
+    using value_type = Stage;
+    using difference_type = std::ptrdiff_t;
+    using reference = Stage;
+    using pointer = const Stage*;
+    using iterator_category = std::input_iterator_tag;
+
+    constexpr Iterator() = default;
+    constexpr explicit Iterator(const StageInfo* row) : row_(row) {}
+    constexpr Stage operator*() const { return Stage(*row_); }
+    constexpr Iterator& operator++() {
+      ++row_;
+      return *this;
+    }
+    constexpr Iterator operator++(int) { return Iterator(row_++); }
+    friend constexpr bool operator==(Iterator, Iterator) = default;
+
+   private:
+    const StageInfo* row_ = nullptr;
+  };
+
+  constexpr Stages() = default;
+  constexpr explicit Stages(std::span<const StageInfo> rows) : rows_(rows) {}
+
+  constexpr Iterator begin() const { return Iterator(rows_.data()); }
+  constexpr Iterator end() const { return Iterator(rows_.data() + rows_.size()); }
+  constexpr std::size_t size() const { return rows_.size(); }
+  constexpr Stage operator[](std::size_t index) const { return Stage(rows_[index]); }
+
+  // By name; no stage when there is none of it.
+  constexpr Stage find(std::string_view name) const {
+    for (const StageInfo& row : rows_)
+      if (row.name == name) return Stage(row);
+    return {};
+  }
+  // The first of a role; no stage when there is none.
+  constexpr Stage of(Role role) const {
+    for (const StageInfo& row : rows_)
+      if (row.role == role) return Stage(row);
+    return {};
+  }
+
+ private:
+  std::span<const StageInfo> rows_;
+};
+
+constexpr Stages Stage::siblings() const { return Stages(std::span(row_ - row_->index, row_->count)); }
+constexpr Stage Stage::sibling(Role role) const { return siblings().of(role); }
+
+constexpr bool is(Stage stage, Role role) { return stage.row().role == role; }
+constexpr Payload payload_of(Stage stage) { return is(stage, Role::choice) ? Payload::indices : Payload::values; }
+
+// True for the stages of the model's head, of which a pass has only the rows that somebody wants.
+constexpr bool is_of_head(Stage stage) { return stage.row().scope == Scope::after_layers; }
+
+// True for the stages that the router writes: what chooses the experts, and the choice.
+constexpr bool is_of_router(Stage stage) {
+  return is(stage, Role::router_logits) || is(stage, Role::router_probs) || is(stage, Role::choice) ||
+         is(stage, Role::choice_weights);
+}
+// True for the two that say which experts compute, and what weight each has.
+constexpr bool is_routing(Stage stage) { return is(stage, Role::choice) || is(stage, Role::choice_weights); }
+
+// True for the stages with a vector of each expert chosen: [T, k, n].
+constexpr bool holds_experts(Stage stage) { return is(stage, Role::expert_values) || is(stage, Role::weighed_values); }
+// True for the stages that have a slot for each expert chosen: [T, k, ...]. They are compared by expert id.
+constexpr bool is_per_expert(Stage stage) { return holds_experts(stage) || is(stage, Role::choice_weights); }
+
+// True when a forward pass writes `a` of a layer before `b` of the same layer.
+constexpr bool comes_before(Stage a, Stage b) { return a.index() < b.index(); }
 
 // A stage of one layer; `layer` is -1 for the stages of the whole model. Ordered as the forward pass goes.
 struct Site {
-  Stage stage = Stage::embedding;
+  Stage stage;
   int layer = -1;
+
+  // The stage of that role in the same layer.
+  constexpr Site sibling(Role role) const { return {stage.sibling(role), layer}; }
 
   friend constexpr bool operator==(const Site&, const Site&) = default;
 };
 
 constexpr bool operator<(const Site& a, const Site& b) {
-  // The embedding comes before layer 0, the final norm and the head after the last layer.
-  constexpr auto rank = [](const Site& s) { return s.stage > Stage::post_ffn_residual ? 1 << 20 : s.layer; };
-  return rank(a) != rank(b) ? rank(a) < rank(b) : a.stage < b.stage;
+  constexpr auto rank = [](const Site& s) { return is_of_head(s.stage) ? 1 << 20 : s.layer; };
+  return rank(a) != rank(b) ? rank(a) < rank(b) : comes_before(a.stage, b.stage);
 }
 
 }  // namespace moe_diag

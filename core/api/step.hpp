@@ -4,20 +4,23 @@
 #include <array>
 #include <cstddef>
 #include <initializer_list>
+#include <type_traits>
 
 #include "core/api/model.hpp"
+#include "core/api/op.hpp"
 #include "core/api/stage.hpp"
 
 namespace moe_diag {
 
-// At most N values, in place: steps are plain data.
+// At most N values, in place: steps are plain data. One more throws std::out_of_range.
 template <class T, std::size_t N>
 class Few {
  public:
   constexpr Few() = default;
   constexpr Few(std::initializer_list<T> list) {
-    for (const T& v : list) items_[size_++] = v;
+    for (const T& v : list) push_back(v);
   }
+  constexpr void push_back(const T& value) { items_.at(size_++) = value; }
   constexpr const T* begin() const { return items_.data(); }
   constexpr const T* end() const { return items_.data() + size_; }
   constexpr std::size_t size() const { return size_; }
@@ -28,39 +31,36 @@ class Few {
   std::size_t size_ = 0;
 };
 
-enum class Op : std::uint8_t {
-  embed,     // out[t] = weight row of token t
-  rms_norm,  // per group of `params.width` values from column `params.offset`: x / sqrt(mean(x^2) + eps) * w
-  linear,    // out[t] = W x[t]; several weights write side by side
-  rope,      // rotate pairs (i, i + h/2) by position * theta^(-2i/h)
-  scores,    // q . k * scale for the keys up to the own position, 0 after it; appends this pass's keys to the cache
-  softmax,   // over the whole row, or, when causal, over the keys up to the own position, 0 after it
-  mix,       // sum over keys of probability times value; appends this pass's values to the cache
-  add,       // in[0] + in[1]
-  topk,      // the k largest, ties to the lower id, and their share of the sum
-  expert_linear,  // out[t, slot] = W[indices[t, slot]] x; x is [T, d] or [T, k, f]
-  swiglu,         // silu(in[0]) * in[1]
-  weigh,          // in[0][t, slot] * in[1][t, slot]
-  combine,        // sum over slots, in slot order
-};
+inline constexpr std::size_t most_inputs = 6, most_outputs = 2, most_weights = 4;  // of a step
 
 struct Params {
-  int offset = 0;       // rms_norm: first column read
-  int width = 0;        // rms_norm: values per group
-  double eps = 0;       // rms_norm
-  double theta = 0;     // rope
-  double scale = 1;     // scores
-  bool causal = false;  // softmax
+  int offset = 0;             // rms_norm, rope, mix: first column read
+  int width = 0;              // rms_norm: values per group
+  double eps = 0;             // rms_norm
+  double theta = 0;           // rope
+  double scale = 1;           // scores
+  bool causal = false;        // softmax
+  bool renormalised = false;  // topk: the weights are divided by their sum
+
+  friend constexpr bool operator==(const Params&, const Params&) = default;
 };
 
 // One operator of the program at one layer.
 struct Step {
   Op op = Op::embed;
   int layer = -1;  // -1: of the whole model
-  Few<Stage, 2> in, out;
-  Few<const Weight*, 3> weights;
+  Few<Stage, most_inputs> in;
+  Few<Stage, most_outputs> out;
+  Few<const Weight*, most_weights> weights;
+  Few<const Weight*, most_weights> biases;  // linear: as many as weights, or none; null where one weight has none
   Params params;
   bool want = true;  // false: nobody looks at the outputs, a backend need not store them
+
+  // Of weight i; null when it has none.
+  const Weight* bias(std::size_t i) const { return i < biases.size() ? biases[i] : nullptr; }
 };
+
+// Lanes compare steps byte by byte.
+static_assert(std::is_trivially_copyable_v<Step>);
 
 }  // namespace moe_diag

@@ -21,16 +21,19 @@ enum class TensorKind : std::uint8_t {
   norm,    // a vector that scales a normalised row; F32 in every file
   matrix,  // of a product
   router,  // whose product chooses experts; F32 in every file
+  gate,    // a vector whose product with a row is one value; F32 in every file
+  bias,    // a vector that is added to a product; F32 in every file
   head,    // whose product is the logits
 };
 
 // One tensor that a model of a configuration has.
 struct TensorSpec {
-  std::string_view role;  // GGUF's name, without "blk.<layer>." and ".weight"
+  std::string_view role;  // GGUF's name, without "blk.<layer>." and ".weight"; with ".bias"
   int layer = -1;         // -1: of no layer
   TensorKind kind = TensorKind::matrix;
   std::int64_t cols = 0, rows = 1, experts = 1;
-  int rank = 2;  // 1 for norms, 3 for experts, else 2
+  int rank = 2;  // 1 for vectors, 3 for experts, else 2
+  bool is_optional = false;
 
   // Used by synthetic models only.
   float gain = 1;          // standard deviation of a matmul's output for inputs of size one; of a norm, size of weights
@@ -54,6 +57,8 @@ struct Architecture {
   std::string_view name;   // general.architecture
   std::string_view dense;  // the architecture of the same family that has no experts, for a message; may be empty
 
+  Stages stages;  // a table of its own, in the order in which a forward pass writes them
+
   // The configuration in a file's metadata; sizes that only tensors show (vocabulary, tied output) come from the tensor
   // table. Throws Error (environment) for a missing or impossible value, and every key that would change the
   // mathematics in a way that is not computed here. Of a file that holds a part of a model (core/model/part.hpp) the
@@ -71,10 +76,15 @@ struct Architecture {
   void (*add_steps)(ProgramBuilder& program);
 
   std::span<const SyntheticPreset> presets;
+
+  std::span<const std::string_view> own = {};  // names of the numbers in ModelConfig::own, in their order
 };
 
 // All architectures, by name.
 std::span<const Architecture* const> architectures();
+
+// The stages of all architectures, each name once: for contracts whose model is not there.
+Stages all_stages();
 
 // The architecture of a file. Throws Error (environment) for a file of another one.
 const Architecture& architecture_of(const GgufFile& file);

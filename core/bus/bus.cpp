@@ -8,8 +8,6 @@
 #include <span>
 #include <string>
 
-#include "core/ops/stage_traits.hpp"
-
 namespace moe_diag {
 namespace {
 
@@ -43,9 +41,9 @@ Tensor Sighting::cache(int lane, CachePart part) {
 Tensor Sighting::read(int lane, Stage stage, Rows rows) {
   RunningLane& from = lanes_[static_cast<std::size_t>(lane)];
   if (!from.runs()) return {};
-  const Tensor tensor = from.read(stage, rows);
-  const Shape expected = lanes_.config().shape_of(stage, rows.count, pass.total);
-  const bool indices = info(stage).payload == Payload::indices;
+  const Tensor tensor = from.read({stage, site.layer}, rows);
+  const Shape expected = lanes_.config().shape_of({stage, site.layer}, rows.count, pass.total);
+  const bool indices = payload_of(stage) == Payload::indices;
   if (tensor && (!(tensor.shape == expected) || (tensor.dtype == DType::i32) != indices))
     throw Error(ErrorKind::environment, fmt::format("{}: read: {} came as {} {}, expected {} {}", from.label(),
                                                     name_of(stage), name_of(tensor.dtype), text_of(tensor.shape),
@@ -59,10 +57,10 @@ bool Bus::wanted(int prompt, int lane, Site site) const {
 
 bool Bus::looks_at(int prompt, const Lanes& lanes) const {
   for (int lane = 0; lane < static_cast<int>(lanes.size()); ++lane)
-    for (const StageInfo& stage : stage_table) {
-      const bool layered = stage.scope == Scope::layer;
+    for (const Stage stage : lanes.config().stages) {
+      const bool layered = info(stage).scope == Scope::layer;
       for (int layer = layered ? 0 : -1; layer < (layered ? lanes.config().layers : 0); ++layer)
-        if (wanted(prompt, lane, {stage.stage, layer})) return true;
+        if (wanted(prompt, lane, {stage, layer})) return true;
     }
   return false;
 }

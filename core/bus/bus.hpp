@@ -30,6 +30,11 @@ class Sighting {
 
   // Another stage of the same layer as the lane holds it now, replaced inputs included.
   Tensor now(int lane, Stage stage);
+  // That of a role; null when the model has none.
+  Tensor now(int lane, Role role) {
+    const Stage stage = site.stage.sibling(role);
+    return stage ? now(lane, stage) : Tensor();
+  }
 
   // What the lane's cache has of the layer's positions, up to the pass's last: [positions, Hk h]. For outputs of steps
   // that read it. Null when the lane does not show its cache.

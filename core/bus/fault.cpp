@@ -74,8 +74,8 @@ FaultPlanter::FaultPlanter(PlantedFault fault, const Step& step) : fault_(std::m
 std::vector<Stage> FaultPlanter::reads() const {
   if (is_computed(fault_.spec) && reads_cache(step_)) return {step_.in[0]};  // and the cache
   if (is_computed(fault_.spec)) return {step_.in.begin(), step_.in.end()};
-  if (fault_.spec.kind == Kind::swap_tie) return {Stage::moe_router_probs};
-  if (fault_.spec.expert >= 0) return {Stage::moe_router_indices};
+  if (fault_.spec.kind == Kind::swap_tie) return {step_.in[0]};
+  if (fault_.spec.expert >= 0) return {fault_.spec.stage.sibling(Role::choice)};
   return {};
 }
 
@@ -98,7 +98,7 @@ void FaultPlanter::replace(const Tensor& held, Sighting& sighting, Lanes& lanes)
   else
     edit(std::span(values), sighting, lanes.config());
   for (std::size_t i = 0; i < values.size(); ++i) changed_ += std::memcmp(&values[i], &before[i], sizeof(T)) != 0;
-  lanes[static_cast<std::size_t>(fault_.lane)].write(sighting.site.stage, sighting.rows(),
+  lanes[static_cast<std::size_t>(fault_.lane)].write(sighting.site, sighting.rows(),
                                                      {values.data(), held.dtype, held.shape});
 }
 

@@ -12,6 +12,6 @@ namespace moe_diag {
 // The plan's evidence captures, each narrowed to what failed: of every prompt, the sites where a falsifier fails and
 // what the steps that wrote those read. Empty when nothing failed, or nothing of it is within a selection.
 std::vector<WatchedCapture> evidence_of(const Plan& plan, const std::vector<Judgement>& judgements,
-                                        const Program& program, int layers);
+                                        const Program& program, const ModelConfig& config);
 
 }  // namespace moe_diag

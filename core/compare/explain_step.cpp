@@ -262,7 +262,7 @@ StepExplanation explain_choice(const StepCase& c, const ModelConfig& config) {
 }  // namespace
 
 StepExplanation explain_step(const StepCase& c, const Model& model, const Program& program) {
-  if (info(c.stage).payload == Payload::indices) {
+  if (payload_of(c.stage) == Payload::indices) {
     check_case(c, model.config());
     return explain_choice(c, model.config());
   }

@@ -85,7 +85,7 @@ std::string short_name(const std::string& tensor) {
 
 void FootprintMaker::add(const StepCase& c, const std::vector<StepUnit>& units) {
   step_ = c.step;
-  if (c.stage == Stage::attn_scores || c.stage == Stage::attn_softmax) keys_ = c.a.shape[2];
+  if (is(c.stage, Role::key_values)) keys_ = c.a.shape[2];
   for (const StepUnit& unit : units) {
     compared_ += unit.size;
     positions_.insert(c.first_position + unit.row);

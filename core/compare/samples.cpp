@@ -20,7 +20,7 @@ RowSamples expert_samples(const Pair& pair, int row) {
       continue;
     }
     const Segment segment{at, (row * used + chosen_b.slot_of(id)) * width, width};
-    if (pair.site.stage == Stage::moe_router_weights)
+    if (is(pair.site.stage, Role::choice_weights))
       together.segments.push_back(segment);
     else
       result.samples.push_back({row, id, {segment}});
@@ -35,7 +35,7 @@ RowSamples samples_of_row(const Pair& pair, int row) {
   if (is_per_expert(pair.site.stage)) return expert_samples(pair, row);
   const std::int64_t size = pair.a.shape.row();
   SampleSegments sample{row, -1, {}};
-  if (pair.site.stage == Stage::attn_scores || pair.site.stage == Stage::attn_softmax) {
+  if (is(pair.site.stage, Role::key_values)) {
     const std::int64_t keys = pair.a.shape[2];
     for (std::int64_t head = 0; head < pair.a.shape[1]; ++head)
       sample.segments.push_back({row * size + head * keys, row * size + head * keys, pair.first_position + row + 1});

@@ -10,6 +10,7 @@
 #include "core/api/error.hpp"
 #include "core/compare/measure.hpp"
 #include "core/compare/samples.hpp"
+#include "core/ops/linear.hpp"
 #include "core/ops/operator.hpp"
 
 namespace moe_diag {
@@ -55,12 +56,16 @@ void add_parts(const StepCase& c, const ModelConfig& config, int row, std::vecto
     const Weight* weight = c.step->weights[part];
     Step alone = *c.step;
     alone.weights = {weight};
+    alone.biases = {};
+    if (const Weight* bias = c.step->bias(part)) alone.biases = {bias};
     StepUnit unit;
     unit.row = row;
     unit.part = part;
     unit.first = first;
     unit.segments = {{start + first, start + first, weight->rows}};
     unit.expected = expected_of(c, config, alone, row);
+    if (weight->rows == 1 && c.in[0])
+      unit.expected *= cancellation(*c.step, host::values_of(c.in[0], row, 1), value_at(c.b, row));
     units.push_back(std::move(unit));
     first += weight->rows;
   }
@@ -91,16 +96,17 @@ void check_case(const StepCase& c, const ModelConfig& config) {
   if (!c.a || !c.b || c.a.shape != c.b.shape) fail(c, "the lane's and the oracle's output differ in shape");
   if (c.a.shape[0] == 0) fail(c, "there are no rows");
   const int sequence = c.a.shape.rank == 3 ? static_cast<int>(c.a.shape[2]) : 0;
-  if (c.a.shape != config.shape_of(c.stage, c.a.shape[0], sequence)) fail(c, "the output has not the stage's shape");
+  if (c.a.shape != config.shape_of({c.stage, c.step->layer}, c.a.shape[0], sequence))
+    fail(c, "the output has not the stage's shape");
   for (std::size_t i = 0; i < c.step->in.size(); ++i) {
     if (!c.in[i]) continue;
     const bool history = i == 1 && reads_cache(*c.step);
     const std::int64_t rows = c.a.shape[0] + (history ? c.first_position : 0);
     const int width = c.in[i].shape.rank == 3 ? static_cast<int>(c.in[i].shape[2]) : 0;
-    if (c.in[i].shape != config.shape_of(c.step->in[i], rows, width))
+    if (c.in[i].shape != config.shape_of({c.step->in[i], c.step->layer}, rows, width))
       fail(c, fmt::format("{} has not its stage's shape, or not {} rows", name_of(c.step->in[i]), rows));
   }
-  if (info(c.stage).payload == Payload::indices) {
+  if (payload_of(c.stage) == Payload::indices) {
     if (c.a.dtype != DType::i32 || c.b.dtype != DType::i32) fail(c, "chosen experts are int32");
     return;
   }

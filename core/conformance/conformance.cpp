@@ -298,19 +298,19 @@ constexpr Promise promises[] = {
     {"the locale changes no byte", &ignores_the_locale},
 };
 
-// Stages whose events the sink refuses as a mistake of the contract, a letter each in the note.
+// Stages whose events the sink refuses as a mistake of the contract, their names in the note.
 Seen probe(Trial& t) {
-  std::set<Stage> seen;
+  std::set<std::size_t> seen;
   Seen refused;
   for (const RecordedEvent& event : t.events()) {
-    if (!seen.insert(event.site.stage).second) continue;
+    if (!seen.insert(event.site.stage.index()).second) continue;
     const TrialRun run(t.out(std::string(name_of(event.site.stage))));
     const auto sink = t.make();
     t.open(*sink, run.info);
     try {
       t.consume(*sink, event.view());
     } catch (const Error& e) {
-      if (e.kind() == ErrorKind::usage) refused.note += static_cast<char>('A' + static_cast<int>(event.site.stage));
+      if (e.kind() == ErrorKind::usage) refused.note += fmt::format("{} ", name_of(event.site.stage));
     }
   }
   return refused;
@@ -319,14 +319,11 @@ Seen probe(Trial& t) {
 // Leaves out the stages that are refused; the check says which.
 Seen find_refused(Subject& subject) {
   Seen probed = in_own_process(subject, &probe);
-  const std::string letters = std::exchange(probed.note, "");
-  for (const char letter : letters) {
-    const auto stage = static_cast<Stage>(letter - 'A');
-    subject.refused.insert(stage);
-    probed.note +=
-        fmt::format("{}{}", probed.note.empty() ? "left out, since it refuses them: " : ", ", name_of(stage));
-  }
-  return subject.refused.size() == stage_count ? failed("consume: it refuses every stage") : probed;
+  std::istringstream names(std::exchange(probed.note, ""));
+  for (std::string name; names >> name; subject.refused.insert(name))
+    probed.note += fmt::format("{}{}", probed.note.empty() ? "left out, since it refuses them: " : ", ", name);
+  return subject.refused.size() == recorded_run().config.stages.size() ? failed("consume: it refuses every stage")
+                                                                       : probed;
 }
 
 // Examples of the required keys, and what is given.

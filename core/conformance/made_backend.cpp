@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "core/conformance/made_backend.hpp"
 
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -25,17 +24,18 @@ std::uint64_t mixed(std::uint64_t x) {
 
 class MadeLane final : public Lane {
  public:
-  MadeLane(const ModelConfig& config, DType values) : config_(config), values_(values) {}
+  MadeLane(const ModelConfig& config, DType values) : config_(config), values_(values), slots_(config.stages.size()) {}
 
   void begin(const Pass& pass) override { pass_ = pass; }
   void run(std::span<const Step> steps) override {
     for (const Step& step : steps)
       for (const Stage stage : step.out) slot(stage).layer = step.layer;
   }
-  Tensor read(Stage stage, Rows rows) override {
+  Tensor read(Site site, Rows rows) override {
+    const Stage stage = site.stage;
     Slot& to = slot(stage);
-    const Shape shape = config_.shape_of(stage, rows.count, pass_.total);
-    const bool indices = info(stage).payload == Payload::indices;
+    const Shape shape = config_.shape_of(site, rows.count, pass_.total);
+    const bool indices = payload_of(stage) == Payload::indices;
     const Tensor tensor{nullptr, indices ? DType::i32 : values_, shape};
     to.bytes.resize(tensor.bytes() + 1);  // never null
     for (int r = 0; r < rows.count; ++r) {
@@ -43,7 +43,7 @@ class MadeLane final : public Lane {
       std::byte* row = to.bytes.data() + static_cast<std::size_t>(r * shape.row()) * size_of(tensor.dtype);
       const std::uint64_t seed =
           mixed(static_cast<std::uint64_t>(position) << 20 | static_cast<std::uint64_t>(to.layer + 1) << 8 |
-                static_cast<std::uint64_t>(stage) << 1 | static_cast<std::uint64_t>(values_ == DType::f64));
+                static_cast<std::uint64_t>(stage.index()) << 1 | static_cast<std::uint64_t>(values_ == DType::f64));
       if (indices)
         choose(seed, shape.row(), reinterpret_cast<std::int32_t*>(row));
       else if (values_ == DType::f64)
@@ -51,10 +51,10 @@ class MadeLane final : public Lane {
       else
         fill(seed, shape.row(), reinterpret_cast<float*>(row));
     }
-    if (stage == Stage::lm_head && values_ == DType::f32) spoil(reinterpret_cast<float*>(to.bytes.data()));
+    if (is(stage, Role::logits) && values_ == DType::f32) spoil(reinterpret_cast<float*>(to.bytes.data()));
     return {to.bytes.data(), tensor.dtype, shape};
   }
-  void write(Stage /*stage*/, Rows /*rows*/, const Tensor& /*values*/) override {}
+  void write(Site /*site*/, Rows /*rows*/, const Tensor& /*values*/) override {}
   Tensor read_cache(CachePart /*part*/, int /*layer*/, Stretch /*positions*/) override { return {}; }
   void write_cache(CachePart /*part*/, int /*layer*/, Stretch /*positions*/, const Tensor& /*values*/) override {}
 
@@ -63,7 +63,7 @@ class MadeLane final : public Lane {
     int layer = -1;
     std::vector<std::byte> bytes;
   };
-  Slot& slot(Stage stage) { return slots_[static_cast<std::size_t>(stage)]; }
+  Slot& slot(Stage stage) { return slots_[stage.index()]; }
 
   // Between -4 and 4.
   template <class T>
@@ -87,7 +87,7 @@ class MadeLane final : public Lane {
   const ModelConfig config_;
   const DType values_;
   Pass pass_;
-  std::array<Slot, stage_count> slots_;
+  std::vector<Slot> slots_;
 };
 
 class MadeBackend final : public Backend {

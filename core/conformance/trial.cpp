@@ -36,9 +36,10 @@ fs::path Trial::out(const std::string& name) const {
 
 std::vector<RecordedEvent> Trial::events() const {
   std::vector<RecordedEvent> events = recorded_run().events;
-  events.erase(std::remove_if(events.begin(), events.end(),
-                              [&](const RecordedEvent& e) { return subject_.refused.count(e.site.stage) > 0; }),
-               events.end());
+  events.erase(
+      std::remove_if(events.begin(), events.end(),
+                     [&](const RecordedEvent& e) { return subject_.refused.count(name_of(e.site.stage)) > 0; }),
+      events.end());
   return events;
 }
 

@@ -22,7 +22,7 @@ struct Subject {
   PluginHost host;
   PluginRecord record;
   std::vector<std::pair<std::string, std::string>> options;
-  std::set<Stage> refused;                       // stages it does not take
+  std::set<std::string, std::less<>> refused;    // stages it does not take
   std::chrono::milliseconds call_limit{10'000};  // a call that takes longer is broken off
 
   bool writes() const;  // has an option that names a file or folder

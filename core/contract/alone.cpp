@@ -6,7 +6,6 @@
 
 #include "core/contract/metric.hpp"
 #include "core/contract/section.hpp"
-#include "core/ops/stage_traits.hpp"
 #include "core/text/nearest.hpp"
 #include "core/text/quote.hpp"
 
@@ -87,9 +86,8 @@ bool fits(const FalsifierSpec& spec, Metric metric, Stage stage) {
   return fits(metric, stage) && (!head_only || is_of_head(stage));
 }
 
-std::string fitting_stages(const FalsifierSpec& spec, Metric metric) {
-  if (metric != Metric::identical || spec.to == Twin::digest) return fitting_stages(metric);
-  return "final_norm, lm_head";
+std::string fitting_stages(const FalsifierSpec& spec, Metric metric, Stages stages) {
+  return stages_listed(stages, [&](Stage stage) { return fits(spec, metric, stage); });
 }
 
 }  // namespace moe_diag

@@ -65,13 +65,13 @@ std::string blind_to_explained(const FalsifierSpec& falsifier, const FaultSpec& 
   using Kind = FaultSpec::Kind;
   if (falsifier.metric != Metric::routing_real_flips) return "";
   if (!info(fault.kind).stays_finite && fault.kind != Kind::scale) return "";
-  const bool misleads =
-      fault.stage == Stage::moe_router_indices || (fault.stage == Stage::moe_router_probs && !keeps_order(fault));
+  const bool misleads = is(fault.stage, Role::choice) || (is(fault.stage, Role::router_probs) && !keeps_order(fault));
   if (!misleads)
     return fmt::format(
-        "{} counts the flips that the lane's own moe_router_logits do not explain, and these follow the "
-        "fault; plant wrong_expert at moe_router_indices",
-        name_of(falsifier.metric));
+        "{} counts the flips that the lane's own {} do not explain, and these follow the fault; plant wrong_expert at "
+        "{}",
+        name_of(falsifier.metric), name_of(fault.stage.sibling(Role::router_logits)),
+        name_of(fault.stage.sibling(Role::choice)));
   if (falsifier.layers.contains(fault.layer) == false)
     return fmt::format(
         "the falsifier does not look at layer {}, and flips of other layers are explained by their logits",
@@ -81,13 +81,12 @@ std::string blind_to_explained(const FalsifierSpec& falsifier, const FaultSpec& 
 
 // A lane with `routing` drops what its own router did once the routing was shown.
 std::string blind_with_routing(const FalsifierSpec& falsifier, const FaultSpec& fault) {
-  if (fault.stage < Stage::moe_router_logits || fault.stage > Stage::moe_router_weights) return "";
+  if (!is_of_router(fault.stage)) return "";
   for (Stage s : falsifier.stages.stages)
-    if (s >= fault.stage && s <= Stage::moe_router_weights) return "";
+    if (is_of_router(s) && !comes_before(s, fault.stage)) return "";
   return fmt::format(
-      "lane '{}' takes its routing from another lane, so nothing after moe_router_weights sees a fault "
-      "of its own router",
-      falsifier.lane);
+      "lane '{}' takes its routing from another lane, so nothing after {} sees a fault of its own router",
+      falsifier.lane, name_of(fault.stage.sibling(Role::choice_weights)));
 }
 
 bool shares_positions(const FalsifierSpec& falsifier, const FaultSpec& fault, const Contract& contract, bool same) {

@@ -19,7 +19,7 @@ bool contains(const std::vector<T>& list, const T& value) {
 
 // The stages of the falsifier that a word picks; a mistake when there are none, or overrides before have `taken` them.
 std::vector<Stage> read_override_word(const Value& word, const FalsifierSpec& spec, const std::vector<Stage>& taken) {
-  const auto pick = read_stage_word(word);
+  const auto pick = read_stage_word(word, spec.stages.stages.front().siblings());
   if (!pick) return {};
   std::vector<Stage> looked_at;
   for (Stage stage : pick->stages)

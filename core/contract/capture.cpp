@@ -11,17 +11,15 @@
 namespace moe_diag {
 namespace {
 
-StageSelection read_stages(const Value& value) {
+StageSelection read_stages(const Value& value, Stages known) {
   StageSelection selection;
   for (const Value& word : value.one_or_more()) {
-    const auto pick = read_stage_word(word);
+    const auto pick = read_stage_word(word, known);
     if (!pick) continue;
     selection.text += (selection.text.empty() ? "" : ", ") + word.node().text;
     selection.stages.insert(selection.stages.end(), pick->stages.begin(), pick->stages.end());
   }
-  auto& stages = selection.stages;
-  std::sort(stages.begin(), stages.end());
-  stages.erase(std::unique(stages.begin(), stages.end()), stages.end());
+  put_in_forward_order(selection.stages);
   return selection;
 }
 
@@ -36,7 +34,7 @@ CaptureSpec read_entry(const Value& value, const Contract& contract) {
   CaptureSpec capture;
   capture.where = value.node().where;
   capture.lanes = lane_names(contract);
-  if (const auto stages = map.require("stages")) capture.stages = read_stages(*stages);
+  if (const auto stages = map.require("stages")) capture.stages = read_stages(*stages, contract.stages);
   if (const auto layers = map.find("layers")) {
     capture.layers = read_layers(*layers).value_or(IndexSelection::all());
     check_layers(*layers, capture.stages.stages);

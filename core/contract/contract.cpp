@@ -10,8 +10,10 @@
 #include <utility>
 
 #include "core/api/error.hpp"
+#include "core/arch/architecture.hpp"
 #include "core/contract/contract_text.hpp"
 #include "core/contract/section.hpp"
+#include "core/gguf/split_files.hpp"
 #include "core/model/synthetic.hpp"
 #include "core/text/nearest.hpp"
 #include "core/text/quote.hpp"
@@ -114,6 +116,17 @@ std::string whole_model(const Value& gguf, const Value& synthetic) {
   return "";
 }
 
+// The stages that the rest of the contract may name. Where the model cannot be read, running it will say why.
+Stages stages_of(const ModelSource& model) {
+  if (!model.synthetic.empty()) return synthetic_architecture(model.synthetic).stages;
+  if (model.gguf.empty() || !model.unset_variable.empty()) return all_stages();
+  try {
+    return architecture_of(open_model_files(model.gguf).file).stages;
+  } catch (const Error&) {
+    return all_stages();
+  }
+}
+
 void read_model(const Value& value, Contract& contract) {
   Map map(value);
   ModelSource& model = contract.model;
@@ -132,6 +145,7 @@ void read_model(const Value& value, Contract& contract) {
       when_unset->refuse("is for a 'gguf' with a variable in it: remove it");
   }
   map.finish();
+  contract.stages = stages_of(model);
 }
 
 void refuse_without_sinks(const Value& value, const Contract& contract) {
@@ -222,6 +236,7 @@ void read_all(const YamlNode& root, Contract& contract, Mistakes& mistakes) {
 Contract parse(const std::string& text, const std::string& path, const std::string& folder,
                const std::vector<Override>& overrides, const OtherCheck& check) {
   Contract contract;
+  contract.stages = all_stages();
   contract.path = path;
   contract.folder = folder.empty() ? std::string(".") : folder;
   contract.digest = fmt::format("{:016x}", XXH3_64bits(text.data(), text.size()));

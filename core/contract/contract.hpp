@@ -62,7 +62,7 @@ struct LaneSpec {
 
 // Rows of a stage, out of an .npy file.
 struct GivenValues {
-  Stage stage = Stage::embedding;
+  Stage stage;
   DType dtype = DType::f32;
   Shape shape;  // as in the file, position first
   std::vector<std::byte> bytes;
@@ -196,6 +196,7 @@ struct Contract {
   std::string folder;  // inputs are relative to it
   Metadata metadata;
   ModelSource model;
+  Stages stages;  // of the model's architecture; of all of them while the model is not there
   std::vector<PromptSpec> prompts;
   std::string oracle;  // empty: none
   std::vector<LaneSpec> lanes;

@@ -102,9 +102,9 @@ void read_against(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, c
 }
 
 // Names must fit the metric; a glob takes what fits.
-void read_stages(const Value& value, FalsifierSpec& spec, std::optional<Metric> metric) {
+void read_stages(const Value& value, FalsifierSpec& spec, std::optional<Metric> metric, Stages known) {
   for (const Value& word : value.one_or_more()) {
-    const auto pick = read_stage_word(word);
+    const auto pick = read_stage_word(word, known);
     if (!pick) continue;
     spec.stages.text += (spec.stages.text.empty() ? "" : ", ") + word.node().text;
     std::size_t fitting = 0;
@@ -117,11 +117,9 @@ void read_stages(const Value& value, FalsifierSpec& spec, std::optional<Metric> 
       word.refuse(fmt::format("{} does not fit {}: it fits {}", info(*metric).name,
                               pick->named ? fmt::format("the stage {}", name_of(pick->stages.front()))
                                           : fmt::format("any stage of '{}'", shown(word.node().text)),
-                              fitting_stages(spec, *metric)));
+                              fitting_stages(spec, *metric, known)));
   }
-  auto& stages = spec.stages.stages;
-  std::sort(stages.begin(), stages.end());
-  stages.erase(std::unique(stages.begin(), stages.end()), stages.end());
+  put_in_forward_order(spec.stages.stages);
 }
 
 void read_controls(const Value& value, FalsifierSpec& spec, const Contract& contract, bool judged) {
@@ -149,12 +147,11 @@ std::vector<std::string> read_tags(const Value& value) {
 // Experts are told apart where their values are compared one by one, or counted.
 void read_experts(const Value& value, FalsifierSpec& spec, std::optional<Metric> metric) {
   spec.experts = read_layers(value);
-  const auto has_experts = [](Stage s) { return is_per_expert(s) && s != Stage::moe_router_weights; };
   const auto& stages = spec.stages.stages;
-  const auto other = std::find_if_not(stages.begin(), stages.end(), has_experts);
+  const auto other = std::find_if_not(stages.begin(), stages.end(), holds_experts);
   if (other != stages.end())
-    return value.refuse(
-        fmt::format("{} does not hold experts one by one: {} do", name_of(*other), stages_listed(has_experts)));
+    return value.refuse(fmt::format("{} does not hold experts one by one: {} do", name_of(*other),
+                                    stages_listed(other->siblings(), holds_experts)));
   if (metric == Metric::identical)
     value.refuse("experts are compared one by one with another lane's: 'identical' compares whole rows");
 }
@@ -165,7 +162,7 @@ void read_selections(Map& map, FalsifierSpec& spec, std::optional<Metric> metric
     if (const auto prompts = map.find("prompts")) spec.prompts = read_prompt_ids(*prompts, contract);
     return;
   }
-  if (const auto stage = map.require("stage")) read_stages(*stage, spec, metric);
+  if (const auto stage = map.require("stage")) read_stages(*stage, spec, metric, contract.stages);
   if (const auto layers = map.find("layers")) {
     spec.layers = read_layers(*layers).value_or(IndexSelection::all());
     check_layers(*layers, spec.stages.stages);

@@ -5,8 +5,8 @@
 
 namespace moe_diag {
 
-std::string fitting_stages(Fault::Kind kind) {
-  return stages_listed([&](Stage stage) { return fits(kind, stage); });
+std::string fitting_stages(Fault::Kind kind, Stages stages) {
+  return stages_listed(stages, [&](Stage stage) { return fits(kind, stage); });
 }
 
 std::vector<int> positions_changed(const FaultSpec& fault, int tokens) {

@@ -10,7 +10,7 @@
 namespace moe_diag {
 
 // The stages at which the fault can be planted: "every stage but moe_router_indices".
-std::string fitting_stages(Fault::Kind kind);
+std::string fitting_stages(Fault::Kind kind, Stages stages);
 
 // The positions, of a sequence of so many tokens, whose values at its site the fault can change.
 std::vector<int> positions_changed(const FaultSpec& fault, int tokens);

@@ -38,23 +38,29 @@ bool has_stage(Metric metric) {
          metric != Metric::device_memory_fraction;
 }
 
+namespace {
+
+// Of a row of one value, which may be near 0, errors in proportion say nothing.
+bool has_one_value(Stage stage) { return info(stage).row[0].symbol == "1"; }
+
+}  // namespace
+
 bool fits(Metric metric, Stage stage) {
   switch (metric) {
     case Metric::argmax_agree:
     case Metric::topk_overlap:
-    case Metric::kl:
-      return stage == Stage::lm_head || stage == Stage::moe_router_logits || stage == Stage::moe_router_probs;
-    case Metric::router_sum_error: return stage == Stage::moe_router_weights || stage == Stage::moe_router_probs;
+    case Metric::kl: return is(stage, Role::logits) || is(stage, Role::router_logits) || is(stage, Role::router_probs);
+    case Metric::router_sum_error: return info(stage).sums_to_one;
     case Metric::routing_flips:
-    case Metric::routing_real_flips: return stage == Stage::moe_router_indices;
+    case Metric::routing_real_flips: return is(stage, Role::choice);
     case Metric::cosine_similarity:
-    case Metric::rel_l2:
+    case Metric::rel_l2: return payload_of(stage) == Payload::values && !has_one_value(stage);
     case Metric::max_abs_diff:
     case Metric::mismatch_fraction:
     case Metric::ulp:
     case Metric::noise_ratio:
     case Metric::nonfinite:
-    case Metric::nonfinite_beyond: return info(stage).payload == Payload::values;
+    case Metric::nonfinite_beyond: return payload_of(stage) == Payload::values;
     case Metric::identical: return true;
     case Metric::seconds:
     case Metric::tokens_per_second:
@@ -64,15 +70,15 @@ bool fits(Metric metric, Stage stage) {
   return false;
 }
 
-std::string stages_listed(const std::function<bool(Stage)>& fit) {
+std::string stages_listed(Stages stages, const std::function<bool(Stage)>& fit) {
   std::vector<std::string> fitting, others;
-  for (const StageInfo& s : stage_table) (fit(s.stage) ? fitting : others).emplace_back(s.name);
+  for (const Stage stage : stages) (fit(stage) ? fitting : others).emplace_back(name_of(stage));
   if (others.empty()) return "every stage";
   return fitting.size() > others.size() ? "every stage but " + listed(others) : listed(fitting);
 }
 
-std::string fitting_stages(Metric metric) {
-  return stages_listed([&](Stage stage) { return fits(metric, stage); });
+std::string fitting_stages(Metric metric, Stages stages) {
+  return stages_listed(stages, [&](Stage stage) { return fits(metric, stage); });
 }
 
 std::vector<std::string> metric_names() {

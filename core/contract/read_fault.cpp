@@ -30,12 +30,12 @@ std::optional<Kind> read_kind(const Value& value) {
   return std::nullopt;
 }
 
-void read_site(Map& map, FaultSpec& fault, bool kind_known) {
+void read_site(Map& map, FaultSpec& fault, bool kind_known, Stages stages) {
   const auto stage = map.require("stage");
   const auto layer = map.find("layer");
   if (layer) fault.layer = static_cast<int>(layer->whole(0, highest_layer).value_or(0));
   if (!stage) return;
-  const auto pick = read_stage_word(*stage);
+  const auto pick = read_stage_word(*stage, stages);
   if (!pick) return;
   if (!pick->named) {
     stage->refuse(fmt::format("a fault is planted at one stage: name it, instead of '{}'", shown(stage->node().text)));
@@ -44,7 +44,7 @@ void read_site(Map& map, FaultSpec& fault, bool kind_known) {
   fault.stage = pick->stages.front();
   if (kind_known && !fits(fault.kind, fault.stage))
     stage->refuse(fmt::format("{} cannot be planted at {}: it fits {}", name_of(fault.kind), name_of(fault.stage),
-                              fitting_stages(fault.kind)));
+                              fitting_stages(fault.kind, fault.stage.siblings())));
   const bool in_layer = info(fault.stage).scope == Scope::layer;
   if (in_layer && !layer)
     map.value().refuse(fmt::format("the key 'layer' is missing: {} is in every layer", name_of(fault.stage)));
@@ -118,7 +118,7 @@ std::optional<FaultSpec> read_fault(const Value& value, const Contract& contract
   const auto inject = map.require("inject");
   const auto kind = inject ? read_kind(*inject) : std::nullopt;
   if (kind) fault.kind = *kind;
-  read_site(map, fault, kind.has_value());
+  read_site(map, fault, kind.has_value(), contract.stages);
   if (falsifier)
     fault.lane = falsifier->lane;
   else if (const auto lane = map.require("lane"))

@@ -33,7 +33,7 @@ bool read_alone(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, con
 void refuse_stage_keys(Map& map, Metric metric);
 // Whether the falsifier's metric can be computed at the stage: `identical` looks at what it compares, too.
 bool fits(const FalsifierSpec& spec, Metric metric, Stage stage);
-std::string fitting_stages(const FalsifierSpec& spec, Metric metric);
+std::string fitting_stages(const FalsifierSpec& spec, Metric metric, Stages stages);
 
 // The name of a block type.
 std::optional<BlockType> read_block_type(const Value& value);
@@ -63,7 +63,7 @@ std::optional<IndexSelection> read_positions(const Value& value, const Contract&
 std::vector<const PromptSpec*> prompts_of(const Contract& contract, const std::vector<std::string>& ids);
 
 // One stage word as the contract writes it; a mistake and none when there is no such stage.
-std::optional<StagePick> read_stage_word(const Value& word);
+std::optional<StagePick> read_stage_word(const Value& word, Stages stages);
 // Adds a mistake when layers are given but all stages are of the whole model.
 void check_layers(const Value& layers, const std::vector<Stage>& stages);
 

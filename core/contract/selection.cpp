@@ -16,10 +16,9 @@ namespace {
 
 constexpr int largest_index = 1'000'000'000;
 
-std::vector<std::string> stage_names() {
+std::vector<std::string> names_of(Stages stages) {
   std::vector<std::string> names;
-  names.reserve(stage_count);
-  for (const StageInfo& s : stage_table) names.emplace_back(s.name);
+  for (const Stage stage : stages) names.emplace_back(name_of(stage));
   return names;
 }
 
@@ -55,20 +54,28 @@ std::string text_of(const Part& p) {
 
 }  // namespace
 
-StagePick pick_stages(std::string_view word) {
+StagePick pick_stages(std::string_view word, Stages stages) {
   const std::string wanted = lower(word);
-  for (const StageInfo& s : stage_table)
-    if (wanted == s.name || (!s.alias.empty() && wanted == s.alias)) return {{s.stage}, true};
+  for (const Stage stage : stages) {
+    const StageInfo& s = info(stage);
+    if (wanted == s.name || (!s.alias.empty() && wanted == s.alias)) return {{stage}, true};
+  }
   StagePick pick;
   const bool is_glob = wanted.find_first_of("*?") != std::string::npos;
-  for (const StageInfo& s : stage_table)
-    if (wanted == "all" || (is_glob && (glob_matches(wanted, s.name) || glob_matches(wanted, s.alias))))
-      pick.stages.push_back(s.stage);
+  for (const Stage stage : stages)
+    if (wanted == "all" ||
+        (is_glob && (glob_matches(wanted, info(stage).name) || glob_matches(wanted, info(stage).alias))))
+      pick.stages.push_back(stage);
   if (!pick.stages.empty()) return pick;
   if (is_glob)
     throw std::invalid_argument(
-        fmt::format("no stage is called like '{}'. Known: {}", shown(word), listed(stage_names())));
-  throw std::invalid_argument(unknown("stage", word, stage_names()));
+        fmt::format("no stage is called like '{}'. Known: {}", shown(word), listed(names_of(stages))));
+  throw std::invalid_argument(unknown("stage", word, names_of(stages)));
+}
+
+void put_in_forward_order(std::vector<Stage>& stages) {
+  std::sort(stages.begin(), stages.end(), comes_before);
+  stages.erase(std::unique(stages.begin(), stages.end()), stages.end());
 }
 
 IndexSelection IndexSelection::parse(std::string_view text, bool allow_last) {

@@ -17,13 +17,16 @@ struct StageSelection {
   std::vector<Stage> stages;
 };
 
-// The stages one word picks, in forward order. `named`: the word is a name or an alias, not a glob or `all`.
+// The stages that one word picks out of an architecture's, in forward order. `named`: the word is a name or an alias,
+// not a glob or `all`.
 struct StagePick {
   std::vector<Stage> stages;
   bool named = false;
 };
 // In a glob, `*` stands for any text and `?` for one character. Throws std::invalid_argument naming what there is.
-StagePick pick_stages(std::string_view word);
+StagePick pick_stages(std::string_view word, Stages stages);
+// Sorts them as the forward pass goes, each once.
+void put_in_forward_order(std::vector<Stage>& stages);
 
 // Layers or positions: all | last | 7 | -1 | 0..48 (end excluded) | 0..=47 | 3.. (to the end) | lists of these.
 // Negative counts from the end.

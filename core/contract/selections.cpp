@@ -63,11 +63,11 @@ std::optional<IndexSelection> read_positions(const Value& value, const Contract&
   return positions;
 }
 
-std::optional<StagePick> read_stage_word(const Value& word) {
+std::optional<StagePick> read_stage_word(const Value& word, Stages stages) {
   const auto text = word.text();
   if (!text) return std::nullopt;
   try {
-    return pick_stages(*text);
+    return pick_stages(*text, stages);
   } catch (const std::invalid_argument& e) {
     word.refuse(e.what());
     return std::nullopt;

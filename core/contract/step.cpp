@@ -22,7 +22,7 @@ constexpr std::size_t most_dimensions = 4;
 GivenValues values_in(const std::string& path, Stage stage) {
   const std::string file = read_bounded(path, largest_file);
   const NpyArray array = parse_npy(file);
-  const bool indices = info(stage).payload == Payload::indices;
+  const bool indices = payload_of(stage) == Payload::indices;
   if (indices ? array.type != "<i4" : array.type != "<f4" && array.type != "<f8")
     throw Error(ErrorKind::usage, fmt::format("its type is '{}', expected {}", array.type,
                                               indices ? "'<i4': ids of experts" : "'<f4' or '<f8': values"));
@@ -42,7 +42,7 @@ GivenValues values_in(const std::string& path, Stage stage) {
 std::vector<GivenValues> read_values(const Value& value, const Contract& contract) {
   std::vector<GivenValues> all;
   for (const Entry& entry : Map(value).entries()) {
-    const auto pick = read_stage_word(entry.key);
+    const auto pick = read_stage_word(entry.key, contract.stages);
     const auto name = entry.value.text();
     if (!pick || !name) continue;
     if (!pick->named) {

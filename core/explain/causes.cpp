@@ -87,8 +87,8 @@ class Namer {
 
   // The router's weights follow from its choice: both are outputs of one step.
   static bool follows_from_choice(const Sites& sites, Site site) {
-    if (site.stage != Stage::moe_router_weights) return false;
-    const auto choice = sites.find({Stage::moe_router_indices, site.layer});
+    if (!is(site.stage, Role::choice_weights)) return false;
+    const auto choice = sites.find(site.sibling(Role::choice));
     return choice != sites.end() && choice->second.fails;
   }
 
@@ -251,7 +251,7 @@ class Namer {
     std::vector<std::pair<Place, double>> wrong;  // with their excess
     for (const auto& [site, finding] : *sites) {
       const bool before = finding.fails && site < sample.site && finding.position <= sample.position;
-      const Place place{lane, follows_from_choice(*sites, site) ? Site{Stage::moe_router_indices, site.layer} : site};
+      const Place place{lane, follows_from_choice(*sites, site) ? site.sibling(Role::choice) : site};
       if (!before || !reaches(site, sample.site)) continue;
       if (!finite && finding.step_nonfinite.count() > 0) return place;
       wrong.push_back({place, finding.excess()});
@@ -262,8 +262,8 @@ class Namer {
 
   // On a lane that is fed, the weights alone follow from something: the choice made by the same step.
   std::optional<Place> upstream_choice(int lane, const Sample& sample) const {
-    const Place choice{lane, {Stage::moe_router_indices, sample.site.layer}};
-    const bool follows = sample.site.stage == Stage::moe_router_weights && found_.count(choice) > 0;
+    const Place choice{lane, sample.site.sibling(Role::choice)};
+    const bool follows = is(sample.site.stage, Role::choice_weights) && found_.count(choice) > 0;
     return follows ? std::optional<Place>(choice) : std::nullopt;
   }
 
@@ -325,9 +325,9 @@ class Namer {
 
   // Experts both lanes chose are compared with each other: a choice of the same layer does not change what they give.
   bool matters(int lane, Site choice, Site site) const {
-    if (choice.stage != Stage::moe_router_indices || choice == site) return choice == site;
+    if (!is(choice.stage, Role::choice) || choice == site) return choice == site;
     if (is_fed(lane) || is_routed(lane)) return false;
-    const bool common = site.stage >= Stage::moe_expert_gate && site.stage <= Stage::moe_expert_out;
+    const bool common = is(site.stage, Role::expert_values);
     return !(common && choice.layer == site.layer);
   }
 
@@ -362,7 +362,8 @@ class Namer {
   std::string agreement(int lane, int prompt, int layer) const {
     double worst = 0;
     for (const auto& [site, finding] : *sites_of(lane, prompt))
-      if (site.layer == layer && site.stage > Stage::moe_router_weights) worst = std::max(worst, finding.times);
+      if (site.layer == layer && comes_before(site.stage.sibling(Role::choice_weights), site.stage))
+        worst = std::max(worst, finding.times);
     if (worst == 0) return "";
     const bool agrees = worst <= failing_error;
     return fmt::format("; with routing forced the layer {}: its steps are within {:.2g} expected errors",
@@ -394,7 +395,7 @@ class Namer {
   }
 
   std::string of_numerics(const Finding& finding, const RunningLane& lane) const {
-    if (info(finding.site.stage).payload == Payload::indices) return "the choice follows from the logits";
+    if (payload_of(finding.site.stage) == Payload::indices) return "the choice follows from the logits";
     return fmt::format(
         "the step's error is {:.3g}, and {:.3g} is expected of {}{}; the claim asks for more than these numerics give",
         finding.step_error, finding.expected, lane.description.numerics, kernel_at(lane, finding.site));
@@ -424,8 +425,8 @@ class Namer {
 
   // Each layer has its stage's free error, and the worst of its steps.
   void draw_curves() {
-    std::map<std::pair<int, int>, const Finding*> worst;  // by lane and layer
-    std::map<std::tuple<int, Stage, int>, double> free;   // by lane, stage, layer
+    std::map<std::pair<int, int>, const Finding*> worst;       // by lane and layer
+    std::map<std::tuple<int, std::size_t, int>, double> free;  // by lane, stage, layer
     for (const auto& [key, sites] : examined_.findings())
       for (const auto& [site, finding] : sites) {
         if (site.layer < 0) continue;
@@ -433,11 +434,12 @@ class Namer {
         const Finding*& w = worst[{lane, site.layer}];
         if (!w || finding.times > w->times) w = &finding;
         if (!examined_.draws(site.stage)) continue;
-        const auto [at, fresh] = free.try_emplace({lane, site.stage, site.layer}, finding.free_error);
+        const auto [at, fresh] = free.try_emplace({lane, site.stage.index(), site.layer}, finding.free_error);
         if (!fresh && !(finding.free_error <= at->second)) at->second = finding.free_error;
       }
     for (const auto& [key, free_error] : free) {
-      const auto [lane, stage, layer] = key;
+      const auto [lane, index, layer] = key;
+      const Stage stage = lanes_.config().stages[index];
       std::vector<Curve>& curves = verdict_.diagnosis.curves;
       if (curves.empty() || curves.back().lane != lane || curves.back().stage != stage)
         curves.push_back({lane, stage, {}});

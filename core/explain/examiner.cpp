@@ -89,7 +89,7 @@ void Finding::note_free_error(double error) {
 
 double Finding::excess() const {
   if (!fails) return 0;
-  if (!std::isfinite(step_error) || info(site.stage).payload == Payload::indices) return 1;
+  if (!std::isfinite(step_error) || payload_of(site.stage) == Payload::indices) return 1;
   return std::clamp(step_error - (std::isnan(expected) ? 0 : expected), 0.0, 1.0);
 }
 
@@ -139,8 +139,8 @@ StepCase Examiner::case_of(const Subject& subject, Sighting& sighting) const {
   c.first_position = sighting.position(0);
   c.numerics = parts_.lanes[static_cast<std::size_t>(subject.fed)].description.numerics;
   if (is_per_expert(c.stage)) {
-    c.routing_a = sighting.now(subject.fed, Stage::moe_router_indices);
-    c.routing_b = sighting.now(parts_.oracle, Stage::moe_router_indices);
+    c.routing_a = sighting.now(subject.fed, Role::choice);
+    c.routing_b = sighting.now(parts_.oracle, Role::choice);
   }
   return c;
 }
@@ -149,7 +149,7 @@ void Examiner::look_at_step(std::size_t subject, Sighting& sighting, Finding& fi
   const Subject& s = subjects_[subject];
   StepCase c = case_of(s, sighting);
   if (!c.a || (is_per_expert(c.stage) && (!c.routing_a || !c.routing_b))) return;
-  if (info(c.stage).payload == Payload::indices) {
+  if (payload_of(c.stage) == Payload::indices) {
     for (RowFlip& row : flips_of(s.fed, sighting)) {
       if (row.flip.kind == FlipKind::real) {
         note_failure(row.position, row.flip.expert, finding);
@@ -175,8 +175,8 @@ void Examiner::explain_or_keep(std::size_t subject, Sighting& sighting, StepCase
   if (!has_expected_error(parts_.lanes[static_cast<std::size_t>(s.fed)], parts_.plan.program, parts_.model.config()))
     return;
   // What the router weighs follows from what it chose.
-  if (c.stage == Stage::moe_router_weights &&
-      findings_[{sighting.prompt, static_cast<int>(subject)}][{Stage::moe_router_indices, sighting.site.layer}].fails)
+  if (is(c.stage, Role::choice_weights) &&
+      findings_[{sighting.prompt, static_cast<int>(subject)}][sighting.site.sibling(Role::choice)].fails)
     return;
   add_inputs(s, sighting, c);
   if (!finding.explanation && kept_.fits(c)) {
@@ -260,9 +260,8 @@ void Examiner::look_at_units(const StepCase& seen, Finding& finding) const {
 }
 
 std::vector<RowFlip> Examiner::flips_of(int lane, Sighting& sighting) const {
-  const Routing routing{sighting.tensor(lane), sighting.tensor(parts_.oracle),
-                        sighting.now(lane, Stage::moe_router_logits),
-                        sighting.now(parts_.oracle, Stage::moe_router_logits), parts_.model.config().experts};
+  const Routing routing{sighting.tensor(lane), sighting.tensor(parts_.oracle), sighting.now(lane, Role::router_logits),
+                        sighting.now(parts_.oracle, Role::router_logits), parts_.model.config().experts};
   std::vector<RowFlip> flips;
   if (!routing.ids_a || !routing.ids_b) return flips;
   const bool has_logits = routing.logits_a && routing.logits_b;  // only a faulty id is told without
@@ -282,14 +281,14 @@ void Examiner::look_at_lane(const Subject& s, Sighting& sighting, Finding& findi
     finding.flips = finding.step_flips;
     return;
   }
-  if (stage == Stage::moe_router_indices) {
+  if (is(stage, Role::choice)) {
     const std::vector<RowFlip> flips = flips_of(s.lane, sighting);
     finding.flips.insert(finding.flips.end(), flips.begin(), flips.end());
     return;
   }
   const Tensor values = sighting.tensor(s.lane);
   if (!values) return;
-  const Tensor routing = is_per_expert(stage) ? sighting.now(s.lane, Stage::moe_router_indices) : Tensor{};
+  const Tensor routing = is_per_expert(stage) ? sighting.now(s.lane, Role::choice) : Tensor{};
   count_nonfinite(values, sighting.tensor(parts_.oracle), routing, sighting.position(0), finding.free_nonfinite);
   if (!draws(stage)) return;
   for (int row = 0; row < sighting.rows().count; ++row) {
@@ -308,8 +307,8 @@ std::optional<double> Examiner::error_of(int lane, Sighting& sighting, int row, 
   pair.experts = parts_.model.config().experts;
   if (!pair.a || !pair.b) return std::nullopt;
   if (is_per_expert(pair.site.stage)) {
-    pair.routing_a = sighting.now(lane, Stage::moe_router_indices);
-    pair.routing_b = sighting.now(parts_.oracle, Stage::moe_router_indices);
+    pair.routing_a = sighting.now(lane, Role::choice);
+    pair.routing_b = sighting.now(parts_.oracle, Role::choice);
     if (!pair.routing_a || !pair.routing_b) return std::nullopt;
   }
   Measure measure;
@@ -352,7 +351,7 @@ Tensor Examiner::read_from_cache(const Subject& subject, Sighting& sighting, con
   const Tensor kept = sighting.cache(parts_.oracle, cache_part(step));
   if (!kept) return {};
   const bool single = parts_.lanes[static_cast<std::size_t>(subject.fed)].description.values == DType::f32;
-  const Shape shape = parts_.model.config().shape_of(step.in[1], static_cast<int>(kept.shape[0]), 0);
+  const Shape shape = parts_.model.config().shape_of({step.in[1], step.layer}, static_cast<int>(kept.shape[0]), 0);
   const std::int64_t row = shape.row(), width = kept.shape.row(), first = row - width;
   cached_.assign(static_cast<std::size_t>(shape.count()), 0.0);
   for (std::int64_t i = 0; i < kept.shape.count(); ++i) {

@@ -39,10 +39,10 @@ bool saw_wrong_step(const Examiner& examiner, const SideBySide& sides) {
 class StandIn {
  public:
   // `kept` null: the lane itself.
-  StandIn(RunningLane& lane, const KeptStages* kept, const ModelConfig& config) : lane_(lane) {
+  StandIn(RunningLane& lane, const KeptStages* kept, const ModelConfig& config, const Program& program) : lane_(lane) {
     if (!kept) return;
     itself_ = lane.replace(nullptr);
-    lane.replace(std::make_unique<ReplayedLane>(*kept, *itself_, config));
+    lane.replace(std::make_unique<ReplayedLane>(*kept, *itself_, config, program));
   }
   StandIn(const StandIn&) = delete;
   StandIn& operator=(const StandIn&) = delete;
@@ -203,11 +203,13 @@ std::vector<bool> Explanations::active(const std::vector<Subject>& subjects) con
 
 // The residual stream, and the values of layers that something is falsified at.
 std::vector<Stage> Explanations::curves() const {
-  std::set<Stage> stages = {Stage::post_ffn_residual};
+  const auto in_order = [](Stage a, Stage b) { return comes_before(a, b); };
+  std::set<Stage, decltype(in_order)> stages(in_order);
+  stages.insert(parts_.model.config().stages.of(Role::layer_output));
   for (const Judgement& j : verdict_.judgements)
     if (j.outcome == Outcome::falsified)
       for (const SiteResult& site : j.sites)
-        if (site.failing > 0 && site.site.layer >= 0 && info(site.site.stage).payload == Payload::values)
+        if (site.failing > 0 && site.site.layer >= 0 && payload_of(site.site.stage) == Payload::values)
           stages.insert(site.site.stage);
   return {stages.begin(), stages.end()};
 }
@@ -240,7 +242,7 @@ std::unique_ptr<Examiner> Explanations::run(const std::vector<Subject>& subjects
   const std::vector<bool> lanes = active(subjects);
   for (auto& [prompt, again] : again_) {
     const StandIn replayed(parts_.lanes[static_cast<std::size_t>(oracle_)], oracle_stages(prompt),
-                           parts_.model.config());
+                           parts_.model.config(), parts_.plan.program);
     Forward forward(parts_.model, parts_.lanes, bus, planted(subjects), lanes, feed_ ? &*feed_ : nullptr);
     lead_up(again, lanes, progress);
     if (again.first > 0 && last_read_of_cache(again) && !show_caches(subjects, lanes)) again.first = 0;

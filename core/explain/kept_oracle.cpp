@@ -5,8 +5,6 @@
 #include <new>
 #include <numeric>
 
-#include "core/ops/stage_traits.hpp"
-
 namespace moe_diag {
 
 KeptOracle::KeptOracle(const Contract& contract, const Plan& plan, const Lanes& lanes,
@@ -40,9 +38,10 @@ std::uint64_t KeptOracle::bytes_of(const PromptSpec& prompt, int head_first) con
       for (Stage stage : step.out) {
         const int head = std::min(std::max(head_first, pass.first), pass.end() - 1);
         const int rows = is_of_head(stage) ? pass.end() - head : pass.count;
-        const DType dtype = info(stage).payload == Payload::indices ? DType::i32 : dtype_;
-        bytes += KeptStages::taken_by(static_cast<std::size_t>(config_.shape_of(stage, rows, prompt.length()).count()) *
-                                      size_of(dtype));
+        const DType dtype = payload_of(stage) == Payload::indices ? DType::i32 : dtype_;
+        bytes += KeptStages::taken_by(
+            static_cast<std::size_t>(config_.shape_of(site_of(step, stage), rows, prompt.length()).count()) *
+            size_of(dtype));
       }
   return bytes;
 }

@@ -129,13 +129,13 @@ class Teller {
 void OracleWatch::look_beside(const Bus& others, int prompts) {
   const int layers = lanes_.config().layers;
   const bool is_copied = lanes_[static_cast<std::size_t>(oracle_)].description.asynchronous;
-  sites_.assign(static_cast<std::size_t>(prompts), SiteSet(layers));
+  sites_.assign(static_cast<std::size_t>(prompts), SiteSet(lanes_.config()));
   for (int prompt = 0; prompt < prompts; ++prompt) {
     if (!others.looks_at(prompt, lanes_)) continue;
-    for (const StageInfo& stage : stage_table) {
-      const bool layered = stage.scope == Scope::layer;
+    for (const Stage stage : lanes_.config().stages) {
+      const bool layered = info(stage).scope == Scope::layer;
       for (int layer = layered ? 0 : -1; layer < (layered ? layers : 0); ++layer)
-        if (const Site site{stage.stage, layer}; !is_copied || others.wanted(prompt, oracle_, site))
+        if (const Site site{stage, layer}; !is_copied || others.wanted(prompt, oracle_, site))
           sites_[static_cast<std::size_t>(prompt)].insert(site);
     }
   }
@@ -162,8 +162,7 @@ void OracleWatch::look_at_row(Sighting& sighting, const Tensor& values, int row)
   place.site = sighting.site;
   Nonfinite& counts = place.counts;
   counts.values += size;
-  const Tensor routing =
-      is_per_expert(sighting.site.stage) ? sighting.now(oracle_, Stage::moe_router_indices) : Tensor{};
+  const Tensor routing = is_per_expert(sighting.site.stage) ? sighting.now(oracle_, Role::choice) : Tensor{};
   const std::int64_t width = routing ? size / routing.shape.row() : size;
   bool is_first = counts.position < 0 || position < counts.position;
   for (std::int64_t i = first; i < first + size; ++i) {

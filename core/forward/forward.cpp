@@ -11,8 +11,6 @@
 namespace moe_diag {
 namespace {
 
-bool is_routing(Stage stage) { return stage == Stage::moe_router_indices || stage == Stage::moe_router_weights; }
-
 bool has(const Step& step, Stage stage) { return std::find(step.out.begin(), step.out.end(), stage) != step.out.end(); }
 bool writes(const Step& step, Site site) { return step.layer == site.layer && has(step, site.stage); }
 
@@ -210,7 +208,7 @@ void Forward::hand_over(Sighting& sighting) {
     if (from < 0) continue;
     // Not the sighting's view: the feeder itself may have taken over values since.
     const Tensor values = sighting.now(from, sighting.site.stage);
-    if (values) lanes_[static_cast<std::size_t>(lane)].write(sighting.site.stage, sighting.rows(), values);
+    if (values) lanes_[static_cast<std::size_t>(lane)].write(sighting.site, sighting.rows(), values);
   }
 }
 

@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "core/ops/operator.hpp"
-#include "core/ops/stage_traits.hpp"
 
 namespace moe_diag {
 namespace {
@@ -19,8 +18,12 @@ std::vector<Stage> stages_given(const Step& step) {
   std::vector<Stage> stages(step.in.begin(), step.in.end());
   const bool chooses = operator_of(step).chooses_experts;
   const bool by_expert = !chooses && step.out.size() > 0 && is_per_expert(step.out[0]);
-  if (by_expert && !has(stages, Stage::moe_router_indices)) stages.push_back(Stage::moe_router_indices);
-  if (chooses) stages.push_back(Stage::moe_router_logits);
+  const auto add = [&](Role role) {
+    const Stage stage = step.out[0].sibling(role);
+    if (!has(stages, stage)) stages.push_back(stage);
+  };
+  if (by_expert) add(Role::choice);
+  if (chooses) add(Role::router_logits);
   return stages;
 }
 
@@ -42,7 +45,7 @@ void GivenInputs::feed(const Pass& pass, RunningLane& lane) {
   for (const GivenValues& values : spec_.inputs) {
     const Rows rows{0, pass.rows()};
     const int first = pass.first - (is_of_all_positions(step_, values.stage) ? 0 : spec_.first);
-    Tensor tensor{nullptr, values.dtype, config_.shape_of(values.stage, rows.count, pass.total)};
+    Tensor tensor{nullptr, values.dtype, config_.shape_of({values.stage, step_.layer}, rows.count, pass.total)};
     if (first >= 0) {
       const std::size_t row = static_cast<std::size_t>(tensor.shape.row()) * size_of(values.dtype);
       tensor.data = values.bytes.data() + static_cast<std::size_t>(first) * row;
@@ -50,7 +53,7 @@ void GivenInputs::feed(const Pass& pass, RunningLane& lane) {
       zeros_.resize(std::max(zeros_.size(), static_cast<std::size_t>(tensor.shape.count())));
       tensor.data = zeros_.data();
     }
-    lane.write(values.stage, rows, tensor);
+    lane.write({values.stage, step_.layer}, rows, tensor);
   }
 }
 

@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "core/lane/lanes.hpp"
-#include "core/ops/stage_traits.hpp"
 
 namespace moe_diag {
 
@@ -18,9 +17,11 @@ void LaneAlone::pass(const Pass& pass, int prompt, Hook* hook) {
   RunningLane& lane = lanes_[static_cast<std::size_t>(lane_)];
   lane.begin(pass);
   lane.run(program_);
-  lane.read(Stage::lm_head, {pass.rows() - 1, 1});
+  const Stages& stages = lanes_.config().stages;
+  lane.read({stages.of(Role::logits), -1}, {pass.rows() - 1, 1});
   if (!hook) return;
-  for (Stage stage : {Stage::final_norm, Stage::lm_head}) {
+  for (const Stage stage : stages) {
+    if (!is_of_head(stage)) continue;
     Sighting sighting(lanes_, pass, prompt, {stage, -1});
     if (hook->wants(prompt, lane_, sighting.site)) hook->show(sighting);
   }

@@ -2,11 +2,12 @@
 #include "core/forward/program.hpp"
 
 #include <algorithm>
-#include <array>
+#include <vector>
 
 namespace moe_diag {
 Program build_program(const Model& model) {
-  ProgramBuilder builder(model.config(), [&](std::string_view role, int layer) { return &model.weight(role, layer); });
+  ProgramBuilder builder(model.config(),
+                         [&](std::string_view role, int layer) { return model.find_weight(role, layer); });
   model.architecture().add_steps(builder);
   Program whole = builder.take();
   return model.part() ? Program{*find_step(whole, *model.part())} : whole;
@@ -25,25 +26,25 @@ std::span<const Step> steps_up_to(const Program& program, Site site) {
 }
 
 std::vector<Site> inputs_of(const Program& program, Site site) {
-  std::array<int, stage_count> written{};  // in which layer each stage was written last
+  std::vector<int> written(site.stage.siblings().size());  // in which layer each stage was written last
   std::vector<Site> inputs;
   for (const Step& step : program) {
     if (step.layer == site.layer && std::find(step.out.begin(), step.out.end(), site.stage) != step.out.end())
-      for (Stage stage : step.in) inputs.push_back({stage, written[static_cast<std::size_t>(stage)]});
-    for (Stage stage : step.out) written[static_cast<std::size_t>(stage)] = step.layer;
+      for (Stage stage : step.in) inputs.push_back({stage, written[stage.index()]});
+    for (Stage stage : step.out) written[stage.index()] = step.layer;
   }
   return inputs;
 }
 
 std::vector<Site> sites_that_depend_on(const Program& program, Site site) {
-  std::array<bool, stage_count> touched{};  // as buffers are: one a stage, written anew in each layer
+  std::vector<bool> touched(site.stage.siblings().size());  // as buffers are: one a stage, written anew in each layer
   std::vector<Site> reached;
-  const auto is_touched = [&](Stage stage) { return touched[static_cast<std::size_t>(stage)]; };
+  const auto is_touched = [&](Stage stage) { return touched[stage.index()]; };
   for (const Step& step : program) {
     const bool inherits = std::any_of(step.in.begin(), step.in.end(), is_touched);
     for (Stage stage : step.out) {
       const bool here = inherits || site_of(step, stage) == site;
-      touched[static_cast<std::size_t>(stage)] = here;
+      touched[stage.index()] = here;
       if (here) reached.push_back(site_of(step, stage));
     }
   }

@@ -17,7 +17,7 @@ Sequences::Sequences(const Contract& contract, int oracle) : contract_(contract)
 }
 
 bool Sequences::wants(int prompt, int lane, Site site) const {
-  return lane == oracle_ && site.stage == Stage::lm_head &&
+  return lane == oracle_ && is(site.stage, Role::logits) &&
          contract_.prompts[static_cast<std::size_t>(prompt)].generate > 0;
 }
 
@@ -27,7 +27,8 @@ void Sequences::show(Sighting& sighting) {
   if (!sequence.goes_on() || sighting.position(row) != sequence.known - 1) return;
   const Tensor logits = sighting.tensor(oracle_);
   const std::string& oracle = contract_.oracle;
-  if (!logits) return stop(sighting.prompt, fmt::format("the oracle '{}' has no lm_head", oracle));
+  if (!logits)
+    return stop(sighting.prompt, fmt::format("the oracle '{}' has no {}", oracle, name_of(sighting.site.stage)));
   const std::int64_t size = logits.shape.row(), token = argmax(logits, row * size, size);
   if (token < 0)
     return stop(sighting.prompt,

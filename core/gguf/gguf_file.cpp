@@ -330,22 +330,23 @@ namespace {
                                                   quoted_bytes(entry.key), name_of(entry.type), expected));
 }
 
-// The number as an integer; empty when its type is no integer. A u64 beyond i64 is as wrong as any other huge number.
-std::optional<std::int64_t> as_integer(const GgufEntry& entry) {
-  switch (entry.type) {
-    case GgufType::u8: return load<std::uint8_t>(entry.value);
-    case GgufType::i8: return load<std::int8_t>(entry.value);
-    case GgufType::u16: return load<std::uint16_t>(entry.value);
-    case GgufType::i16: return load<std::int16_t>(entry.value);
-    case GgufType::u32: return load<std::uint32_t>(entry.value);
-    case GgufType::i32: return load<std::int32_t>(entry.value);
-    case GgufType::i64: return load<std::int64_t>(entry.value);
+// An integer of that type; empty when the type is none. A u64 beyond i64 is as wrong as any other huge number.
+std::optional<std::int64_t> load_integer(GgufType type, const std::byte* at) {
+  switch (type) {
+    case GgufType::u8: return load<std::uint8_t>(at);
+    case GgufType::i8: return load<std::int8_t>(at);
+    case GgufType::u16: return load<std::uint16_t>(at);
+    case GgufType::i16: return load<std::int16_t>(at);
+    case GgufType::u32: return load<std::uint32_t>(at);
+    case GgufType::i32: return load<std::int32_t>(at);
+    case GgufType::i64: return load<std::int64_t>(at);
     case GgufType::u64:
       return static_cast<std::int64_t>(
-          std::min<std::uint64_t>(load<std::uint64_t>(entry.value), std::numeric_limits<std::int64_t>::max()));
+          std::min<std::uint64_t>(load<std::uint64_t>(at), std::numeric_limits<std::int64_t>::max()));
     default: return std::nullopt;
   }
 }
+std::optional<std::int64_t> as_integer(const GgufEntry& entry) { return load_integer(entry.type, entry.value); }
 
 }  // namespace
 
@@ -379,6 +380,22 @@ std::optional<std::string_view> GgufFile::text(std::string_view key) const {
   if (entry == nullptr) return std::nullopt;
   if (entry->type != GgufType::text) refuse_type(*this, *entry, "text");
   return std::string_view(reinterpret_cast<const char*>(entry->value), entry->count);
+}
+
+std::vector<std::int64_t> GgufFile::integers(std::string_view key) const {
+  const GgufEntry* entry = find(key);
+  std::vector<std::int64_t> list;
+  if (entry == nullptr || entry->type != GgufType::array) return list;
+  const std::size_t size = entry->element == GgufType::u8 || entry->element == GgufType::i8     ? 1
+                           : entry->element == GgufType::u16 || entry->element == GgufType::i16 ? 2
+                           : entry->element == GgufType::u64 || entry->element == GgufType::i64 ? 8
+                                                                                                : 4;
+  for (std::uint64_t i = 0; i < entry->count; ++i) {
+    const auto value = load_integer(entry->element, entry->value + i * size);
+    if (!value) return {};
+    list.push_back(*value);
+  }
+  return list;
 }
 
 std::vector<std::string_view> GgufFile::texts(std::string_view key) const {

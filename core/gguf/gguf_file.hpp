@@ -75,6 +75,8 @@ class GgufFile {
   std::optional<double> real(std::string_view key) const;
   std::optional<bool> boolean(std::string_view key) const;
   std::optional<std::string_view> text(std::string_view key) const;
+  // The elements of an array of integers; empty when there is no such array.
+  std::vector<std::int64_t> integers(std::string_view key) const;
   // The elements of an array of texts; none when there is no such array.
   std::vector<std::string_view> texts(std::string_view key) const;
 

@@ -38,6 +38,12 @@ void GgufHeader::add(std::string_view key, std::uint64_t value) {
   add_key(key, GgufType::u64);
   append(metadata_, value);
 }
+void GgufHeader::add(std::string_view key, const std::vector<int>& values) {
+  add_key(key, GgufType::array);
+  append(metadata_, static_cast<std::uint32_t>(GgufType::i32));
+  append(metadata_, static_cast<std::uint64_t>(values.size()));
+  for (const int value : values) append(metadata_, static_cast<std::int32_t>(value));
+}
 void GgufHeader::add(std::string_view key, float value) {
   add_key(key, GgufType::f32);
   append(metadata_, value);

@@ -23,6 +23,7 @@ class GgufHeader {
   void add(std::string_view key, float value);
   void add(std::string_view key, bool value);
   void add(std::string_view key, std::string_view value);
+  void add(std::string_view key, const std::vector<int>& values);
   void add(std::string_view key, const char* value) { add(key, std::string_view(value)); }
 
   // Places a tensor behind those before it. Dimensions fastest first, the first a multiple of the type's block.

@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "core/api/error.hpp"
-#include "core/ops/stage_traits.hpp"
+#include "core/ops/operator.hpp"
 
 namespace moe_diag {
 namespace {
@@ -62,14 +62,20 @@ Tensor KeptStages::last_columns(Site site, Stretch positions, std::int64_t colum
   return {to.data(), dtype, Shape{positions.count, columns}};
 }
 
+ReplayedLane::ReplayedLane(const KeptStages& kept, Lane& lane, const ModelConfig& config, const Program& program)
+    : kept_(kept), lane_(lane), config_(config), layer_(config.stages.size()), is_computed_(config.stages.size()) {
+  for (const Step& step : program)
+    if (reads_cache(step)) appended_[static_cast<std::size_t>(cache_part(step))] = step.in[1];
+}
+
 void ReplayedLane::begin(const Pass& pass) {
   pass_ = pass;
-  is_computed_ = {};
+  is_computed_.assign(is_computed_.size(), false);
 }
 
 void ReplayedLane::run(std::span<const Step> steps) {
   for (const Step& step : steps) {
-    for (Stage stage : step.out) layer_[static_cast<std::size_t>(stage)] = step.layer;
+    for (Stage stage : step.out) layer_[stage.index()] = step.layer;
     if (is_of_head(step.out[0])) compute(step);
   }
 }
@@ -77,33 +83,32 @@ void ReplayedLane::run(std::span<const Step> steps) {
 // Of a pass that is cut the head's last row is another. The head does not know where its rows stand.
 void ReplayedLane::compute(const Step& step) {
   const Rows head{pass_.head_first, pass_.rows() - pass_.head_first};
-  if (read(step.out[0], head)) return;
+  if (read({step.out[0], step.layer}, head)) return;
   const Stage stage = step.in[0];
-  if (!is_computed_[static_cast<std::size_t>(stage)]) {
+  if (!is_computed_[stage.index()]) {
     const Rows rows = is_of_head(stage) ? head : Rows{0, pass_.rows()};
-    const Tensor values = read(stage, rows);
+    const Tensor values = read({stage, layer_[stage.index()]}, rows);
     if (!values) return;
     Pass first = pass_;
     first.first = 0;
     lane_.begin(first);
-    lane_.write(stage, rows, values);
+    lane_.write({stage, layer_[stage.index()]}, rows, values);
   }
   lane_.run({&step, 1});
-  is_computed_[static_cast<std::size_t>(step.out[0])] = true;
+  is_computed_[step.out[0].index()] = true;
 }
 
-Tensor ReplayedLane::read(Stage stage, Rows rows) {
-  const auto i = static_cast<std::size_t>(stage);
-  if (is_computed_[i]) return lane_.read(stage, rows);
-  return kept_.at({stage, layer_[i]}, {pass_.first + rows.first, rows.count});
+Tensor ReplayedLane::read(Site site, Rows rows) {
+  if (is_computed_[site.stage.index()]) return lane_.read(site, rows);
+  return kept_.at(site, {pass_.first + rows.first, rows.count});
 }
 
 Tensor ReplayedLane::read_cache(CachePart part, int layer, Stretch positions) {
-  const Stage stage = part == CachePart::keys ? Stage::k_post_rope : Stage::qkv_matmul;
+  const Stage stage = appended_[static_cast<std::size_t>(part)];
   return kept_.last_columns({stage, layer}, positions, config_.kv_width(), cached_);
 }
 
-void ReplayedLane::write(Stage, Rows, const Tensor&) { refuse(); }
+void ReplayedLane::write(Site, Rows, const Tensor&) { refuse(); }
 void ReplayedLane::write_cache(CachePart, int, Stretch, const Tensor&) { refuse(); }
 
 }  // namespace moe_diag

@@ -8,6 +8,7 @@
 
 #include "core/api/backend.hpp"
 #include "core/lane/pages.hpp"
+#include "core/ops/program.hpp"
 
 namespace moe_diag {
 
@@ -45,16 +46,15 @@ class KeptStages {
 // Stands in for a lane: it has what was kept, and computes nothing but rows of the head that nobody looked at before.
 class ReplayedLane final : public Lane {
  public:
-  // All outlive it. `lane`: that whose stages they are.
-  ReplayedLane(const KeptStages& kept, Lane& lane, const ModelConfig& config)
-      : kept_(kept), lane_(lane), config_(config) {}
+  // All outlive it. `lane`: that whose stages they are; `program`: what it computes.
+  ReplayedLane(const KeptStages& kept, Lane& lane, const ModelConfig& config, const Program& program);
 
   void begin(const Pass& pass) override;
   void run(std::span<const Step> steps) override;
-  Tensor read(Stage stage, Rows rows) override;
+  Tensor read(Site site, Rows rows) override;
   Tensor read_cache(CachePart part, int layer, Stretch positions) override;
   // What was computed once is not replaced: both throw Error(environment).
-  void write(Stage stage, Rows rows, const Tensor& values) override;
+  void write(Site site, Rows rows, const Tensor& values) override;
   void write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) override;
 
  private:
@@ -64,9 +64,10 @@ class ReplayedLane final : public Lane {
   Lane& lane_;
   const ModelConfig& config_;
   Pass pass_;
-  std::array<int, stage_count> layer_{};         // of each stage: that which the last step wrote
-  std::array<bool, stage_count> is_computed_{};  // of each stage: by the lane itself, in this pass
-  std::vector<std::byte> cached_;                // what read_cache gave last
+  std::array<Stage, 2> appended_;  // by CachePart: the stage whose rows go into it
+  std::vector<int> layer_;         // of each stage: that which the last step wrote
+  std::vector<bool> is_computed_;  // of each stage: by the lane itself, in this pass
+  std::vector<std::byte> cached_;  // what read_cache gave last
 };
 
 }  // namespace moe_diag

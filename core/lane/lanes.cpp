@@ -45,11 +45,11 @@ void RunningLane::begin(const Pass& pass) {
 void RunningLane::run(std::span<const Step> steps) {
   guard({label_, "run", place_of(steps)}, [&] { lane_->run(steps); });
 }
-Tensor RunningLane::read(Stage stage, Rows rows) {
-  return guard({label_, "read"}, [&] { return lane_->read(stage, rows); });
+Tensor RunningLane::read(Site site, Rows rows) {
+  return guard({label_, "read"}, [&] { return lane_->read(site, rows); });
 }
-void RunningLane::write(Stage stage, Rows rows, const Tensor& values) {
-  guard({label_, "write"}, [&] { lane_->write(stage, rows, values); });
+void RunningLane::write(Site site, Rows rows, const Tensor& values) {
+  guard({label_, "write"}, [&] { lane_->write(site, rows, values); });
 }
 
 Tensor RunningLane::read_cache(CachePart part, int layer, Stretch positions, const ModelConfig& config) {

@@ -41,8 +41,8 @@ class RunningLane {
   // What the cache has is no longer what the lane computes in lockstep with others.
   void forget_cache() { sequence_ = nullptr; }
   void run(std::span<const Step> steps);
-  Tensor read(Stage stage, Rows rows);
-  void write(Stage stage, Rows rows, const Tensor& values);
+  Tensor read(Site site, Rows rows);
+  void write(Site site, Rows rows, const Tensor& values);
   // Null when the lane does not show its cache. Throws Error(environment) when the backend gives another shape.
   Tensor read_cache(CachePart part, int layer, Stretch positions, const ModelConfig& config);
   void write_cache(CachePart part, int layer, Stretch positions, const Tensor& values);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "core/lane/recorded_lane.hpp"
 
+#include "core/ops/operator.hpp"
+
 namespace moe_diag {
 
 Description RecordedLane::description(const StepSpec& step) {
@@ -20,25 +22,34 @@ void RecordedLane::begin(const Pass& pass) {
   for (std::vector<double>& part : cache_) part.resize(static_cast<std::size_t>(total_ * config_.kv_width()));
 }
 
-Tensor RecordedLane::read(Stage stage, Rows rows) {
-  const Shape shape = config_.shape_of(stage, rows.count, total_);
+Tensor RecordedLane::read(Site site, Rows rows) {
+  const Shape shape = config_.shape_of(site, rows.count, total_);
   const auto view = [&](const std::vector<std::byte>& bytes, DType dtype, int first) -> Tensor {
     const std::size_t row = static_cast<std::size_t>(shape.row()) * size_of(dtype);
     if (first < 0 || static_cast<std::size_t>(first + rows.count) * row > bytes.size()) return {};
     return {bytes.data() + static_cast<std::size_t>(first) * row, dtype, shape};
   };
   for (const GivenValues& values : step_.expected)
-    if (values.stage == stage) return view(values.bytes, values.dtype, pass_first_ + rows.first - step_.first);
-  const Written& written = written_[static_cast<std::size_t>(stage)];
+    if (values.stage == site.stage) return view(values.bytes, values.dtype, pass_first_ + rows.first - step_.first);
+  const Written& written = written_[site.stage.index()];
   return written.bytes.empty() ? Tensor{} : view(written.bytes, written.dtype, rows.first - written.rows.first);
 }
 
-void RecordedLane::write(Stage stage, Rows rows, const Tensor& values) {
+void RecordedLane::write(Site site, Rows rows, const Tensor& values) {
   const auto* data = values.as<std::byte>();
-  written_[static_cast<std::size_t>(stage)] = {rows, values.dtype, {data, data + values.bytes()}};
-  if (stage == Stage::k_post_rope) keep(CachePart::keys, pass_first_ + rows.first, values, 0);
-  if (stage == Stage::qkv_matmul)
-    keep(CachePart::values, pass_first_ + rows.first, values, values.shape.row() - config_.kv_width());
+  written_[site.stage.index()] = {rows, values.dtype, {data, data + values.bytes()}};
+}
+
+// The cache gets what the step would append to it.
+void RecordedLane::run(std::span<const Step> steps) {
+  for (const Step& step : steps) {
+    if (!reads_cache(step)) continue;
+    const Written& written = written_[step.in[1].index()];
+    const Shape shape = config_.shape_of({step.in[1], step.layer}, written.rows.count, total_);
+    if (!written.bytes.empty())
+      keep(cache_part(step), pass_first_ + written.rows.first, {written.bytes.data(), written.dtype, shape},
+           step.params.offset);
+  }
 }
 
 // Of each row, what stands from `column` on.

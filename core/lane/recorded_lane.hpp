@@ -14,12 +14,13 @@ namespace moe_diag {
 class RecordedLane final : public Lane {
  public:
   // Both outlive it.
-  RecordedLane(const StepSpec& step, const ModelConfig& config) : step_(step), config_(config) {}
+  RecordedLane(const StepSpec& step, const ModelConfig& config)
+      : step_(step), config_(config), written_(config.stages.size()) {}
 
   void begin(const Pass& pass) override;
-  void run(std::span<const Step>) override {}
-  Tensor read(Stage stage, Rows rows) override;
-  void write(Stage stage, Rows rows, const Tensor& values) override;
+  void run(std::span<const Step> steps) override;
+  Tensor read(Site site, Rows rows) override;
+  void write(Site site, Rows rows, const Tensor& values) override;
   Tensor read_cache(CachePart part, int layer, Stretch positions) override;
   void write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) override;
 
@@ -37,7 +38,7 @@ class RecordedLane final : public Lane {
   const StepSpec& step_;
   const ModelConfig& config_;
   int pass_first_ = 0, total_ = 0;
-  std::array<Written, stage_count> written_;
+  std::vector<Written> written_;              // by stage
   std::array<std::vector<double>, 2> cache_;  // by CachePart: [positions, Hk h]
 };
 

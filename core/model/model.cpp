@@ -86,6 +86,7 @@ class Finder {
   const Weight* take(const TensorSpec& spec) {
     const std::string wanted = spec.name();
     const GgufTensor* tensor = file_.find_tensor(wanted);
+    if (tensor == nullptr && spec.is_optional) return nullptr;
     if (part_ && !is_read_by(*part_, spec, config_)) return lack(spec);
     if (tensor == nullptr)
       refuse_file(file_, "tensor {} is missing; expected one of shape {} (fastest first){}", wanted,
@@ -235,11 +236,13 @@ void Model::Impl::read(const GgufFile& file) {
   for (std::size_t i = 0; i < mapped.size(); ++i) mapped[i].name_ranges(ranges_of(file, i));
   architecture = &architecture_of(file);
   config = architecture->read_config(file);
-  part = read_part(file, config.layers);
+  config.stages = architecture->stages;
+  part = read_part(file, config);
   weights = make_weights(file);
   Finder finder(file, weights, *architecture, config, part, lacked);
   const auto take = [&](const std::vector<TensorSpec>& specs) {
-    for (const TensorSpec& spec : specs) roles[{spec.layer, spec.role}] = finder.take(spec);
+    for (const TensorSpec& spec : specs)
+      if (const Weight* weight = finder.take(spec)) roles[{spec.layer, spec.role}] = weight;
   };
   take(architecture->first_tensors(config));
   for (int l = 0; l < config.layers; ++l) take(architecture->layer_tensors(config, l));
@@ -303,6 +306,11 @@ const std::optional<Site>& Model::part() const { return impl_->part; }
 ModelView Model::view() const { return {&impl_->config, impl_->weights}; }
 const Architecture& Model::architecture() const { return *impl_->architecture; }
 const Weight& Model::weight(std::string_view role, int layer) const { return *impl_->roles.at({layer, role}); }
+
+const Weight* Model::find_weight(std::string_view role, int layer) const {
+  const auto found = impl_->roles.find({layer, role});
+  return found == impl_->roles.end() ? nullptr : found->second;
+}
 const std::string& Model::source() const { return impl_->source; }
 std::uint64_t Model::bytes() const {
   if (impl_->mapped.empty()) return impl_->bytes.size();

@@ -42,6 +42,7 @@ class Model {
   // As the architecture names its tensors; -1: of no layer. Without data where a part of a model lacks it. The head of
   // a model whose output is tied is the embedding's table.
   const Weight& weight(std::string_view role, int layer = -1) const;
+  const Weight* find_weight(std::string_view role, int layer) const;  // null: the model has none
 
   const std::string& source() const;                 // path as given, or "synthetic: tiny, seed 7, ..."
   std::vector<std::string> files() const;            // all parts, where it is split; none: it is in memory

@@ -48,6 +48,7 @@ std::vector<Kept> kept_tensors(const Model& model, const PartSpec& spec, const M
     const auto weights = model.view().weights;
     const std::string name = tensor.name();
     const auto weight = std::find_if(weights.begin(), weights.end(), [&](const Weight& w) { return w.name == name; });
+    if (weight == weights.end()) continue;  // optional
     const bool of_vocabulary = tensor.kind == TensorKind::table || tensor.kind == TensorKind::head;
     kept.push_back({tensor, &*weight, spec.experts.empty() || tensor.rank < 3 ? all_of(weight->experts) : spec.experts,
                     spec.vocabulary.empty() || !of_vocabulary ? all_of(weight->rows) : spec.vocabulary});
@@ -69,27 +70,28 @@ void write_data(const Kept& kept, OutputFile& file) {
 
 }  // namespace
 
-std::optional<Site> read_part(const GgufFile& file, int layers) {
+std::optional<Site> read_part(const GgufFile& file, const ModelConfig& config) {
   if (!is_part(file)) return std::nullopt;
   const std::string_view name = *file.text(stage_key);
-  const auto stage =
-      std::find_if(stage_table.begin(), stage_table.end(), [&](const StageInfo& s) { return s.name == name; });
-  if (stage == stage_table.end())
-    refuse_file(file, "metadata key '{}' is {}: there is no such stage", stage_key, quoted_bytes(name));
+  const Stage stage = config.stages.find(name);
+  if (!stage) refuse_file(file, "metadata key '{}' is {}: there is no such stage", stage_key, quoted_bytes(name));
+  const int layers = config.layers;
   if (layers > most_layers)
     refuse_file(file, "a part of a model of {} layers, expected {} at most", layers, most_layers);
   const std::int64_t layer = file.integer(layer_key).value_or(-1);
-  const bool in_layer = stage->scope == Scope::layer;
+  const bool in_layer = info(stage).scope == Scope::layer;
   if (in_layer ? layer < 0 || layer >= layers : layer != -1)
     refuse_file(file, "metadata key '{}' is {}: {} is {}", layer_key, layer, name,
                 in_layer ? fmt::format("in the layers 0 to {}", layers - 1) : "of no layer");
-  return Site{stage->stage, static_cast<int>(layer)};
+  return Site{stage, static_cast<int>(layer)};
 }
 
 bool is_read_by(Site site, const TensorSpec& spec, const ModelConfig& config) {
-  if (site.stage == Stage::lm_head && config.tied_output) return spec.kind == TensorKind::table;
+  if (is(site.stage, Role::logits) && config.tied_output) return spec.kind == TensorKind::table;
   const auto& read = info(site.stage).weights;
-  return spec.layer == site.layer && std::find(read.begin(), read.end(), spec.role) != read.end();
+  std::string_view role = spec.role;
+  if (role.ends_with(".bias")) role.remove_suffix(std::string_view(".bias").size());
+  return spec.layer == site.layer && std::find(read.begin(), read.end(), role) != read.end();
 }
 
 ModelConfig config_of(const ModelConfig& whole, const PartSpec& spec) {

@@ -17,7 +17,7 @@
 namespace moe_diag {
 
 // The step of a part; none for a whole model. Throws Error (environment) when there is no such step in so many layers.
-std::optional<Site> read_part(const GgufFile& file, int layers);
+std::optional<Site> read_part(const GgufFile& file, const ModelConfig& config);
 
 // Whether the step that writes the site reads the tensor.
 bool is_read_by(Site site, const TensorSpec& spec, const ModelConfig& config);

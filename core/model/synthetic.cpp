@@ -76,11 +76,15 @@ bool more_bits(int layer, int layers) {
   return layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2;
 }
 
+bool is_always_f32(TensorKind kind) {
+  return kind == TensorKind::norm || kind == TensorKind::router || kind == TensorKind::gate || kind == TensorKind::bias;
+}
+
 BlockType type_of(const Quant& quant, const TensorSpec& spec, int layers) {
-  if (spec.kind == TensorKind::norm || spec.kind == TensorKind::router) return BlockType::f32;
-  if (!quant.mixed) return quant.type;
-  if (spec.kind == TensorKind::head || (spec.more_bits && more_bits(spec.layer, layers))) return BlockType::q6_k;
-  return quant.type;
+  if (is_always_f32(spec.kind)) return BlockType::f32;
+  const bool is_finer = spec.kind == TensorKind::head || (spec.more_bits && more_bits(spec.layer, layers));
+  const BlockType type = quant.mixed && is_finer ? BlockType::q6_k : quant.type;
+  return spec.cols % info(type).elements == 0 ? type : BlockType::q8_0;  // as llama.cpp does where blocks do not fit
 }
 
 // A whole file: its header, where its tensors stand, and any stretch of its bytes.
@@ -100,6 +104,7 @@ class Layout {
                                                 spec.router_scale));
     if (spec.layers > 0) config_.layers = spec.layers;
     const Architecture& architecture = *preset_.architecture;
+    config_.stages = architecture.stages;
     add(architecture.first_tensors(config_));
     for (int l = 0; l < config_.layers; ++l) add(architecture.layer_tensors(config_, l));
     add(architecture.last_tensors(config_));
@@ -203,6 +208,10 @@ void run_on(int threads, const Work& work) {
 }
 
 }  // namespace
+
+const Architecture& synthetic_architecture(std::string_view preset) {
+  return *find_named(presets(), "model", preset).architecture;
+}
 
 std::vector<std::string_view> synthetic_presets() {
   std::vector<std::string_view> names;

@@ -12,12 +12,14 @@
 
 namespace moe_diag {
 
+struct Architecture;
+
 inline constexpr double largest_router_scale = 1e6;
 inline constexpr int most_synthetic_layers = 1000;
 
 // A random but well-behaved model, the same bytes for the same spec on every machine and thread count.
 struct SyntheticSpec {
-  std::string preset = "tiny";   // tiny | qwen3-30b-a3b
+  std::string preset = "tiny";   // of synthetic_presets()
   int layers = 0;                // 0: the preset's own
   std::string quant = "q4_k_m";  // f32 | f16 | bf16 | q8_0 | q4_k | q6_k | q4_k_m
   std::uint64_t seed = 0;
@@ -25,6 +27,8 @@ struct SyntheticSpec {
 };
 
 std::vector<std::string_view> synthetic_presets();
+// Of the preset of that name. Throws Error(usage) when there is none.
+const Architecture& synthetic_architecture(std::string_view preset);
 std::vector<std::string_view> synthetic_quants();
 
 // "synthetic: tiny, 4 layers, q4_k_m, seed 7"

@@ -175,6 +175,7 @@ bool is_massive(std::int64_t dimension, std::int64_t hidden, std::uint64_t seed)
 // prefer some, logits spread by a few units.
 float deviation_of(const TensorSpec& spec, const std::string& name, std::uint64_t seed, std::int64_t row) {
   if (spec.kind == TensorKind::table) return embedding_deviation;
+  if (spec.kind == TensorKind::bias) return spec.gain;
   const float base = spec.gain / std::sqrt(static_cast<float>(spec.cols));
   if (spec.kind == TensorKind::router) return base * popularity(words_of(name + std::to_string(row), seed));
   if (spec.massive && is_massive(row % spec.rows, spec.rows, seed)) return 8 * base;

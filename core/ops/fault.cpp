@@ -1,26 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include "core/ops/fault.hpp"
 
-#include <algorithm>
-#include <initializer_list>
-
 namespace moe_diag {
 namespace {
 
 using Kind = Fault::Kind;
 
-bool is_any_of(Stage stage, std::initializer_list<Stage> list) {
-  return std::find(list.begin(), list.end(), stage) != list.end();
-}
-
-bool is_expert_product(Stage stage) {
-  return is_any_of(stage, {Stage::moe_expert_gate, Stage::moe_expert_up, Stage::moe_expert_out});
-}
-
-bool is_product(Stage stage) {
-  return is_expert_product(stage) ||
-         is_any_of(stage, {Stage::qkv_matmul, Stage::attn_out, Stage::moe_router_logits, Stage::lm_head});
-}
+bool is_written_by(Stage stage, Op op) { return info(stage).op == op; }
+bool is_product(Stage stage) { return is_written_by(stage, Op::linear) || is_written_by(stage, Op::expert_linear); }
 
 }  // namespace
 
@@ -32,20 +19,20 @@ bool fits(Kind kind, Stage stage) {
     case Kind::inf:
     case Kind::scale:
     case Kind::zero:
-    case Kind::bitflip: return info(stage).payload == Payload::values;
-    case Kind::wrong_expert: return stage == Stage::moe_router_indices || is_expert_product(stage);
-    case Kind::drop_top_expert: return stage == Stage::moe_ffn_out;
-    case Kind::uniform_weights: return stage == Stage::moe_router_weights;
-    case Kind::swap_tie: return stage == Stage::moe_router_indices;
+    case Kind::bitflip: return payload_of(stage) == Payload::values;
+    case Kind::wrong_expert: return is(stage, Role::choice) || is_written_by(stage, Op::expert_linear);
+    case Kind::drop_top_expert: return is_written_by(stage, Op::combine);
+    case Kind::uniform_weights: return is(stage, Role::choice_weights);
+    case Kind::swap_tie: return is(stage, Role::choice);
     case Kind::wrong_type:
     case Kind::quantise_activations:
     case Kind::transpose: return is_product(stage);
-    case Kind::skip_norm: return is_any_of(stage, {Stage::attn_norm, Stage::ffn_norm, Stage::final_norm});
-    case Kind::skip_qk_norm: return is_any_of(stage, {Stage::q_norm, Stage::k_norm});
+    case Kind::skip_norm: return is_written_by(stage, Op::rms_norm) && !info(stage).of_heads;
+    case Kind::skip_qk_norm: return is_written_by(stage, Op::rms_norm) && info(stage).of_heads;
     case Kind::rope_theta:
     case Kind::rope_interleaved:
-    case Kind::off_by_one_position: return is_any_of(stage, {Stage::q_post_rope, Stage::k_post_rope});
-    case Kind::stale_kv: return stage == Stage::attn_scores;
+    case Kind::off_by_one_position: return is_written_by(stage, Op::rope);
+    case Kind::stale_kv: return is_written_by(stage, Op::scores);
   }
   return false;
 }
@@ -57,7 +44,7 @@ std::vector<std::string> fault_names() {
   return names;
 }
 
-bool is_computed(const Fault& fault) { return info(fault.kind).computed && fault.stage != Stage::moe_router_indices; }
+bool is_computed(const Fault& fault) { return info(fault.kind).computed && !is(fault.stage, Role::choice); }
 
 bool keeps_order(const Fault& fault) {
   return info(fault.kind).keeps_order && (fault.kind != Kind::scale || fault.factor > 0);

@@ -36,7 +36,7 @@ struct Fault {
     stale_kv,
   };
   Kind kind = Kind::nan;
-  Stage stage = Stage::embedding;
+  Stage stage;
   int layer = -1;                 // -1 for stages of the whole model
   int index = 0;                  // nan, inf, bitflip: element of the row
   int bit = -1;                   // bitflip; -1: the highest of the mantissa

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "core/ops/linear.hpp"
 
+#include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -25,6 +27,12 @@ Values linear(const Matrix& matrix, std::span<const double> x) {
   return linear(matrix, x, all);
 }
 
+void add_bias(const Weight& bias, Values& rows) {
+  const Values values = decode_row(Matrix(bias), 0);
+  expect_multiple("add_bias", "values of rows", size_of(values), size_of(rows));
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] += values[i % values.size()];
+}
+
 }  // namespace moe_diag::host
 
 namespace moe_diag {
@@ -33,7 +41,10 @@ namespace {
 host::Values compute(const StepRows& rows) {
   const host::Values x = rows.operand();
   std::vector<host::Values> products;
-  for (const Weight* weight : rows.step.weights) products.push_back(host::linear(rows.matrix(*weight), x));
+  for (const Weight* weight : rows.step.weights) {
+    products.push_back(host::linear(rows.matrix(*weight), x));
+    if (const Weight* bias = rows.step.bias(products.size() - 1)) host::add_bias(*bias, products.back());
+  }
   return rows.by_row([&](std::size_t r) {
     host::Values side_by_side;
     for (const host::Values& product : products) {
@@ -46,6 +57,15 @@ host::Values compute(const StepRows& rows) {
 }
 
 }  // namespace
+
+double cancellation(const Step& step, std::span<const double> input, double result) {
+  if (operator_of(step).weights != WeightRows::all || step.weights.size() != 1 || step.weights[0]->rows != 1) return 1;
+  const host::Values weight = host::decode_row(host::Matrix(*step.weights[0]), 0);
+  double squares = 0;
+  for (std::size_t i = 0; i < std::min(weight.size(), input.size()); ++i)
+    squares += weight[i] * input[i] * weight[i] * input[i];
+  return result == 0 ? 1 : std::max(1.0, std::sqrt(squares) / std::fabs(result));
+}
 
 const Operator linear_op{
     .name = "linear",

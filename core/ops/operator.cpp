@@ -13,6 +13,7 @@
 #include "core/ops/rope.hpp"
 #include "core/ops/rounding.hpp"
 #include "core/ops/scores.hpp"
+#include "core/ops/sigmoid_gate.hpp"
 #include "core/ops/softmax.hpp"
 #include "core/ops/swiglu.hpp"
 #include "core/ops/topk.hpp"
@@ -35,6 +36,7 @@ const Operator& operator_of(Op op) {
     case Op::swiglu: return swiglu_op;
     case Op::weigh: return weigh_op;
     case Op::combine: return combine_op;
+    case Op::sigmoid_gate: return sigmoid_gate_op;
   }
   throw Error(ErrorKind::environment, fmt::format("there is no operator {}", static_cast<int>(op)));
 }

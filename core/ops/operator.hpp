@@ -41,7 +41,7 @@ struct Cost {
 struct StepInputs {
   std::vector<int> positions;      // of the rows
   int total = 0;                   // length of the whole sequence
-  std::array<host::Values, 2> in;  // as Step::in, [rows, ...]; what is cached: of all positions up to the last
+  std::array<host::Values, most_inputs> in;  // as Step::in, [rows, ...]; what is cached: of all positions up to the last
   std::vector<int> stale;          // positions that stale_kv is planted at
 };
 

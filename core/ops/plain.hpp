@@ -16,6 +16,7 @@
 #include "core/ops/rope.hpp"
 #include "core/ops/rounding.hpp"
 #include "core/ops/scores.hpp"
+#include "core/ops/sigmoid_gate.hpp"
 #include "core/ops/softmax.hpp"
 #include "core/ops/swiglu.hpp"
 #include "core/ops/topk.hpp"

@@ -44,7 +44,8 @@ double squared_error_of_product(const Step& step, const ModelConfig&, const Pred
   const auto [reading, unit] = numerics;
   double sum = 0, rows = 0;
   for (const Weight* w : step.weights) {
-    const double operands = unit + activation_error(reading, w->type) + weight_error(reading, w->type, unit);
+    const double operands = (step.biases.size() > 0 ? 2 : 1) * unit + activation_error(reading, w->type) +
+                            weight_error(reading, w->type, unit);
     sum += static_cast<double>(w->rows) * (operands + walk(w->cols) * unit);
     rows += static_cast<double>(w->rows);
   }

@@ -1,29 +1,40 @@
 // SPDX-License-Identifier: MIT
 #include "core/ops/program.hpp"
 
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/api/error.hpp"
+
 namespace moe_diag {
 
-Few<const Weight*, 3> ProgramBuilder::weights_of(const Few<std::string_view, 3>& roles, int layer) const {
-  const auto weight = [&](std::size_t i) { return weight_of_(roles[i], layer); };
-  switch (roles.size()) {
-    case 0: return {};
-    case 1: return {weight(0)};
-    case 2: return {weight(0), weight(1)};
-    default: return {weight(0), weight(1), weight(2)};
-  }
+Stage ProgramBuilder::stage(std::string_view name) const {
+  const Stage stage = config_.stages.find(name);
+  if (!stage) throw Error(ErrorKind::environment, fmt::format("the architecture has no stage '{}'", name));
+  return stage;
 }
 
-Params& ProgramBuilder::add(int layer, Op op, Few<Stage, 2> in, Few<std::string_view, 3> roles, Few<Stage, 2> out) {
+Params& ProgramBuilder::add(int layer, Op op, const Names& in, const Names& roles, const Names& out) {
   Step& step = program_.emplace_back();
   step.op = op;
   step.layer = layer;
-  step.in = in;
-  step.weights = weights_of(roles, layer);
-  step.out = out;
+  for (const std::string_view name : in) step.in.push_back(stage(name));
+  for (const std::string_view name : out) step.out.push_back(stage(name));
+  std::vector<const Weight*> biases;
+  for (const std::string_view role : roles) {
+    const Weight* weight = weight_of_(role, layer);
+    if (!weight) throw Error(ErrorKind::environment, fmt::format("the architecture has no weight '{}'", role));
+    step.weights.push_back(weight);
+    biases.push_back(op == Op::linear ? weight_of_(fmt::format("{}.bias", role), layer) : nullptr);
+  }
+  if (std::any_of(biases.begin(), biases.end(), [](const Weight* bias) { return bias != nullptr; }))
+    for (const Weight* bias : biases) step.biases.push_back(bias);
   return step.params;
 }
 
-void ProgramBuilder::norm(int layer, Stage in, std::string_view role, Stage out, int width, int offset) {
+void ProgramBuilder::norm(int layer, std::string_view in, std::string_view role, std::string_view out, int width,
+                          int offset) {
   Params& params = add(layer, Op::rms_norm, {in}, {role}, {out});
   params.offset = offset;
   params.width = width;

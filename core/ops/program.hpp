@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <initializer_list>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -14,25 +15,27 @@ namespace moe_diag {
 // The forward pass as data: every step of every layer, in order.
 using Program = std::vector<Step>;
 
-// Writes a program down, step by step.
+// Writes a program down, step by step, by the names of stages and the roles of weights.
 class ProgramBuilder {
  public:
-  // The weight of a role in a layer; -1: of no layer.
+  // The weight of a role in a layer; -1: of no layer. Null when the model has none: an optional one.
   using WeightOf = std::function<const Weight*(std::string_view role, int layer)>;
+  using Names = std::initializer_list<std::string_view>;
 
   ProgramBuilder(const ModelConfig& config, WeightOf weight_of) : config_(config), weight_of_(std::move(weight_of)) {}
 
   const ModelConfig& config() const { return config_; }
 
-  // Appends a step with the layer's weights of these roles; its parameters may be set until the next one comes.
-  Params& add(int layer, Op op, Few<Stage, 2> in, Few<std::string_view, 3> roles, Few<Stage, 2> out);
+  // Appends a step; its parameters may be set until the next one comes. A linear step has the biases that the model has
+  // of its weights. Throws Error(environment) for a stage or a role that the architecture lacks.
+  Params& add(int layer, Op op, const Names& in, const Names& roles, const Names& out);
   // An RMSNorm of groups of `width` values, the first of which starts at column `offset`.
-  void norm(int layer, Stage in, std::string_view role, Stage out, int width, int offset = 0);
+  void norm(int layer, std::string_view in, std::string_view role, std::string_view out, int width, int offset = 0);
 
   Program take() { return std::move(program_); }
 
  private:
-  Few<const Weight*, 3> weights_of(const Few<std::string_view, 3>& roles, int layer) const;
+  Stage stage(std::string_view name) const;
 
   const ModelConfig& config_;
   const WeightOf weight_of_;

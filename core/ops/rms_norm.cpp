@@ -32,7 +32,8 @@ double squared_error(const Step& step, const ModelConfig&, const PredictedNumeri
 
 host::Values compute(const StepRows& rows) {
   const host::Values weight = host::decode_row(host::Matrix(*rows.step.weights[0]), 0);
-  const auto width = static_cast<std::size_t>(rows.config.shape_of(rows.step.out[0], 1, rows.inputs.total).row());
+  const auto width =
+      static_cast<std::size_t>(rows.config.shape_of({rows.step.out[0], rows.step.layer}, 1, rows.inputs.total).row());
   const bool skips = rows.is(Fault::Kind::skip_norm) || rows.is(Fault::Kind::skip_qk_norm);
   const host::NormOptions options{rows.step.params.eps, !skips};
   return rows.by_row([&](std::size_t r) {

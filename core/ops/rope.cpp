@@ -44,8 +44,17 @@ host::Values compute(const StepRows& rows) {
   if (rows.is(Fault::Kind::rope_interleaved)) options.pairs = host::RopePairs::neighbours;
   const int later = rows.is(Fault::Kind::off_by_one_position) ? 1 : 0;
   return rows.by_row([&](std::size_t r) {
-    return host::rope(rows.row(0, r), rows.config.head_dim, rows.inputs.positions[r] + later, options);
+    const auto width = static_cast<std::size_t>(rows.config.shape_of({rows.step.out[0], rows.step.layer}, 1, 0).row());
+    const std::span<const double> heads = rows.row(0, r).subspan(host::at(rows.step.params.offset), width);
+    return host::rope(heads, rows.config.head_dim, rows.inputs.positions[r] + later, options);
   });
+}
+
+// The heads that a unit is made of: they may stand among others.
+host::Values heads_of(const Operands& o, const StepUnit& unit) {
+  const host::Values row = o.input(0, unit);
+  const auto from = row.begin() + o.step.params.offset;
+  return {from, from + unit.size};
 }
 
 // To three digits: bases are round numbers, and a fit is not exact.
@@ -89,7 +98,7 @@ std::optional<double> fitted_theta(const Operands& o, const StepUnit& unit) {
   const double h = o.config.head_dim;
   if (o.config.head_dim / 2 < least_pairs) return std::nullopt;
   const auto p = static_cast<double>(o.position(unit));
-  const host::Values x = o.input(0, unit);
+  const host::Values x = heads_of(o, unit);
   for (std::int64_t i = 1; p > 0 && i < o.config.head_dim / 2; ++i) {
     const auto pair = static_cast<double>(i);
     if (p * std::pow(least_theta, -2 * pair / h) >= pi) continue;
@@ -103,7 +112,7 @@ std::optional<double> fitted_theta(const Operands& o, const StepUnit& unit) {
 void add_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisList& list) {
   const auto rotated = [o](std::int64_t shift, host::RopeOptions options) {
     return [o, shift, options](const StepUnit& unit) {
-      return host::rope(o.input(0, unit), o.config.head_dim, o.position(unit) + shift, options);
+      return host::rope(heads_of(o, unit), o.config.head_dim, o.position(unit) + shift, options);
     };
   };
   const double theta = o.step.params.theta;
@@ -111,9 +120,9 @@ void add_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisLi
   // The one row of a pass that starts again turns by nothing, as one that is not rotated does.
   if (first > 0 && o.c.a.shape[0] == 1)
     list.add(StepCause::shifted_position, "rotated as at position 0: not at all, or the positions start again",
-             [o](const StepUnit& unit) { return o.input(0, unit); });
+             [o](const StepUnit& unit) { return heads_of(o, unit); });
   else
-    list.add(StepCause::skipped, "not rotated", [o](const StepUnit& unit) { return o.input(0, unit); });
+    list.add(StepCause::skipped, "not rotated", [o](const StepUnit& unit) { return heads_of(o, unit); });
   if (first > 1 && o.c.a.shape[0] > 1)
     list.add(StepCause::shifted_position, "the positions start again at 0 with the chunk", rotated(-first, {theta}));
   list.add(StepCause::permutation, "rotates pairs (2i, 2i + 1) instead of (i, i + h/2)",

@@ -11,7 +11,7 @@
 
 namespace moe_diag::host {
 
-Chosen topk(std::span<const double> probs, std::int64_t used) {
+Chosen topk(std::span<const double> probs, std::int64_t used, bool renormalised) {
   expect_below("topk", "experts used", size_of(probs) + 1, used);
   std::vector<std::int32_t> ids(probs.size());
   std::iota(ids.begin(), ids.end(), 0);
@@ -20,8 +20,8 @@ Chosen topk(std::span<const double> probs, std::int64_t used) {
   std::stable_sort(ids.begin(), ids.end(), [&](std::int32_t a, std::int32_t b) { return key(a) > key(b); });
   ids.resize(at(used));
   Chosen chosen{std::move(ids), {}};
-  double total = 0;
-  for (std::int32_t id : chosen.experts) total += probs[at(id)];
+  double total = renormalised ? 0 : 1;
+  for (std::int32_t id : chosen.experts) total += renormalised ? probs[at(id)] : 0;
   for (std::int32_t id : chosen.experts) chosen.weights.push_back(probs[at(id)] / total);
   return chosen;
 }
@@ -31,13 +31,14 @@ Chosen topk(std::span<const double> probs, std::int64_t used) {
 namespace moe_diag {
 namespace {
 
-double squared_error(const Step&, const ModelConfig& config, const PredictedNumerics& numerics, int) {
+double squared_error(const Step& step, const ModelConfig& config, const PredictedNumerics& numerics, int) {
+  if (!step.params.renormalised) return numerics.unit;
   const double used = config.used;
   return (used > 1 ? 2 + (used - 1) / 2 : 1) * numerics.unit;
 }
 
-// What a slot gets, from the probabilities of the experts chosen.
-using Share = double (*)(const host::Values& chosen, std::size_t slot);
+// What a slot gets, from the probabilities of the experts chosen. `total` is what they are divided by: their sum, or 1.
+using Share = double (*)(const host::Values& chosen, std::size_t slot, double total);
 
 double sum(const host::Values& chosen) {
   double total = 0;
@@ -54,29 +55,33 @@ void add_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisLi
       for (int slot = 0; slot < o.config.used; ++slot)
         chosen.push_back(ids[slot] >= 0 && ids[slot] < o.config.experts ? probs[host::at(ids[slot])] : NAN);
       for (const Segment& s : unit.segments) {
-        out.push_back(share(chosen, host::at(s.a % o.config.used)));
+        out.push_back(share(chosen, host::at(s.a % o.config.used), o.step.params.renormalised ? sum(chosen) : 1));
         if (out.back() == 0 && value_at(o.c.a, s.a) != 0)
           return host::Values{};  // an expert left out weighs nothing at all
       }
       return out;
     };
   };
-  list.add(StepCause::skipped, "the weights are not divided by their sum",
-           shared([](const host::Values& chosen, std::size_t slot) { return chosen[slot]; }));
-  list.add(StepCause::uniform_weights, fmt::format("all experts weigh 1/{}", o.config.used),
-           shared([](const host::Values& chosen, std::size_t) { return 1.0 / static_cast<double>(chosen.size()); }));
-  if (o.config.used == 1) return;
+  if (o.step.params.renormalised)
+    list.add(StepCause::skipped, "the weights are not divided by their sum",
+             shared([](const host::Values& chosen, std::size_t slot, double) { return chosen[slot]; }));
   list.add(
-      StepCause::dropped_expert, "the best expert weighs nothing",
-      shared([](const host::Values& chosen, std::size_t slot) { return slot == 0 ? 0 : chosen[slot] / sum(chosen); }));
-  list.add(StepCause::dropped_expert, "the best expert weighs nothing, the others share its weight",
-           shared([](const host::Values& chosen, std::size_t slot) {
-             return slot == 0 ? 0 : chosen[slot] / (sum(chosen) - chosen[0]);
+      StepCause::uniform_weights, fmt::format("all experts weigh 1/{}", o.config.used),
+      shared([](const host::Values& chosen, std::size_t, double) { return 1.0 / static_cast<double>(chosen.size()); }));
+  if (o.config.used == 1) return;
+  list.add(StepCause::dropped_expert, "the best expert weighs nothing",
+           shared([](const host::Values& chosen, std::size_t slot, double total) {
+             return slot == 0 ? 0 : chosen[slot] / total;
            }));
+  if (o.step.params.renormalised)
+    list.add(StepCause::dropped_expert, "the best expert weighs nothing, the others share its weight",
+             shared([](const host::Values& chosen, std::size_t slot, double total) {
+               return slot == 0 ? 0 : chosen[slot] / (total - chosen[0]);
+             }));
   const auto without_best = [&](const StepUnit* unit) { return chose_without_best(o.c, o.config, unit->row); };
   if (std::all_of(failing.begin(), failing.end(), without_best))
     list.add(StepCause::dropped_expert, "the best expert was passed over, the next ones chosen",
-             shared([](const host::Values& chosen, std::size_t slot) { return chosen[slot] / sum(chosen); }));
+             shared([](const host::Values& chosen, std::size_t slot, double total) { return chosen[slot] / total; }));
 }
 
 }  // namespace
@@ -84,7 +89,7 @@ void add_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisLi
 bool chose_without_best(const StepCase& c, const ModelConfig& config, int row) {
   if (!c.in[0] || config.used + 1 > config.experts) return false;
   const host::Chosen best = host::topk(host::values_of(c.in[0], row, 1), config.used + 1);
-  const Tensor& routing = info(c.stage).payload == Payload::indices ? c.a : c.routing_a;
+  const Tensor& routing = payload_of(c.stage) == Payload::indices ? c.a : c.routing_a;
   const auto* ids = routing.as<std::int32_t>() + std::int64_t{row} * config.used;
   return std::is_permutation(ids, ids + config.used, best.experts.begin() + 1);
 }

@@ -12,10 +12,10 @@ namespace moe_diag::host {
 
 struct Chosen {
   std::vector<std::int32_t> experts;  // the `used` most probable, best first, ties to the lower id
-  Values weights;                     // their share of the sum
+  Values weights;                     // their probabilities, or shares of the sum of these
 };
 // One position's choice from the probabilities of all experts.
-Chosen topk(std::span<const double> probs, std::int64_t used);
+Chosen topk(std::span<const double> probs, std::int64_t used, bool renormalised = true);
 
 }  // namespace moe_diag::host
 

@@ -165,7 +165,7 @@ std::optional<Flip> flip_of(const StepCase& c, const StepUnit& unit) {
 // Where an element lies in its row, or in its expert's slot.
 std::string element_text(const StepCase& c, const StepUnit& unit, std::int64_t i) {
   const std::int64_t place = unit.in_a(i);
-  if (c.stage == Stage::attn_scores || c.stage == Stage::attn_softmax)
+  if (is(c.stage, Role::key_values))
     return fmt::format("key {} of head {}", place % c.a.shape[2], place / c.a.shape[2] % c.a.shape[1]);
   const bool is_of_slot = unit.expert >= 0 && unit.slot >= 0;
   return fmt::format("element {}", is_of_slot ? i : place % c.a.shape.row());
@@ -206,17 +206,9 @@ void add_neighbours(const StepCase& c, std::vector<Hypothesis>& list) {
 
 // Values of a head of the stage, when its rows are heads side by side; 0 when they are not.
 std::int64_t head_size(const StepKnowledge& known, const StepUnit& unit) {
-  switch (known.step_case.stage) {
-    case Stage::attn_scores:
-    case Stage::attn_softmax: return unit.run();
-    case Stage::qkv_matmul:
-    case Stage::q_norm:
-    case Stage::k_norm:
-    case Stage::q_post_rope:
-    case Stage::k_post_rope:
-    case Stage::attention: return known.config.head_dim;
-    default: return 0;
-  }
+  const Stage stage = known.step_case.stage;
+  if (is(stage, Role::key_values)) return unit.run();
+  return info(stage).of_heads ? known.config.head_dim : 0;
 }
 
 using Places = std::vector<std::size_t>;  // element i holds what place [i] should

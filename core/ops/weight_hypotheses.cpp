@@ -49,10 +49,13 @@ Values products(const StepKnowledge& known, const Matrix& matrix, const FailingU
     if (activations) x.back() = activations(x.back());
   }
   Values out(units.size() * elements.size());
+  const Weight* bias = known.step().bias(units[0]->part);
+  const Values added = bias ? host::decode_row(Matrix(*bias), 0) : Values();
   for (std::size_t j = 0; j < elements.size(); ++j) {
     Values row = host::decode_row(matrix, elements[j]);
     if (weights) row = weights(row);
-    for (std::size_t i = 0; i < units.size(); ++i) out[i * elements.size() + j] = host::dot(row, x[i]);
+    const double constant = bias ? added[static_cast<std::size_t>(elements[j])] : 0;
+    for (std::size_t i = 0; i < units.size(); ++i) out[i * elements.size() + j] = host::dot(row, x[i]) + constant;
   }
   return out;
 }
@@ -302,6 +305,18 @@ void settle_ties(const StepKnowledge& known, const Weight& weight, host::Roundin
   }
 }
 
+void add_without_bias(const StepKnowledge& known, const Weight& bias, std::vector<Hypothesis>& list) {
+  Hypothesis h{StepCause::skipped, fmt::format("{} was not added", bias.name)};
+  const Values added = host::decode_row(Matrix(bias), 0);
+  h.row = [&known, added](const StepUnit& unit) {
+    Values row(static_cast<std::size_t>(unit.size));
+    for (std::size_t i = 0; i < row.size(); ++i)
+      row[i] = value_at(known.step_case.b, unit.in_b(static_cast<std::int64_t>(i))) - added[i];
+    return row;
+  };
+  list.push_back(std::move(h));
+}
+
 void add_roundings(const StepKnowledge& known, const Weight& weight, std::vector<Hypothesis>& list) {
   using host::Rounding;
   const auto add = [&](std::string text, Rounding rounding, bool of_weights) {
@@ -340,6 +355,7 @@ std::vector<Hypothesis> weight_hypotheses(const StepKnowledge& known, const Fail
                                fmt::format("computed with {} instead of {}", other->name, weight.name),
                                [other](const StepUnit& unit) { return own_matrix(*other, unit); }));
   add_experts(known, weight, failing, list);
+  if (const Weight* bias = step.bias(part)) add_without_bias(known, *bias, list);
   add_readings(known, weight, list);
   if (is_product(operator_of(step))) add_roundings(known, weight, list);
   return list;

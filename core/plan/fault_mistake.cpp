@@ -17,10 +17,10 @@ using Kind = FaultSpec::Kind;
 
 std::string experts_mistake(const FaultSpec& fault, const ModelConfig& config) {
   const bool needs_unchosen =
-      fault.kind == Kind::swap_tie || (fault.kind == Kind::wrong_expert && fault.stage == Stage::moe_router_indices);
+      fault.kind == Kind::swap_tie || (fault.kind == Kind::wrong_expert && is(fault.stage, Role::choice));
   if ((fault.kind == Kind::wrong_expert && config.experts == 1) || (needs_unchosen && config.used == config.experts))
     return fmt::format("there is no other expert, the model uses {} of {}", config.used, config.experts);
-  if (fault.kind == Kind::uniform_weights && config.used == 1)
+  if (fault.kind == Kind::uniform_weights && config.used == 1 && info(fault.stage).sums_to_one)
     return "the weight of one expert alone is 1 in any case, and the model uses one";
   if (fault.expert >= config.experts)
     return fmt::format("expert {} is not there, the model has experts 0 to {}", fault.expert, config.experts - 1);
@@ -67,7 +67,7 @@ std::string positions_mistake(const FaultSpec& fault, const Contract& contract) 
 
 std::string index_mistake(const FaultSpec& fault, const Contract& contract, const ModelConfig& config) {
   for (const PromptSpec& prompt : contract.prompts) {
-    const std::int64_t row = config.shape_of(fault.stage, 1, prompt.length()).count();
+    const std::int64_t row = config.shape_of({fault.stage, fault.layer}, 1, prompt.length()).count();
     if (fault.index >= row)
       return fmt::format("element {} is not there, a row of {} has {} values with prompt '{}'", fault.index,
                          name_of(fault.stage), row, prompt.id);
@@ -83,7 +83,10 @@ std::string what_is_wrong(const FaultSpec& fault, const Contract& contract, cons
   if (std::string why = rope_mistake(fault, config); !why.empty()) return why;
   if (std::string why = positions_mistake(fault, contract); !why.empty()) return why;
   const Step* step = find_step(program, {fault.stage, fault.layer});
+  if (!step) return "nothing is computed there";
   if (fault.kind == Kind::wrong_type) return type_mistake(fault, *step);
+  if (fault.kind == Kind::transpose && step->weights.size() == 1 && step->weights[0]->rows == 1)
+    return fmt::format("{} has one row: read transposed it is the same", step->weights[0]->name);
   if (fault.kind == Kind::quantise_activations) return block_mistake(fault, *step);
   return index_mistake(fault, contract, config);
 }

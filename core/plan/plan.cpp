@@ -79,7 +79,7 @@ class Planner {
   }
 
   SiteSet sites(const StageSelection& stages, const IndexSelection& layers, const Where& where) {
-    SiteSet set(config_.layers);
+    SiteSet set(config_);
     std::vector<int> chosen;
     try {
       chosen = layers.resolve(config_.layers);
@@ -90,7 +90,7 @@ class Planner {
       if (find_step(program_, site)) set.insert(site);
     };
     for (Stage stage : stages.stages) {
-      if (info(stage).scope == Scope::model) {
+      if (info(stage).scope != Scope::layer) {
         insert({stage, -1});
         continue;
       }
@@ -186,7 +186,7 @@ class Planner {
   void check_k(const FalsifierSpec& spec) {
     if (spec.metric != Metric::topk_overlap) return;
     for (Stage stage : spec.stages.stages)
-      if (const std::int64_t row = config_.shape_of(stage, 1, 1).count(); spec.k > row)
+      if (const std::int64_t row = config_.shape_of({stage, 0}, 1, 1).count(); spec.k > row)
         mistake(spec.where, fmt::format("falsifier '{}': k is {}, a row of {} has {} values", spec.id, spec.k,
                                         name_of(stage), row));
   }
@@ -212,8 +212,10 @@ class Planner {
       const int length = prompt.length(), longest = recut ? length : stretches_of(prompt).front().count;
       int first = length - 1;
       const auto look = [&](const SiteSet& set, const Positions& at) {
-        if ((set.contains({Stage::final_norm, -1}) || set.contains({Stage::lm_head, -1})) && !at[p].empty())
-          first = std::min(first, at[p].front());
+        const bool head = std::any_of(config_.stages.begin(), config_.stages.end(), [&](Stage stage) {
+          return is_of_head(stage) && set.contains({stage, -1});
+        });
+        if (head && !at[p].empty()) first = std::min(first, at[p].front());
       };
       for (const WatchedFalsifier& f : plan.falsifiers) look(f.sites, f.positions);
       for (const WatchedCapture& c : plan.captures) look(c.sites, c.positions);
@@ -239,7 +241,7 @@ class Planner {
 std::vector<Site> SiteSet::in_forward_order() const {
   std::vector<Site> list;
   for (std::size_t i = 0; i < marks_.size(); ++i)
-    if (marks_[i]) list.push_back({static_cast<Stage>(i % stage_count), static_cast<int>(i / stage_count) - 1});
+    if (marks_[i]) list.push_back({stages_[i % stages_.size()], static_cast<int>(i / stages_.size()) - 1});
   std::sort(list.begin(), list.end());
   return list;
 }
@@ -249,6 +251,9 @@ std::vector<Stretch> stretches_of(const PromptSpec& prompt) {
 }
 
 Plan make_plan(const Contract& contract, const Model& model, bool controls) {
+  if (contract.stages.begin() != model.config().stages.begin())
+    throw Error(ErrorKind::environment,
+                fmt::format("{}: the file has changed since the contract was read", model.source()));
   return Planner(contract, model, controls).make();
 }
 

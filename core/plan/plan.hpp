@@ -19,16 +19,18 @@ namespace moe_diag {
 // Some sites of a model, by constant-time look-up.
 class SiteSet {
  public:
-  explicit SiteSet(int layers) : marks_(static_cast<std::size_t>(layers + 1) * stage_count, false) {}
+  explicit SiteSet(const ModelConfig& config)
+      : stages_(config.stages), marks_(static_cast<std::size_t>(config.layers + 1) * stages_.size(), false) {}
 
   void insert(Site site) { marks_[index(site)] = true; }
   bool contains(Site site) const { return marks_[index(site)]; }
   std::vector<Site> in_forward_order() const;
 
  private:
-  static std::size_t index(Site site) {
-    return static_cast<std::size_t>(site.layer + 1) * stage_count + static_cast<std::size_t>(site.stage);
+  std::size_t index(Site site) const {
+    return static_cast<std::size_t>(site.layer + 1) * stages_.size() + site.stage.index();
   }
+  Stages stages_;
   std::vector<bool> marks_;
 };
 

@@ -60,7 +60,7 @@ class StepCheck {
   void check_values(std::string_view key, const GivenValues& values) {
     const bool of_all = key == "inputs" && is_of_all_positions(step_, values.stage);
     const int rows = of_all ? spec_.end() : spec_.count;
-    const Shape expected = config_.shape_of(values.stage, rows, contract_.prompts.front().length());
+    const Shape expected = config_.shape_of({values.stage, step_.layer}, rows, contract_.prompts.front().length());
     if (!(values.shape == expected)) {
       mistake(values.where, fmt::format("{}.{}: its shape is {}, expected {}: {} of {} positions", key,
                                         name_of(values.stage), text_of(values.shape), text_of(expected),

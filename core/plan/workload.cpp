@@ -7,8 +7,6 @@
 #include <set>
 #include <tuple>
 
-#include "core/ops/stage_traits.hpp"
-
 namespace moe_diag {
 namespace {
 
@@ -62,7 +60,7 @@ class Counter {
         for (const WatchedCapture& c : plan_.captures)
           is_watched = is_watched || (std::any_of(c.lanes.begin(), c.lanes.end(), [&](int l) { return is_there(l); }) &&
                                       watched(c.sites, c.positions, site));
-        is_watched = is_watched || (spec.generate > 0 && plan_.chooser >= 0 && stage == Stage::lm_head);
+        is_watched = is_watched || (spec.generate > 0 && plan_.chooser >= 0 && is(stage, Role::logits));
         stop = stop || is_watched || is_fed(stage);
       }
       counted.stops += stop;
@@ -78,7 +76,7 @@ class Counter {
   bool is_fed(Stage stage) const {
     for (std::size_t i = 0; i < lanes_.size(); ++i) {
       if (!needed_[i] || !lanes_[i].absent.empty()) continue;
-      const bool routing = stage == Stage::moe_router_indices || stage == Stage::moe_router_weights;
+      const bool routing = is_routing(stage);
       if (lanes_[i].inputs >= 0 || (routing && lanes_[i].routing >= 0)) return true;
     }
     return false;
@@ -95,12 +93,12 @@ class Counter {
       if (rows > 0) counted.prompts.push_back(p);
       if (!has_stage(f.spec->metric)) counted.samples += rows > 0;
       for (Site site : sites) {
-        const bool experts = is_per_expert(site.stage) && site.stage != Stage::moe_router_weights && f.against >= 0;
+        const bool experts = holds_experts(site.stage) && f.against >= 0;
         counted.samples += rows * (experts ? lanes_.config().used : 1);
-        const std::int64_t values = rows * lanes_.config().shape_of(site.stage, 1, length(p)).count();
+        const std::int64_t values = rows * lanes_.config().shape_of(site, 1, length(p)).count();
         counted.values += values;
         if (!counted.untested.empty()) continue;
-        std::int64_t& known = compared_[{p, f.lane, f.against, static_cast<int>(site.stage), site.layer}];
+        std::int64_t& known = compared_[{p, f.lane, f.against, site}];
         known = std::max(known, values);
       }
     }
@@ -120,30 +118,29 @@ class Counter {
   const Program& program_;
   const Lanes& lanes_;
   const std::vector<bool> needed_;
-  std::map<std::tuple<int, int, int, int, int>, std::int64_t> compared_;  // by prompt, pair of lanes and site
+  std::map<std::tuple<int, int, int, Site>, std::int64_t> compared_;  // by prompt, pair of lanes and site
 };
 
 }  // namespace
 
 Load load_of(const std::vector<const WatchedCapture*>& captures, const Contract& contract, const Lanes& lanes) {
-  std::map<std::tuple<int, int, int, int>, std::set<int>> rows;  // by prompt, lane and site
+  std::map<std::tuple<int, int, Site>, std::set<int>> rows;  // by prompt, lane and site
   for (const WatchedCapture* c : captures)
     for (int lane : c->lanes) {
       if (!lanes[static_cast<std::size_t>(lane)].absent.empty()) continue;
       for (std::size_t p = 0; p < contract.prompts.size(); ++p)
         for (Site site : c->sites.in_forward_order())
           if (const auto& positions = c->positions[p]; !positions.empty())
-            rows[{static_cast<int>(p), lane, static_cast<int>(site.stage), site.layer}].insert(positions.begin(),
-                                                                                               positions.end());
+            rows[{static_cast<int>(p), lane, site}].insert(positions.begin(), positions.end());
     }
   Load load;
   for (const auto& [key, positions] : rows) {
-    const auto& [p, lane, stage, layer] = key;
+    const auto& [p, lane, site] = key;
     const auto count = static_cast<std::int64_t>(positions.size());
     const DType values = lanes[static_cast<std::size_t>(lane)].description.values;
-    const bool indices = info(static_cast<Stage>(stage)).payload == Payload::indices;
+    const bool indices = payload_of(site.stage) == Payload::indices;
     const int length = contract.prompts[static_cast<std::size_t>(p)].length();
-    const Shape shape = lanes.config().shape_of(static_cast<Stage>(stage), count, length);
+    const Shape shape = lanes.config().shape_of(site, count, length);
     ++load.tensors;
     load.rows += count;
     load.bytes += static_cast<std::uint64_t>(shape.count()) * size_of(indices ? DType::i32 : values);

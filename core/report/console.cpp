@@ -109,9 +109,9 @@ class Console {
     if (curves.empty()) return;
     const Divergence* first = leads < 0 ? nullptr : &verdict_.diagnosis.divergences[static_cast<std::size_t>(leads)];
     const int lane = first ? first->lane : curves.front().lane, layer = first ? first->site.layer : -1;
-    const Stage stage = seen ? seen->leading_failure()->site.stage : Stage::post_ffn_residual;
+    const Stage stage = seen ? seen->leading_failure()->site.stage : Stage();
     for (const Curve& curve : curves) {
-      const bool asked = curve.stage == stage || curve.stage == Stage::post_ffn_residual;
+      const bool asked = curve.stage == stage || is(curve.stage, Role::layer_output);
       if (details_ || (curve.lane == lane && asked)) text_ += curve_block(verdict_, curve, layer);
     }
   }

@@ -116,7 +116,7 @@ Json divergence_json(const Verdict& verdict, std::size_t index) {
   j["tensors"] = d.tensors;
   j["kernel"] = text_or_null(d.kernel);
   j["factor"] = d.cause == Cause::scale ? number(d.factor) : Json(nullptr);
-  const bool has_error = info(d.site.stage).payload == Payload::values;
+  const bool has_error = payload_of(d.site.stage) == Payload::values;
   j["step_error"] = has_error ? number(d.error) : Json(nullptr);
   j["expected_error"] = has_error ? number(d.expected) : Json(nullptr);
   j["nonfinite"] = d.nonfinite.count() > 0 ? nonfinite_json(d.nonfinite) : Json(nullptr);

@@ -41,7 +41,7 @@ FalsifierSpec claim_of_oracle(const CaseContract& c) {
   claim.against = recorded_lane;
   claim.metric = Metric::rel_l2;
   claim.bound = {Bound::Kind::at_most, oracle_rounding};
-  if (info(c.site.stage).payload == Payload::indices) {
+  if (payload_of(c.site.stage) == Payload::indices) {
     claim.metric = Metric::routing_flips;
     claim.bound = {Bound::Kind::equals, 0};
   }
@@ -90,7 +90,7 @@ std::optional<FaultSpec> fault_in_case(FaultSpec fault, const Cut& cut, int leng
   }
   const bool of_expert = fault.expert >= 0;
   if (of_expert) fault.expert = number_of(fault.expert, cut.experts);
-  if (fault.stage == Stage::lm_head) fault.index = number_of(fault.index, cut.vocabulary);
+  if (is(fault.stage, Role::logits)) fault.index = number_of(fault.index, cut.vocabulary);
   if ((of_expert && fault.expert < 0) || fault.index < 0) return std::nullopt;
   return fault;
 }

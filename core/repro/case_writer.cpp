@@ -209,7 +209,7 @@ void CaseWriter::compare_with_run(const SeenStep& alone) {
   const host::Values now = host::values_of(alone.output.tensor());
   const host::Values before =
       host::values_of(parts_.seen.output.tensor(), case_.cut.first - parts_.seen.first, case_.cut.count);
-  const bool of_head = parts_.where.site.stage == Stage::lm_head && !case_.cut.vocabulary.empty();
+  const bool of_head = is(parts_.where.site.stage, Role::logits) && !case_.cut.vocabulary.empty();
   const std::size_t width = now.size() / static_cast<std::size_t>(case_.cut.count);
   for (std::size_t i = 0; i < now.size(); ++i) {
     const std::size_t there = of_head ? i / width * (before.size() / static_cast<std::size_t>(case_.cut.count)) +

@@ -138,6 +138,13 @@ class Reproduction {
                        falsifier_.why.empty() ? "" : ": ", falsifier_.why);
   }
 
+  Site site_of(const EarlierSite& site) const {
+    const Stage stage = contract_.stages.find(site.stage);
+    if (!stage)
+      refuse(fmt::format("{}: \"stage\": there is no stage '{}' in the model", verdict_.path, shown(site.stage)));
+    return {stage, site.layer};
+  }
+
   // A lane that runs freely fails where errors show, not always where they are made: the verdict knows that step, which
   // is then computed on the oracle's inputs, as it was when it was found.
   void choose_step() {
@@ -145,14 +152,14 @@ class Reproduction {
     lane_ = claim_.lane;
     std::string prompt = failing.prompt;
     where_.position = failing.position;
-    where_.site = failing.site;
+    where_.site = site_of(failing.site);
     if (follows_) {
       const EarlierDivergence& d = *falsifier_.divergence;
-      own_claim_ = d.lane == claim_.lane && d.site == failing.site;
+      own_claim_ = d.lane == claim_.lane && d.site.stage == failing.site.stage && d.site.layer == failing.site.layer;
       lane_ = d.lane;
       prompt = d.prompt;
       where_.position = d.position;
-      where_.site = d.site;
+      where_.site = site_of(d.site);
       LaneSpec& lane = lane_spec(lane_);
       lane.inputs = contract_.oracle;
       lane.routing.clear();
@@ -246,7 +253,7 @@ class Reproduction {
     step.claim = fmt::format("the step errs by no more than {} times what its numerics have to", failing_error);
     step.metric = Metric::noise_ratio;
     step.bound = {Bound::Kind::at_most, failing_error};
-    if (info(where_.site.stage).payload == Payload::indices) {
+    if (payload_of(where_.site.stage) == Payload::indices) {
       step.claim = "experts are chosen as the router's logits say";
       step.metric = Metric::routing_real_flips;
       step.bound = {Bound::Kind::equals, 0};

@@ -64,7 +64,7 @@ std::vector<std::int32_t> rows_of_head(const SeenStep& seen, int row, int vocab,
 std::vector<std::int32_t> experts_of(const SeenStep& seen, int row, int count, const ModelConfig& config) {
   Ids ids;
   for (const GivenValues& values : seen.inputs) {
-    if (values.stage != Stage::moe_router_indices) continue;
+    if (!is(values.stage, Role::choice)) continue;
     const GivenValues rows = rows_of(values, row, count);
     const auto* chosen = rows.tensor().as<std::int32_t>();
     for (std::int64_t i = 0; i < rows.shape.count(); ++i) {
@@ -91,7 +91,7 @@ std::vector<Cut> cuts_of(const SeenStep& seen, const Step& step, const ModelConf
     Cut cut{first, count, {}, {}};
     const WeightRows reads = operator_of(step).weights;
     if (reads == WeightRows::of_experts) cut.experts = experts_of(seen, first - seen.first, count, config);
-    if (step.out[0] == Stage::lm_head)
+    if (is(step.out[0], Role::logits))
       cut.vocabulary = rows_of_head(seen, position - seen.first, config.vocab, elements);
     if (reads == WeightRows::of_tokens) {
       Ids ids(tokens.begin() + first, tokens.begin() + first + count);
@@ -115,7 +115,7 @@ std::vector<GivenValues> inputs_of(const SeenStep& seen, const Step& step, const
     const bool of_all = is_of_all_positions(step, values.stage);
     inputs.push_back(of_all ? rows_of(values, 0, cut.first + cut.count)
                             : rows_of(values, cut.first - seen.first, cut.count));
-    if (values.stage != Stage::moe_router_indices || cut.experts.empty()) continue;
+    if (!is(values.stage, Role::choice) || cut.experts.empty()) continue;
     std::vector<std::byte>& bytes = inputs.back().bytes;
     for (std::size_t at = 0; at < bytes.size(); at += sizeof(std::int32_t)) {
       std::int32_t id = 0;

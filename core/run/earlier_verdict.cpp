@@ -144,13 +144,7 @@ class Reader {
                           whole_or(divergence, "position", 0), site_of(divergence)};
   }
 
-  Site site_of(const Json& json) const {
-    const std::string stage = text(json, "stage");
-    const auto at =
-        std::find_if(stage_table.begin(), stage_table.end(), [&](const StageInfo& s) { return s.name == stage; });
-    if (at == stage_table.end()) refuse(fmt::format("\"stage\": there is no stage '{}'", shown(stage)));
-    return {at->stage, whole_or(json, "layer", -1)};
-  }
+  EarlierSite site_of(const Json& json) const { return {text(json, "stage"), whole_or(json, "layer", -1)}; }
 
   const std::string& path_;
   const Json& root_;

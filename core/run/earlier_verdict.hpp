@@ -11,11 +11,17 @@
 
 namespace moe_diag {
 
+// A site by its name: which stages there are depends on the model.
+struct EarlierSite {
+  std::string stage;
+  int layer = -1;
+};
+
 // Where a falsifier failed, as a verdict has it. Position -1: of a whole pass, of no stage.
 struct EarlierSample {
   std::string prompt;
   int position = -1;
-  Site site;
+  EarlierSite site;
   double value = 0;
   Bound bound;
 };
@@ -24,7 +30,7 @@ struct EarlierSample {
 struct EarlierDivergence {
   std::string lane, prompt, cause;
   int position = 0;
-  Site site;
+  EarlierSite site;
 };
 
 struct EarlierFalsifier {

@@ -339,8 +339,7 @@ void Runner::close_sinks() {
 
 void Runner::capture_evidence() {
   const double before = seconds();
-  const std::vector<WatchedCapture> captures =
-      evidence_of(plan_, verdict_.judgements, plan_.program, model_->config().layers);
+  const std::vector<WatchedCapture> captures = evidence_of(plan_, verdict_.judgements, plan_.program, model_->config());
   if (captures.empty()) return;
   evidence_ = std::make_unique<Capture>(contract_, captures, host_);
   note_absent_lanes(plan_.evidence);

@@ -74,7 +74,7 @@ void Runner::read_digests() {
     if (spec.digest.empty() || digest_files_.count(spec.digest) > 0) continue;
     DigestFile& file = digest_files_[spec.digest];
     try {
-      file.digests = moe_diag::read_digests(spec.digest);
+      file.digests = moe_diag::read_digests(spec.digest, contract_.stages);
     } catch (const Error& e) {
       if (e.kind() != ErrorKind::absent) throw;
       file.absent = e.what();

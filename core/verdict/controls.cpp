@@ -13,8 +13,7 @@ std::string text_of(Site site) {
 std::optional<Site> expected_site(const WatchedFalsifier& watched, const FaultSpec& fault, const RunningLane& lane,
                                   const Program& program) {
   const Site planted{fault.stage, fault.layer};
-  const bool routed =
-      lane.routing >= 0 && (fault.stage == Stage::moe_router_indices || fault.stage == Stage::moe_router_weights);
+  const bool routed = lane.routing >= 0 && is_routing(fault.stage);
   if (lane.inputs >= 0 || routed) return watched.sites.contains(planted) ? std::optional<Site>(planted) : std::nullopt;
   for (Site site : sites_that_depend_on(program, planted))
     if (watched.sites.contains(site)) return site;

@@ -14,13 +14,13 @@ Coverage::Coverage(const Plan& plan, const ModelConfig& config, int lane)
   for (const WatchedFalsifier& falsifier : plan.falsifiers) {
     if (!in_lockstep(*falsifier.spec)) continue;
     for (Site site : falsifier.sites.in_forward_order())
-      if (site.layer >= 0 && site.stage >= Stage::moe_router_indices)
+      if (site.layer >= 0 && !comes_before(site.stage, site.stage.sibling(Role::choice)))
         looked_at_[static_cast<std::size_t>(site.layer)] = true;
   }
 }
 
 bool Coverage::wants(int /*prompt*/, int lane, Site site) const {
-  return lane == lane_ && site.stage == Stage::moe_router_indices && looked_at_[static_cast<std::size_t>(site.layer)];
+  return lane == lane_ && is(site.stage, Role::choice) && looked_at_[static_cast<std::size_t>(site.layer)];
 }
 
 void Coverage::show(Sighting& sighting) {

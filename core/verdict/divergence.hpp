@@ -100,13 +100,13 @@ struct CurvePoint {
   int layer = -1;
   double free_error = 0;  // of the lane as the contract has it, against the oracle
   // The layer's step with the most expected errors, on the oracle's inputs.
-  Stage worst_step = Stage::embedding;
+  Stage worst_step;
   double step_error = 0;  // its error
   double expected = 0;    // its expected error, in the lane's numerics
 };
 struct Curve {
   int lane = -1;  // index into the contract's lanes
-  Stage stage = Stage::embedding;
+  Stage stage;
   std::vector<CurvePoint> points;  // by layer
 };
 

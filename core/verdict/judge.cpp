@@ -15,6 +15,7 @@
 
 #include "core/compare/distribution.hpp"
 #include "core/compare/samples.hpp"
+#include "core/ops/linear.hpp"
 #include "core/ops/predicted.hpp"
 #include "core/ops/values.hpp"
 #include "core/verdict/controls.hpp"
@@ -60,8 +61,8 @@ std::optional<double> value_of_row(const FalsifierSpec& spec, const Pair& pair, 
     }
     case Metric::topk_overlap: return topk_overlap(pair.a, at, pair.b, at, size, spec.k);
     case Metric::kl:
-      return pair.site.stage == Stage::moe_router_probs ? kl_of_probs(pair.a, at, pair.b, at, size)
-                                                        : kl_of_logits(pair.a, at, pair.b, at, size);
+      return is(pair.site.stage, Role::router_probs) ? kl_of_probs(pair.a, at, pair.b, at, size)
+                                                     : kl_of_logits(pair.a, at, pair.b, at, size);
     default: return std::nullopt;
   }
 }
@@ -124,19 +125,27 @@ class Judge::Comparisons {
     return *step_;
   }
 
+  // How much the row's one value is less than the terms that it is the sum of; see moe_diag::cancellation().
+  double cancellation(int lane, int row) {
+    const Tensor result = sighting_.tensor(lane);
+    if (result.shape.row() != 1) return 1;
+    const Tensor input = sighting_.now(lane, step().in[0]);
+    return input ? moe_diag::cancellation(step(), host::values_of(input, row, 1), value_at(result, row)) : 1;
+  }
+
   // What the lanes chose experts by, and what they chose. Tensors are null where a lane does not have the stage.
   const Routing& routing(int lane, int against) {
     const auto [at, fresh] = routings_.try_emplace({lane, against});
     if (fresh)
-      at->second = {sighting_.tensor(lane), sighting_.tensor(against), sighting_.now(lane, Stage::moe_router_logits),
-                    sighting_.now(against, Stage::moe_router_logits), experts_};
+      at->second = {sighting_.tensor(lane), sighting_.tensor(against), sighting_.now(lane, Role::router_logits),
+                    sighting_.now(against, Role::router_logits), experts_};
     return at->second;
   }
 
   // Whether the lane's choice of experts follows from finite numbers: its weights are NaN where its logits are.
   bool chose_by_numbers(int lane, int row) {
     const auto [at, fresh] = weights_.try_emplace(lane);
-    if (fresh) at->second = sighting_.now(lane, Stage::moe_router_weights);
+    if (fresh) at->second = sighting_.now(lane, Role::choice_weights);
     return !at->second || is_row_finite(at->second, row);
   }
 
@@ -182,8 +191,8 @@ class Judge::Comparisons {
     e.pair.b = sighting_.tensor(against);
     e.pair.experts = experts_;
     if (is_per_expert(sighting_.site.stage)) {
-      e.pair.routing_a = sighting_.now(lane, Stage::moe_router_indices);
-      e.pair.routing_b = sighting_.now(against, Stage::moe_router_indices);
+      e.pair.routing_a = sighting_.now(lane, Role::choice);
+      e.pair.routing_b = sighting_.now(against, Role::choice);
     }
     e.rows.resize(static_cast<std::size_t>(sighting_.rows().count));
     return e;
@@ -232,8 +241,8 @@ bool Judge::has_floor(const WatchedFalsifier& watched) const {
 
 // Flips are explained by the logits, which a lane keeps for as long as somebody looks at them.
 bool Judge::watches_logits(const WatchedFalsifier& falsifier, int prompt, Site site) const {
-  return falsifier.spec->metric == Metric::routing_real_flips && site.stage == Stage::moe_router_logits &&
-         watches(falsifier, prompt, {Stage::moe_router_indices, site.layer});
+  return falsifier.spec->metric == Metric::routing_real_flips && is(site.stage, Role::router_logits) &&
+         watches(falsifier, prompt, site.sibling(Role::choice));
 }
 
 bool Judge::wants(int prompt, int lane, Site site) const {
@@ -295,18 +304,18 @@ std::string Judge::lacking(const WatchedFalsifier& watched, Sighting& sighting, 
   if (!sighting.tensor(watched.lane)) return lacks("the judged", stage);
   if (watched.against < 0) {
     const bool tells_experts = watched.experts.empty() || comparisons.pair(watched.lane, watched.lane).routing_a;
-    return tells_experts ? "" : lacks("the judged", Stage::moe_router_indices);
+    return tells_experts ? "" : lacks("the judged", stage.sibling(Role::choice));
   }
   if (!sighting.tensor(watched.against)) return lacks("the other", stage);
   if (watched.floor >= 0 && !sighting.tensor(watched.floor)) return lacks("the floor's", stage);
   if (is_per_expert(stage))
     for (int lane : {watched.lane, watched.floor < 0 ? watched.lane : watched.floor}) {
       const Pair& pair = comparisons.pair(lane, watched.against);
-      if (!pair.routing_a || !pair.routing_b) return lacks("one", Stage::moe_router_indices);
+      if (!pair.routing_a || !pair.routing_b) return lacks("one", stage.sibling(Role::choice));
     }
   if (watched.spec->metric == Metric::routing_real_flips) {
     const Routing& routing = comparisons.routing(watched.lane, watched.against);
-    if (!routing.logits_a || !routing.logits_b) return lacks("one", Stage::moe_router_logits);
+    if (!routing.logits_a || !routing.logits_b) return lacks("one", stage.sibling(Role::router_logits));
   }
   return "";
 }
@@ -421,9 +430,11 @@ void Judge::judge_values(std::size_t f, Comparisons& comparisons, int row, Sampl
 // The error that the sample's is counted in; none when the floor's lane did not compute the expert.
 std::optional<double> Judge::floor_of(const WatchedFalsifier& watched, Comparisons& comparisons, const Sample& sample,
                                       int row) const {
-  if (watched.floor < 0)
-    return expected_error(lanes_[static_cast<std::size_t>(watched.lane)].description.numerics, comparisons.step(),
-                          lanes_.config(), sample.position + 1);
+  if (watched.floor < 0) {
+    const auto expected = expected_error(lanes_[static_cast<std::size_t>(watched.lane)].description.numerics,
+                                         comparisons.step(), lanes_.config(), sample.position + 1);
+    return expected ? std::optional(*expected * comparisons.cancellation(watched.against, row)) : std::nullopt;
+  }
   for (const Comparisons::Measured& m : comparisons.row(watched.floor, watched.against, row).samples)
     if (m.segments.expert == sample.expert) return m.measure.rel_l2();
   return std::nullopt;
@@ -484,10 +495,11 @@ std::string Judge::never_run(std::size_t f) const {
   for (int expert : plan_.falsifiers[f].experts)
     for (int layer = 0; layer < lanes_.config().layers; ++layer) {
       const auto& sites = plan_.falsifiers[f].sites;
-      const auto watched = [&](const StageInfo& stage) {
-        return stage.scope == Scope::layer && sites.contains({stage.stage, layer});
+      const Stages& stages = lanes_.config().stages;
+      const auto watched = [&](Stage stage) {
+        return info(stage).scope == Scope::layer && sites.contains({stage, layer});
       };
-      if (std::any_of(stage_table.begin(), stage_table.end(), watched) && ran_[f].count({layer, expert}) == 0)
+      if (std::any_of(stages.begin(), stages.end(), watched) && ran_[f].count({layer, expert}) == 0)
         layers_of[expert].push_back(layer);
     }
   std::string text;

@@ -102,11 +102,11 @@ class BreakingSink final : public Sink {
 
   // Takes the weights to be those of the experts that came last, as if the lanes ran one after the other.
   void join(const Event& event) {
-    if (event.site.stage == Stage::moe_router_indices) {
+    if (is(event.site.stage, Role::choice)) {
       chosen_by_ = event.lane;
       chosen_in_ = event.site.layer;
     }
-    if (event.site.stage != Stage::moe_router_weights || chosen_by_ < 0) return;
+    if (!is(event.site.stage, Role::choice_weights) || chosen_by_ < 0) return;
     if (chosen_by_ != event.lane || chosen_in_ != event.site.layer)
       throw std::logic_error("weights of lane " + std::to_string(event.lane) + " came after the experts of lane " +
                              std::to_string(chosen_by_));

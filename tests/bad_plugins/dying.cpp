@@ -28,7 +28,7 @@ class DyingSink final : public Sink {
     if (at_ == "open") std::abort();
   }
   void consume(const Event& event) override {
-    if (event.lane != 0 || event.site.stage != Stage::final_norm) return;
+    if (event.lane != 0 || name_of(event.site.stage) != "final_norm") return;
     if (at_ == "consume") write_to(nullptr);
     if (at_ == "thread") std::thread([] { write_to(nullptr); }).join();
     if (at_ == "kill") std::raise(SIGKILL);

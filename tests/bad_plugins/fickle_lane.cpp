@@ -25,23 +25,24 @@ class FickleLane final : public Lane {
     seen_alone_ = false;
   }
   void run(std::span<const Step> steps) override {
-    if (steps.front().op == Op::embed && steps.back().out[0] == Stage::lm_head) seen_alone_ = true;
+    if (steps.front().op == Op::embed && is(steps.back().out[0], Role::logits)) seen_alone_ = true;
   }
-  Tensor read(Stage stage, Rows rows) override {
-    if (stage < Stage::final_norm) return {};
-    const Shape shape = config_.shape_of(stage, rows.count, pass_.total);
+  Tensor read(Site site, Rows rows) override {
+    const Stage stage = site.stage;
+    if (!is_of_head(stage)) return {};
+    const Shape shape = config_.shape_of(site, rows.count, pass_.total);
     values_.assign(static_cast<std::size_t>(shape.count()), 0);
     for (int r = 0; r < rows.count; ++r) {
       const int row = rows.first + r, position = pass_.first + row;
       for (std::int64_t i = 0; i < shape.row(); ++i)
         values_[static_cast<std::size_t>(r * shape.row() + i)] =
             static_cast<float>((tokens_[static_cast<std::size_t>(row)] * 31 + position * 7 + i) % 101 + 1);
-      if (position == 2 && stage == Stage::lm_head && is_other())
+      if (position == 2 && is(stage, Role::logits) && is_other())
         values_[static_cast<std::size_t>(r * shape.row() + 5)] += 0.5f;
     }
     return {values_.data(), DType::f32, shape};
   }
-  void write(Stage, Rows, const Tensor&) override {}
+  void write(Site, Rows, const Tensor&) override {}
   Tensor read_cache(CachePart, int, Stretch) override { return {}; }
   void write_cache(CachePart, int, Stretch, const Tensor&) override {}
   DeviceMemory device_memory() override { return {3 << 20, 4 << 20}; }

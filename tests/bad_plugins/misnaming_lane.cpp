@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <array>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,10 +20,11 @@ class MisnamingLane final : public Lane {
 
   void begin(const Pass& pass) override { pass_ = pass; }
   void run(std::span<const Step>) override {}
-  Tensor read(Stage stage, Rows rows) override {
-    const Shape shape = config_.shape_of(stage, rows.count, pass_.total);
-    const bool has = stage == Stage::moe_router_weights || stage == Stage::moe_expert_out;
-    if (stage != Stage::moe_router_indices && !has) return {};
+  Tensor read(Site site, Rows rows) override {
+    const Stage stage = site.stage;
+    const Shape shape = config_.shape_of(site, rows.count, pass_.total);
+    const bool has = is(stage, Role::choice_weights) || name_of(stage) == "moe_expert_out";
+    if (!is(stage, Role::choice) && !has) return {};
     std::vector<std::int32_t> ids;
     std::vector<float> values;
     for (int r = 0; r < rows.count; ++r)
@@ -35,13 +36,13 @@ class MisnamingLane final : public Lane {
           values.push_back(static_cast<float>(position * 100 + ids.back() * 10) + static_cast<float>(i % 7) + 1);
       }
     if (has) {
-      values_[static_cast<std::size_t>(stage)] = std::move(values);
-      return {values_[static_cast<std::size_t>(stage)].data(), DType::f32, shape};
+      values_[stage.index()] = std::move(values);
+      return {values_[stage.index()].data(), DType::f32, shape};
     }
     ids_ = std::move(ids);
     return {ids_.data(), DType::i32, shape};
   }
-  void write(Stage, Rows, const Tensor&) override {}
+  void write(Site, Rows, const Tensor&) override {}
   Tensor read_cache(CachePart, int, Stretch) override { return {}; }
   void write_cache(CachePart, int, Stretch, const Tensor&) override {}
 
@@ -56,7 +57,7 @@ class MisnamingLane final : public Lane {
   const std::string mood_;
   Pass pass_;
   std::vector<std::int32_t> ids_;
-  std::array<std::vector<float>, stage_count> values_;
+  std::map<std::size_t, std::vector<float>> values_;  // by stage
 };
 
 class MisnamingBackend final : public Backend {

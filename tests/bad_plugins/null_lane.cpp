@@ -11,8 +11,8 @@ class NullLane final : public Lane {
  public:
   void begin(const Pass&) override {}
   void run(std::span<const Step>) override {}
-  Tensor read(Stage, Rows) override { return {}; }
-  void write(Stage, Rows, const Tensor&) override {}
+  Tensor read(Site, Rows) override { return {}; }
+  void write(Site, Rows, const Tensor&) override {}
   Tensor read_cache(CachePart, int, Stretch) override { return {}; }
   void write_cache(CachePart, int, Stretch, const Tensor&) override {}
 };

@@ -4,6 +4,7 @@
 #include <benchmark/benchmark.h>
 
 #include "tests/support/lockstep.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag::test {
 namespace {
@@ -24,7 +25,7 @@ std::vector<std::int32_t> tokens_of(std::int64_t count) {
 // Looks at every stage and drops it.
 class Watcher final : public Hook {
  public:
-  bool wants(int, int, Site site) const override { return site.stage != Stage::lm_head; }
+  bool wants(int, int, Site site) const override { return site.stage != stages::lm_head; }
   void show(Sighting& sighting) override { benchmark::DoNotOptimize(sighting.tensor(0).data); }
 };
 

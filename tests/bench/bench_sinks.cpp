@@ -19,6 +19,7 @@
 #include "core/contract/contract.hpp"
 #include "core/plugin/host.hpp"
 #include "tests/support/made_run.hpp"
+#include "tests/support/stages.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 namespace moe_diag {
@@ -28,6 +29,7 @@ constexpr int layers = 8;
 
 ModelConfig full_width() {
   ModelConfig c;
+  c.stages = qwen3moe.stages;
   c.layers = layers;
   c.hidden = 2048;
   c.heads = 32;
@@ -47,13 +49,13 @@ class Captured {
     std::iota(positions_.begin(), positions_.end(), 0);
     const ModelConfig config = full_width();
     for (int layer = 0; layer < layers; ++layer)
-      for (const StageInfo& stage : stage_table) {
-        if (stage.scope != Scope::layer) continue;
-        const DType dtype = stage.payload == Payload::indices ? DType::i32 : DType::f32;
-        const Tensor tensor{nullptr, dtype, config.shape_of(stage.stage, tokens, tokens)};
-        events_.push_back({0, 0, {stage.stage, layer}, positions_, tensor, tokens});
+      for (const Stage stage : qwen3moe.stages) {
+        if (info(stage).scope != Scope::layer) continue;
+        const DType dtype = payload_of(stage) == Payload::indices ? DType::i32 : DType::f32;
+        const Tensor tensor{nullptr, dtype, config.shape_of({stage, 0}, tokens, tokens)};
+        events_.push_back({0, 0, {stage, layer}, positions_, tensor, tokens});
         bytes_ += tensor.bytes();
-        std::vector<float>& values = values_[stage.stage];
+        std::vector<float>& values = values_[stage.index()];
         values.resize(tensor.bytes() / sizeof(float));
         for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 1013) * 0.37f;
         events_.back().tensor.data = values.data();
@@ -66,7 +68,7 @@ class Captured {
  private:
   std::vector<std::int32_t> positions_;
   std::vector<Event> events_;
-  std::map<Stage, std::vector<float>> values_;
+  std::map<std::size_t, std::vector<float>> values_;  // by stage
   std::size_t bytes_ = 0;
 };
 

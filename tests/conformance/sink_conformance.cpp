@@ -11,6 +11,7 @@
 #include "tests/support/catch.hpp"
 #include "tests/support/locale.hpp"
 #include "tests/support/process.hpp"
+#include "tests/support/stages.hpp"
 
 // What core/api/sink.hpp promises, asked of every sink that is built, and of sinks that break one promise each.
 namespace moe_diag {
@@ -134,23 +135,23 @@ TEST_CASE("a call that does not return is broken off, and said with what it was 
 
 TEST_CASE("what sinks are tried with is what a run of several lanes gives them") {
   const std::vector<RecordedEvent>& events = recorded_run().events;
-  std::set<Stage> stages;
+  std::set<std::string_view> stages;
   std::set<int> layers, lanes, prompts;
   std::set<DType> types;
   std::set<std::pair<int, std::size_t>> passes;  // a site that comes more than once in a prompt
   int interleaved = 0, with_gaps = 0;
   for (std::size_t i = 0; i < events.size(); ++i) {
     const RecordedEvent& e = events[i];
-    stages.insert(e.site.stage);
+    stages.insert(name_of(e.site.stage));
     layers.insert(e.site.layer);
     lanes.insert(e.lane);
     prompts.insert(e.prompt);
     types.insert(e.dtype);
-    if (e.site.stage == Stage::moe_ffn_out && e.site.layer == 1 && e.lane == 1) passes.insert({e.prompt, i});
+    if (e.site.stage == stages::moe_ffn_out && e.site.layer == 1 && e.lane == 1) passes.insert({e.prompt, i});
     if (i > 0 && events[i - 1].site == e.site && events[i - 1].lane != e.lane) ++interleaved;
     if (e.positions.back() - e.positions.front() >= std::ssize(e.positions)) ++with_gaps;
   }
-  CHECK(stages.size() == stage_count);
+  CHECK(stages.size() == qwen3moe.stages.size());
   CHECK(layers == std::set<int>{-1, 0, 1, 2});
   CHECK(lanes == std::set<int>{0, 1, 2});  // the fourth is absent
   CHECK(prompts == std::set<int>{0, 1});
@@ -161,7 +162,7 @@ TEST_CASE("what sinks are tried with is what a run of several lanes gives them")
   // Forward order within each pass: a site never comes before one that it needs.
   for (std::size_t i = 1; i < events.size(); ++i)
     if (events[i].prompt == events[i - 1].prompt && events[i].site < events[i - 1].site)
-      CHECK(events[i - 1].site.stage == Stage::lm_head);
+      CHECK(events[i - 1].site.stage == stages::lm_head);
 }
 
 TEST_CASE("the command says a line a check, and ends as a claim does") {

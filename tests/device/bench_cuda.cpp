@@ -12,6 +12,7 @@
 
 #include "tests/device/ceilings.hpp"
 #include "tests/support/lockstep.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag::test {
 namespace {
@@ -53,7 +54,7 @@ class Bench {
     if (hook) bus.add(*hook);
     Forward forward(lockstep_.model(), lockstep_.lanes(), bus, {}, active());
     forward.pass({tokens, 0, count, hook ? 0 : count - 1}, 0);
-    lane().read(Stage::lm_head, {count - 1, 1});
+    lane().read({stages::lm_head, -1}, {count - 1, 1});
   }
 
   // Tokens a second, one by one after a prompt; each waits for the logits of the one before.
@@ -68,7 +69,7 @@ class Bench {
     for (int i = 0; i < count; ++i) {
       if (i == 4) start = now();
       forward.pass({all.subspan(static_cast<std::size_t>(before + i), 1), before + i, total, 0}, 0);
-      lane().read(Stage::lm_head, {0, 1});
+      lane().read({stages::lm_head, -1}, {0, 1});
     }
     return (count - 4) / (now() - start);
   }

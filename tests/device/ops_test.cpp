@@ -11,6 +11,7 @@
 #include "tests/device/rules.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag::test {
 namespace {
@@ -25,6 +26,7 @@ class OneOp {
  public:
   OneOp(const ModelConfig& config, BlockType type, const std::string& numerics)
       : config_(config), type_(type), numerics_(numerics), host_({MOE_DIAG_PLUGINS}) {
+    config_.stages = qwen3moe.stages;
     random_.seed(std::random_device()());
     data_.reserve(8);
     weights_.reserve(8);
@@ -67,7 +69,8 @@ class OneOp {
     return values;
   }
   void put(Stage stage, const std::vector<float>& values) {
-    lane_->write(stage, {0, rows_}, {values.data(), DType::f32, config_.shape_of(stage, rows_, total_)});
+    lane_->write({stage, layer_}, {0, rows_},
+                 {values.data(), DType::f32, config_.shape_of({stage, layer_}, rows_, total_)});
   }
   // Distinct experts of each row; `skewed`: the same in all.
   std::vector<std::int32_t> fill_indices(bool skewed) {
@@ -77,29 +80,30 @@ class OneOp {
       if (!skewed) std::shuffle(all.begin(), all.end(), random_);
       ids.insert(ids.end(), all.begin(), all.begin() + config_.used);
     }
-    const Stage stage = Stage::moe_router_indices;
-    lane_->write(stage, {0, rows_}, {ids.data(), DType::i32, config_.shape_of(stage, rows_, total_)});
+    const Stage stage = stages::moe_router_indices;
+    lane_->write({stage, layer_}, {0, rows_},
+                 {ids.data(), DType::i32, config_.shape_of({stage, layer_}, rows_, total_)});
     return ids;
   }
 
   // Runs the step on poisoned outputs.
   void run(const Step& step) {
     for (Stage stage : step.out)
-      if (info(stage).payload == Payload::values)
+      if (payload_of(stage) == Payload::values)
         put(stage, std::vector<float>(count(stage), std::numeric_limits<float>::quiet_NaN()));
     lane_->run({&step, 1});
   }
-  Tensor read(Stage stage) { return lane_->read(stage, {0, rows_}); }
+  Tensor read(Stage stage) { return lane_->read({stage, layer_}, {0, rows_}); }
 
   void check(Stage stage, const std::vector<double>& expected, double bound = op_bound) {
-    const Tensor truth{expected.data(), DType::f64, config_.shape_of(stage, rows_, total_)};
+    const Tensor truth{expected.data(), DType::f64, config_.shape_of({stage, layer_}, rows_, total_)};
     REQUIRE(expected.size() == count(stage));
     INFO(name_of(stage) << ", " << name_of(type_) << ", " << numerics_ << ", " << rows_ << " rows");
     CHECK(worst_row(read(stage), truth) <= bound);
   }
 
   std::size_t count(Stage stage) const {
-    return static_cast<std::size_t>(config_.shape_of(stage, rows_, total_).count());
+    return static_cast<std::size_t>(config_.shape_of({stage, layer_}, rows_, total_).count());
   }
   const ModelConfig& config() const { return config_; }
   BlockType type() const { return type_; }
@@ -133,6 +137,7 @@ class OneOp {
     }
   }
 
+  static constexpr int layer_ = 0;
   ModelConfig config_;
   BlockType type_;
   std::string numerics_;
@@ -175,7 +180,8 @@ ModelConfig config_for(BlockType type) {
   return c;
 }
 
-Step step_of(Op op, Few<Stage, 2> in, Few<const Weight*, 3> weights, Few<Stage, 2> out) {
+Step step_of(Op op, Few<Stage, most_inputs> in, Few<const Weight*, most_weights> weights,
+             Few<Stage, most_outputs> out) {
   Step step;
   step.op = op;
   step.layer = op == Op::embed ? -1 : 0;
@@ -200,7 +206,7 @@ void multiply(const std::vector<double>& rows, std::int64_t expert, const Weight
   for (std::int64_t r = 0; r < w.rows; ++r, row += w.cols) y[r] = std::inner_product(row, row + w.cols, x.begin(), 0.0);
 }
 
-void check_linear(OneOp& op, Stage in, Few<const Weight*, 3> weights, Stage out) {
+void check_linear(OneOp& op, Stage in, Few<const Weight*, most_weights> weights, Stage out) {
   const std::vector<float> x = op.fill(in);
   op.run(step_of(Op::linear, {in}, weights, {out}));
   std::vector<double> expected(op.count(out));
@@ -219,12 +225,12 @@ void check_linear(OneOp& op, Stage in, Few<const Weight*, 3> weights, Stage out)
 void check_experts(OneOp& op, Stage in, const Weight& w, Stage out, bool skewed) {
   const std::vector<float> x = op.fill(in);
   const std::vector<std::int32_t> ids = op.fill_indices(skewed);
-  op.run(step_of(Op::expert_linear, {in, Stage::moe_router_indices}, {&w}, {out}));
+  op.run(step_of(Op::expert_linear, {in, stages::moe_router_indices}, {&w}, {out}));
   const std::vector<double> rows = read_rows(op.numerics(), w);
   std::vector<double> expected(op.count(out));
   const int used = op.config().used;
   for (int v = 0; v < op.rows() * used; ++v) {
-    const int row = in == Stage::ffn_norm ? v / used : v;
+    const int row = in == stages::ffn_norm ? v / used : v;
     multiply(rows, ids[static_cast<std::size_t>(v)], w,
              read_vector(op.numerics(), w.type, x.data() + row * w.cols, w.cols),
              expected.data() + static_cast<std::int64_t>(v) * w.rows);
@@ -247,8 +253,8 @@ TEST_CASE("linear of every type, in all numerics", "[ops]") {
       op.open();
       for (int rows : row_counts) {
         op.begin(rows);
-        check_linear(op, Stage::attn_norm, {&q, &k, &v}, Stage::qkv_matmul);
-        check_linear(op, Stage::final_norm, {&head}, Stage::lm_head);
+        check_linear(op, stages::attn_norm, {&q, &k, &v}, stages::qkv_matmul);
+        check_linear(op, stages::final_norm, {&head}, stages::lm_head);
       }
     }
 }
@@ -264,7 +270,7 @@ TEST_CASE("linear of long rows and of many", "[ops]") {
       op.open();
       for (int rows : {1, 9, 97}) {
         op.begin(rows);
-        check_linear(op, Stage::final_norm, {&head}, Stage::lm_head);
+        check_linear(op, stages::final_norm, {&head}, stages::lm_head);
       }
     }
 }
@@ -280,8 +286,8 @@ TEST_CASE("expert_linear of every type, in all numerics", "[ops]") {
       for (int rows : row_counts)
         for (const bool skewed : {false, true}) {
           op.begin(rows);
-          check_experts(op, Stage::ffn_norm, gate, Stage::moe_expert_gate, skewed);
-          check_experts(op, Stage::moe_expert_swiglu, down, Stage::moe_expert_out, skewed);
+          check_experts(op, stages::ffn_norm, gate, stages::moe_expert_gate, skewed);
+          check_experts(op, stages::moe_expert_swiglu, down, stages::moe_expert_out, skewed);
         }
     }
 }
@@ -296,11 +302,11 @@ TEST_CASE("a value that is not finite reaches its own row of a product, and no o
           const Weight& head = op.weight(block.type, c.hidden, c.vocab);
           op.open();
           op.begin(rows);
-          std::vector<float> x = op.fill(Stage::final_norm);
+          std::vector<float> x = op.fill(stages::final_norm);
           x[static_cast<std::size_t>(c.hidden + 5)] = bad;
-          op.put(Stage::final_norm, x);
-          op.run(step_of(Op::linear, {Stage::final_norm}, {&head}, {Stage::lm_head}));
-          const auto* y = op.read(Stage::lm_head).as<float>();
+          op.put(stages::final_norm, x);
+          op.run(step_of(Op::linear, {stages::final_norm}, {&head}, {stages::lm_head}));
+          const auto* y = op.read(stages::lm_head).as<float>();
           INFO(block.name << ", " << numerics << ", " << rows << " rows");
           std::int64_t spread = 0, lost = 0;
           for (std::int64_t i = 0; i < std::int64_t{rows} * c.vocab; ++i) {
@@ -322,11 +328,11 @@ TEST_CASE("embed of every type", "[ops]") {
     op.open();
     for (int rows : row_counts) {
       op.begin(rows);
-      op.run(step_of(Op::embed, {}, {&table}, {Stage::embedding}));
+      op.run(step_of(Op::embed, {}, {&table}, {stages::embedding}));
       std::vector<double> expected;
       for (std::int32_t token : op.tokens())
         for (int k = 0; k < c.hidden; ++k) expected.push_back(decode<double>(block.type, table.row(0, token), k));
-      op.check(Stage::embedding, expected);
+      op.check(stages::embedding, expected);
     }
   }
 }
@@ -359,9 +365,9 @@ TEST_CASE("rms_norm of rows and of heads", "[ops]") {
     };
     for (int rows : row_counts) {
       op.begin(rows);
-      check(Stage::embedding, whole, 0, Stage::attn_norm);
-      check(Stage::qkv_matmul, head, 0, Stage::q_norm);
-      check(Stage::qkv_matmul, head, c.q_width(), Stage::k_norm);
+      check(stages::embedding, whole, 0, stages::attn_norm);
+      check(stages::qkv_matmul, head, 0, stages::q_norm);
+      check(stages::qkv_matmul, head, c.q_width(), stages::k_norm);
     }
   }
 }
@@ -379,8 +385,8 @@ TEST_CASE("rope, scores, softmax and mix, from the start and behind what is cach
       for (const auto& [first, count] : {std::pair{0, rows}, {rows, 1}, {rows + 1, 6}}) {
         op.begin(count, first, rows + 9);
         const auto total = static_cast<std::size_t>(op.total());
-        const std::vector<float> x = op.fill(Stage::q_norm);
-        Step rope = step_of(Op::rope, {Stage::q_norm}, {}, {Stage::q_post_rope});
+        const std::vector<float> x = op.fill(stages::q_norm);
+        Step rope = step_of(Op::rope, {stages::q_norm}, {}, {stages::q_post_rope});
         rope.params.theta = c.rope_theta;
         op.run(rope);
         std::vector<double> rotated(x.size());
@@ -391,14 +397,14 @@ TEST_CASE("rope, scores, softmax and mix, from the start and behind what is cach
             rotated[i + k] = x[i + k] * std::cos(angle) - x[i + k + h / 2] * std::sin(angle);
             rotated[i + k + h / 2] = x[i + k + h / 2] * std::cos(angle) + x[i + k] * std::sin(angle);
           }
-        op.check(Stage::q_post_rope, rotated);
+        op.check(stages::q_post_rope, rotated);
 
-        const std::vector<float> q = op.fill(Stage::q_post_rope), k = op.fill(Stage::k_post_rope);
+        const std::vector<float> q = op.fill(stages::q_post_rope), k = op.fill(stages::k_post_rope);
         keys.insert(keys.end(), k.begin(), k.end());
-        Step scores = step_of(Op::scores, {Stage::q_post_rope, Stage::k_post_rope}, {}, {Stage::attn_scores});
+        Step scores = step_of(Op::scores, {stages::q_post_rope, stages::k_post_rope}, {}, {stages::attn_scores});
         scores.params.scale = 0.125;
         op.run(scores);
-        std::vector<double> expected(op.count(Stage::attn_scores));
+        std::vector<double> expected(op.count(stages::attn_scores));
         for (std::size_t i = 0; i < expected.size(); ++i) {
           const std::size_t key = i % total, head = i / total % heads, row = i / total / heads;
           if (key > static_cast<std::size_t>(first) + row) continue;
@@ -406,10 +412,10 @@ TEST_CASE("rope, scores, softmax and mix, from the start and behind what is cach
           const float* b = keys.data() + key * kv + head / (heads / static_cast<std::size_t>(c.kv_heads)) * h;
           expected[i] = 0.125 * std::inner_product(a, a + h, b, 0.0);
         }
-        op.check(Stage::attn_scores, expected);
+        op.check(stages::attn_scores, expected);
 
-        const std::vector<float> s = op.fill(Stage::attn_scores);
-        Step softmax = step_of(Op::softmax, {Stage::attn_scores}, {}, {Stage::attn_softmax});
+        const std::vector<float> s = op.fill(stages::attn_scores);
+        Step softmax = step_of(Op::softmax, {stages::attn_scores}, {}, {stages::attn_softmax});
         softmax.params.causal = true;
         op.run(softmax);
         std::vector<double> shares(s.size());
@@ -419,24 +425,24 @@ TEST_CASE("rope, scores, softmax and mix, from the start and behind what is cach
           for (std::size_t j = 0; j < seen; ++j) sum += std::exp(static_cast<double>(s[i + j]));
           for (std::size_t j = 0; j < seen; ++j) shares[i + j] = std::exp(static_cast<double>(s[i + j])) / sum;
         }
-        op.check(Stage::attn_softmax, shares);
+        op.check(stages::attn_softmax, shares);
 
-        const std::vector<float> p = op.fill(Stage::attn_softmax), qkv = op.fill(Stage::qkv_matmul);
+        const std::vector<float> p = op.fill(stages::attn_softmax), qkv = op.fill(stages::qkv_matmul);
         for (std::size_t row = 0; row < static_cast<std::size_t>(count); ++row) {
           const float* v = qkv.data() + row * (q_width + 2 * kv) + q_width + kv;
           values.insert(values.end(), v, v + kv);
         }
-        Step mix = step_of(Op::mix, {Stage::attn_softmax, Stage::qkv_matmul}, {}, {Stage::attention});
+        Step mix = step_of(Op::mix, {stages::attn_softmax, stages::qkv_matmul}, {}, {stages::attention});
         mix.params.offset = c.q_width() + c.kv_width();
         op.run(mix);
-        std::vector<double> mixed(op.count(Stage::attention));
+        std::vector<double> mixed(op.count(stages::attention));
         for (std::size_t i = 0; i < mixed.size(); ++i) {
           const std::size_t row = i / q_width, head = i % q_width / h;
           const std::size_t column = head / (heads / static_cast<std::size_t>(c.kv_heads)) * h + i % h;
           for (std::size_t key = 0; key <= static_cast<std::size_t>(first) + row; ++key)
             mixed[i] += static_cast<double>(p[(row * heads + head) * total + key]) * values[key * kv + column];
         }
-        op.check(Stage::attention, mixed);
+        op.check(stages::attention, mixed);
       }
     }
   }
@@ -451,8 +457,8 @@ TEST_CASE("the router's softmax and topk", "[ops]") {
     op.open();
     for (int rows : row_counts) {
       op.begin(rows);
-      const std::vector<float> x = op.fill(Stage::moe_router_logits);
-      op.run(step_of(Op::softmax, {Stage::moe_router_logits}, {}, {Stage::moe_router_probs}));
+      const std::vector<float> x = op.fill(stages::moe_router_logits);
+      op.run(step_of(Op::softmax, {stages::moe_router_logits}, {}, {stages::moe_router_probs}));
       std::vector<double> shares;
       for (std::size_t i = 0; i < x.size(); i += static_cast<std::size_t>(experts)) {
         double sum = 0;
@@ -460,12 +466,16 @@ TEST_CASE("the router's softmax and topk", "[ops]") {
         for (int e = 0; e < experts; ++e)
           shares.push_back(std::exp(static_cast<double>(x[i + static_cast<std::size_t>(e)])) / sum);
       }
-      op.check(Stage::moe_router_probs, shares);
+      op.check(stages::moe_router_probs, shares);
 
-      std::vector<float> p = op.fill(Stage::moe_router_probs);
+      std::vector<float> p = op.fill(stages::moe_router_probs);
       for (float& v : p) v = std::round(std::fabs(v) * 8) + 1;  // with ties
-      op.put(Stage::moe_router_probs, p);
-      op.run(step_of(Op::topk, {Stage::moe_router_probs}, {}, {Stage::moe_router_indices, Stage::moe_router_weights}));
+      op.put(stages::moe_router_probs, p);
+      const bool renormalised = rows % 2 == 1;
+      Step topk =
+          step_of(Op::topk, {stages::moe_router_probs}, {}, {stages::moe_router_indices, stages::moe_router_weights});
+      topk.params.renormalised = renormalised;
+      op.run(topk);
       std::vector<std::int32_t> ids;
       std::vector<double> weights;
       for (std::size_t i = 0; i < p.size(); i += static_cast<std::size_t>(experts)) {
@@ -478,11 +488,11 @@ TEST_CASE("the router's softmax and topk", "[ops]") {
         for (int s = 0; s < c.used; ++s) sum += p[i + static_cast<std::size_t>(order[static_cast<std::size_t>(s)])];
         for (int s = 0; s < c.used; ++s) {
           ids.push_back(order[static_cast<std::size_t>(s)]);
-          weights.push_back(p[i + static_cast<std::size_t>(ids.back())] / sum);
+          weights.push_back(p[i + static_cast<std::size_t>(ids.back())] / (renormalised ? sum : 1));
         }
       }
-      op.check(Stage::moe_router_weights, weights);
-      const Tensor found = op.read(Stage::moe_router_indices);
+      op.check(stages::moe_router_weights, weights);
+      const Tensor found = op.read(stages::moe_router_indices);
       CHECK(std::equal(ids.begin(), ids.end(), found.as<std::int32_t>()));
     }
   }
@@ -497,30 +507,31 @@ TEST_CASE("add, swiglu, weigh and combine", "[ops]") {
     const auto used = static_cast<std::size_t>(c.used), d = static_cast<std::size_t>(c.hidden);
     for (int rows : row_counts) {
       op.begin(rows);
-      const std::vector<float> a = op.fill(Stage::embedding), b = op.fill(Stage::attn_out);
-      op.run(step_of(Op::add, {Stage::embedding, Stage::attn_out}, {}, {Stage::post_attn_residual}));
+      const std::vector<float> a = op.fill(stages::embedding), b = op.fill(stages::attn_out);
+      op.run(step_of(Op::add, {stages::embedding, stages::attn_out}, {}, {stages::post_attn_residual}));
       std::vector<double> expected(a.begin(), a.end());
       for (std::size_t i = 0; i < a.size(); ++i) expected[i] += b[i];
-      op.check(Stage::post_attn_residual, expected);
+      op.check(stages::post_attn_residual, expected);
 
-      const std::vector<float> gate = op.fill(Stage::moe_expert_gate), up = op.fill(Stage::moe_expert_up);
-      op.run(step_of(Op::swiglu, {Stage::moe_expert_gate, Stage::moe_expert_up}, {}, {Stage::moe_expert_swiglu}));
+      const std::vector<float> gate = op.fill(stages::moe_expert_gate), up = op.fill(stages::moe_expert_up);
+      op.run(step_of(Op::swiglu, {stages::moe_expert_gate, stages::moe_expert_up}, {}, {stages::moe_expert_swiglu}));
       expected.assign(gate.begin(), gate.end());
       for (std::size_t i = 0; i < gate.size(); ++i)
         expected[i] *= up[i] / (1 + std::exp(-static_cast<double>(gate[i])));
-      op.check(Stage::moe_expert_swiglu, expected);
+      op.check(stages::moe_expert_swiglu, expected);
 
-      const std::vector<float> out = op.fill(Stage::moe_expert_out), weights = op.fill(Stage::moe_router_weights);
-      op.run(step_of(Op::weigh, {Stage::moe_expert_out, Stage::moe_router_weights}, {}, {Stage::moe_expert_weighted}));
+      const std::vector<float> out = op.fill(stages::moe_expert_out), weights = op.fill(stages::moe_router_weights);
+      op.run(
+          step_of(Op::weigh, {stages::moe_expert_out, stages::moe_router_weights}, {}, {stages::moe_expert_weighted}));
       expected.assign(out.begin(), out.end());
       for (std::size_t i = 0; i < out.size(); ++i) expected[i] *= weights[i / d];
-      op.check(Stage::moe_expert_weighted, expected);
+      op.check(stages::moe_expert_weighted, expected);
 
-      const std::vector<float> weighted = op.fill(Stage::moe_expert_weighted);
-      op.run(step_of(Op::combine, {Stage::moe_expert_weighted}, {}, {Stage::moe_ffn_out}));
-      expected.assign(op.count(Stage::moe_ffn_out), 0);
+      const std::vector<float> weighted = op.fill(stages::moe_expert_weighted);
+      op.run(step_of(Op::combine, {stages::moe_expert_weighted}, {}, {stages::moe_ffn_out}));
+      expected.assign(op.count(stages::moe_ffn_out), 0);
       for (std::size_t i = 0; i < weighted.size(); ++i) expected[i / d / used * d + i % d] += weighted[i];
-      op.check(Stage::moe_ffn_out, expected);
+      op.check(stages::moe_ffn_out, expected);
     }
   }
 }

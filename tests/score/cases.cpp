@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "tests/score/cases.hpp"
+#include "tests/support/stages.hpp"
 
 #include <fmt/format.h>
 
@@ -24,7 +25,7 @@ std::vector<std::string> forms_of(Kind kind) {
 }
 
 std::vector<Site> sites_of(Stage stage, int layers) {
-  if (info(stage).scope == Scope::model) return {{stage, -1}};
+  if (info(stage).scope != Scope::layer) return {{stage, -1}};
   std::vector<Site> sites;
   for (int layer = 0; layer < layers; ++layer) sites.push_back({stage, layer});
   return sites;
@@ -40,12 +41,12 @@ std::string Planting::text(const std::string& lane) const {
 std::vector<Planting> all_plantings(const Model& model) {
   std::vector<Planting> plantings;
   for (const FaultInfo& fault : fault_table)
-    for (const StageInfo& stage : stage_table) {
-      if (!fits(fault.kind, stage.stage)) continue;
-      for (const Site site : sites_of(stage.stage, model.config().layers))
+    for (const Stage stage : qwen3moe.stages) {
+      if (!fits(fault.kind, stage)) continue;
+      for (const Site site : sites_of(stage, model.config().layers))
         for (std::string form : forms_of(fault.kind)) {
           // The router's weight is F32, which has no other K-quant to be read as.
-          if (fault.kind == Kind::wrong_type && stage.stage == Stage::moe_router_logits) form += ", type: BF16";
+          if (fault.kind == Kind::wrong_type && stage == stages::moe_router_logits) form += ", type: BF16";
           plantings.push_back({fault.kind, site, form});
         }
     }
@@ -53,7 +54,7 @@ std::vector<Planting> all_plantings(const Model& model) {
 }
 
 std::string_view right_cause(Kind kind, Stage stage) {
-  const bool choice = stage == Stage::moe_router_indices;
+  const bool choice = stage == stages::moe_router_indices;
   switch (kind) {
     case Kind::nan:
     case Kind::inf: return "nonfinite_origin";

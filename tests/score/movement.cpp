@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/compare/step_units.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag::score {
 namespace {
@@ -51,7 +52,7 @@ double Movement::of(const FaultSpec& fault) {
   run_.run(tokens_, {&faulty}, {{lane, fault}});
   const test::Seen& clean = clean_.at(lane, site);
   constexpr double infinity = std::numeric_limits<double>::infinity();
-  if (info(site.stage).payload == Payload::indices) return faulty.seen == clean ? 0 : infinity;
+  if (payload_of(site.stage) == Payload::indices) return faulty.seen == clean ? 0 : infinity;
   const double moved = most(site, faulty.seen, lane, clean, lane);
   if (lane != free_lane) return moved;
   return moved / std::max(1.0, most(site, clean, lane, clean_.at(truth_lane, site), truth_lane));
@@ -65,8 +66,8 @@ double Movement::most(Site site, const test::Seen& values, int lane, const test:
   c.a = values.tensor();
   c.b = beside.tensor();
   if (is_per_expert(site.stage)) {
-    c.routing_a = clean_.at(lane, {Stage::moe_router_indices, site.layer}).tensor();
-    c.routing_b = clean_.at(beside_lane, {Stage::moe_router_indices, site.layer}).tensor();
+    c.routing_a = clean_.at(lane, {stages::moe_router_indices, site.layer}).tensor();
+    c.routing_b = clean_.at(beside_lane, {stages::moe_router_indices, site.layer}).tensor();
   }
   c.numerics = numerics_;
   double most = 0;

@@ -22,7 +22,7 @@ void UnknownFaults::score(int seeds, int every, bool list) {
     std::mt19937 random(static_cast<unsigned>(seed));
     for (const Step& step : bench.program())
       for (const Stage stage : step.out) {
-        if (info(stage).payload == Payload::indices) continue;
+        if (payload_of(stage) == Payload::indices) continue;
         StepCase c = bench.clean(step, stage);
         for (const test::Made& made : test::UnknownSteps(bench, c).make()) {
           if (drawn++ % every != 0) continue;

@@ -9,6 +9,7 @@
 #include "core/model/synthetic.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag::test {
 
@@ -54,11 +55,11 @@ inline void check_cache(const std::string& backend, const std::string& numerics)
   for (int lane : {0, 1}) {
     RunningLane& running = lockstep.lanes()[static_cast<std::size_t>(lane)];
     const Tensor keys = running.read_cache(CachePart::keys, 2, {1, 5}, config);
-    const Tensor all_keys = seen.at(lane, {Stage::k_post_rope, 2}).tensor();
+    const Tensor all_keys = seen.at(lane, {stages::k_post_rope, 2}).tensor();
     for (std::int64_t i = 0; i < keys.shape.count(); ++i)
       REQUIRE(keys.value(i) == all_keys.value(i + config.kv_width()));
     const Tensor values = running.read_cache(CachePart::values, 2, {1, 5}, config);
-    const Tensor qkv = seen.at(lane, {Stage::qkv_matmul, 2}).tensor();
+    const Tensor qkv = seen.at(lane, {stages::qkv_matmul, 2}).tensor();
     const std::int64_t width = config.kv_width(), row = qkv.shape.row();
     for (std::int64_t i = 0; i < values.shape.count(); ++i)
       REQUIRE(values.value(i) == qkv.value((i / width + 1) * row + (row - width) + i % width));

@@ -15,6 +15,7 @@
 #include "core/lane/lanes.hpp"
 #include "core/model/model.hpp"
 #include "core/plugin/host.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag::test {
 
@@ -53,7 +54,7 @@ class Recorder final : public Hook {
   explicit Recorder(std::size_t lanes, bool all = true) : Recorder(std::vector<bool>(lanes, true), all) {}
   explicit Recorder(std::vector<bool> lanes, bool all = true) : lanes_(std::move(lanes)), all_(all) {}
 
-  bool wants(int, int, Site site) const override { return all_ || site.stage == Stage::lm_head; }
+  bool wants(int, int, Site site) const override { return all_ || is(site.stage, Role::logits); }
   void show(Sighting& sighting) override {
     for (int lane = 0; lane < static_cast<int>(lanes_.size()); ++lane) {
       if (!lanes_[static_cast<std::size_t>(lane)]) continue;
@@ -69,13 +70,13 @@ class Recorder final : public Hook {
     }
   }
 
-  Seen& at(int lane, Site site) { return seen_[{lane, static_cast<int>(site.stage), site.layer}]; }
-  const std::map<std::tuple<int, int, int>, Seen>& all() const { return seen_; }
+  Seen& at(int lane, Site site) { return seen_[{lane, site}]; }
+  const std::map<std::pair<int, Site>, Seen>& all() const { return seen_; }
 
  private:
   std::vector<bool> lanes_;
   bool all_;
-  std::map<std::tuple<int, int, int>, Seen> seen_;
+  std::map<std::pair<int, Site>, Seen> seen_;
 };
 
 // The largest relative L2 error of any row; infinite when a value is not finite.

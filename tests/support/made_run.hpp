@@ -12,6 +12,7 @@
 
 #include "core/api/event.hpp"
 #include "core/api/options.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 
@@ -47,6 +48,7 @@ inline ModelConfig made_config(int layers) {
   c.context = 64;
   c.rms_eps = 1e-6f;
   c.rope_theta = 1e6f;
+  c.stages = qwen3moe.stages;
   return c;
 }
 
@@ -138,9 +140,9 @@ inline std::vector<MadeEvent> made_events() {
   unsigned seed = 1;
   std::vector<MadeEvent> events;
   const auto add = [&](int prompt, int lane, Site site, const std::vector<std::int32_t>& positions) {
-    const Shape shape = config.shape_of(site.stage, 1, 10);
+    const Shape shape = config.shape_of(site, 1, 10);
     DType dtype = lane == 0 ? DType::f64 : DType::f32;
-    if (info(site.stage).payload == Payload::indices) dtype = DType::i32;
+    if (payload_of(site.stage) == Payload::indices) dtype = DType::i32;
     if (shape.rank == 2)
       events.push_back(made_event(prompt, lane, site, positions, dtype, {shape[1]}, seed++));
     else
@@ -150,14 +152,14 @@ inline std::vector<MadeEvent> made_events() {
     for (const std::vector<std::int32_t>& positions :
          {std::vector<std::int32_t>{0, 1, 2, 5}, std::vector<std::int32_t>{6, 9}})
       for (const int lane : {0, 1}) {
-        add(prompt, lane, {Stage::embedding, -1}, positions);
+        add(prompt, lane, {stages::embedding, -1}, positions);
         for (const int layer : {0, 3, 11})
           for (const Stage stage :
-               {Stage::attn_scores, Stage::moe_router_indices, Stage::moe_expert_out, Stage::moe_ffn_out})
+               {stages::attn_scores, stages::moe_router_indices, stages::moe_expert_out, stages::moe_ffn_out})
             add(prompt, lane, {stage, layer}, positions);
-        if (positions[0] == 6) add(prompt, lane, {Stage::lm_head, -1}, positions);
+        if (positions[0] == 6) add(prompt, lane, {stages::lm_head, -1}, positions);
       }
-  add(0, 0, {Stage::final_norm, -1}, {});
+  add(0, 0, {stages::final_norm, -1}, {});
   set_totals(events);
   return events;
 }

@@ -15,6 +15,7 @@
 #include "tests/support/catch.hpp"
 #include "tests/support/process.hpp"
 #include "tests/support/small_contract.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 
@@ -107,12 +108,12 @@ class Round {
 inline std::string fault_at(FaultSpec::Kind kind, Site site, const std::string& lane, const std::string& more = "") {
   const std::string layer = site.layer < 0 ? "" : fmt::format(", layer: {}", site.layer);
   const std::string type =
-      kind == FaultSpec::Kind::wrong_type && site.stage == Stage::moe_router_logits ? ", type: BF16" : "";
+      kind == FaultSpec::Kind::wrong_type && name_of(site.stage) == "moe_router_logits" ? ", type: BF16" : "";
   return fmt::format("{{inject: {}, stage: {}{}{}{}, lane: {}}}", name_of(kind), name_of(site.stage), layer, type, more,
                      lane);
 }
 
-inline Site site_at(Stage stage, int layer) { return {stage, info(stage).scope == Scope::model ? -1 : layer}; }
+inline Site site_at(Stage stage, int layer) { return {stage, info(stage).scope != Scope::layer ? -1 : layer}; }
 
 inline const Judgement& judgement(const Verdict& verdict, const std::string& id) {
   for (const Judgement& j : verdict.judgements)

@@ -12,6 +12,7 @@
 #include "core/ops/plain.hpp"
 #include "core/ops/predicted.hpp"
 #include "tests/support/lockstep.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag::test {
 
@@ -42,7 +43,8 @@ class StepBench {
     c.tokens = tokens_;
     c.a = seen_.at(1, {stage, step.layer}).tensor();
     c.b = seen_.at(0, {stage, step.layer}).tensor();
-    if (is_per_expert(stage)) c.routing_a = c.routing_b = seen_.at(0, {Stage::moe_router_indices, step.layer}).tensor();
+    if (is_per_expert(stage))
+      c.routing_a = c.routing_b = seen_.at(0, {stage.sibling(Role::choice), step.layer}).tensor();
     c.numerics = numerics_;
     return c;
   }
@@ -52,11 +54,11 @@ class StepBench {
  private:
   // What the lane read: the oracle's values, rounded to f32.
   Tensor input(const Step& step, Stage stage) {
-    int layer = info(stage).scope == Scope::model ? -1 : step.layer;
-    if (stage == Stage::post_ffn_residual) layer = (step.layer < 0 ? config().layers : step.layer) - 1;
+    int layer = info(stage).scope != Scope::layer ? -1 : step.layer;
+    if (is(stage, Role::layer_output)) layer = (step.layer < 0 ? config().layers : step.layer) - 1;
     const Tensor truth = seen_.at(0, {stage, layer}).tensor();
     if (truth.dtype == DType::i32) return truth;
-    auto& rounded = rounded_[{static_cast<int>(stage), layer}];
+    auto& rounded = rounded_[{stage, layer}];
     if (rounded.empty()) rounded.assign(truth.as<double>(), truth.as<double>() + truth.shape.count());
     return {rounded.data(), DType::f32, truth.shape};
   }
@@ -66,7 +68,7 @@ class StepBench {
   Lockstep run_;
   Recorder seen_;
   Program program_;
-  std::map<std::pair<int, int>, std::vector<float>> rounded_;
+  std::map<Site, std::vector<float>> rounded_;
 };
 
 }  // namespace moe_diag::test

@@ -17,6 +17,7 @@
 #include "core/compare/explain_step.hpp"
 #include "core/ops/predicted.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/stages.hpp"
 #include "tests/support/step_bench.hpp"
 
 namespace moe_diag::test {
@@ -54,6 +55,7 @@ class Faults {
       case Op::topk: of_router(); break;
       case Op::combine: of_combine(); break;
       case Op::weigh: of_weigh(); break;
+      case Op::sigmoid_gate: of_gate(); break;
       default: break;
     }
     of_nothing_known();
@@ -72,7 +74,7 @@ class Faults {
   double& at(Values& v, std::int64_t row, std::int64_t column) const {
     return v[static_cast<std::size_t>(row * width_ + column)];
   }
-  bool is_attention() const { return case_.stage == Stage::attn_scores || case_.stage == Stage::attn_softmax; }
+  bool is_attention() const { return is(case_.stage, Role::key_values); }
   // Columns of a row that are compared.
   bool seen(std::int64_t row, std::int64_t column) const { return !is_attention() || column % case_.a.shape[2] <= row; }
 
@@ -138,9 +140,9 @@ class Faults {
   }
 
   void of_places() {
-    const bool heads = step_.op != Op::linear && info(case_.stage).row[1] == Dim::head_dim;
+    const bool heads = step_.op != Op::linear && info(case_.stage).of_heads && !info(case_.stage).row[1].symbol.empty();
     const std::int64_t h = config_.head_dim;
-    if (heads || case_.stage == Stage::attention) {
+    if (heads || name_of(case_.stage) == "attention") {
       add(StepCause::permutation, "neighbouring heads swapped",
           moved([&](std::int64_t c) { return (c / h ^ 1) * h + c % h; }));
       add(StepCause::permutation, "pairs made halves",
@@ -177,7 +179,8 @@ class Faults {
         Values x = host::values_of(case_.in[0], r, 1);
         if (static_cast<std::int64_t>(x.size()) != cols)
           x = Values(x.begin() + slot * cols, x.begin() + (slot + 1) * cols);
-        const Values y = host::linear(matrix_of(expert), change ? change(x) : x);
+        Values y = host::linear(matrix_of(expert), change ? change(x) : x);
+        if (const Weight* bias = step_.bias(part)) host::add_bias(*bias, y);
         std::copy(y.begin(), y.end(), v.begin() + r * width_ + slot * rows + first);
       }
     return v;
@@ -215,8 +218,8 @@ class Faults {
         return matrix;
       };
     };
-    add(StepCause::transposed, fmt::format("{} transposed", own.name), with(part, transposed(own)));
-    if (step_.layer >= 0)
+    if (own.rows > 1) add(StepCause::transposed, fmt::format("{} transposed", own.name), with(part, transposed(own)));
+    if (step_.layer >= 0 && own.rows > 1)
       add(StepCause::plain_operator, "another layer's, transposed", with(part, transposed(other_layer(part))));
     for (const BlockInfo& type : block_table) {
       if (type.type == own.type || type.type == BlockType::f32 || type.type == BlockType::f16) continue;
@@ -232,8 +235,19 @@ class Faults {
               part, [&](std::int32_t e) { return Matrix(own, e); },
               [&](const Values& x) { return host::rounded(x, rounding); }));
     if (step_.op == Op::expert_linear) of_experts(part, own);
+    if (const Weight* bias = step_.bias(part)) of_bias(part, *bias);
     if (own.name.find("attn_k.") != std::string_view::npos)
       add(StepCause::wrong_tensor, "v for k", with(part, [&](std::int32_t) { return Matrix(*step_.weights[2]); }));
+  }
+
+  void of_bias(std::size_t part, const Weight& bias) {
+    Values v = right_;
+    const Values added = host::decode_row(Matrix(bias), 0);
+    std::int64_t first = 0;
+    for (std::size_t i = 0; i < part; ++i) first += step_.weights[i]->rows;
+    for (std::int64_t r = 0; r < rows_; ++r)
+      for (std::size_t i = 0; i < added.size(); ++i) at(v, r, first + static_cast<std::int64_t>(i)) -= added[i];
+    add(StepCause::skipped, fmt::format("without {}", bias.name), v);
   }
 
   void of_experts(std::size_t part, const Weight& own) {
@@ -266,18 +280,36 @@ class Faults {
       add(StepCause::wrong_tensor, "another layer's norm", norm(host::decode_row(Matrix(other_layer(0)), 0), true));
   }
 
+  // What of the row is rotated.
+  Values heads(std::int64_t r) const {
+    const Values row = host::values_of(case_.in[0], r, 1);
+    const auto from = row.begin() + step_.params.offset;
+    return {from, from + width_};
+  }
+
+  void of_gate() {
+    const auto by = [&](auto factor) {
+      return by_row([&](std::int64_t r) {
+        Values x = host::values_of(case_.in[0], r, 1);
+        for (double& value : x) value *= factor(host::values_of(case_.in[1], r, 1)[0]);
+        return x;
+      });
+    };
+    add(StepCause::skipped, "without its gate", by([](double) { return 1.0; }));
+    add(StepCause::skipped, "by the logit itself", by([](double x) { return x; }));
+    add(StepCause::plain_operator, "by the tanh", by([](double x) { return std::tanh(x); }));
+  }
+
   void of_rope() {
     const auto rope = [&](std::int64_t shift, host::RopeOptions options) {
-      return by_row([&](std::int64_t r) {
-        return host::rope(host::values_of(case_.in[0], r, 1), config_.head_dim, r + shift, options);
-      });
+      return by_row([&](std::int64_t r) { return host::rope(heads(r), config_.head_dim, r + shift, options); });
     };
     for (double theta : {1e4, 5e5, 1e7, 2.5e5, 12300.0, 5e6})
       add(StepCause::rope_theta, fmt::format("theta {}", theta), rope(0, {theta}));
     add(StepCause::permutation, "pairs of neighbours", rope(0, {step_.params.theta, host::RopePairs::neighbours}));
     add(StepCause::shifted_position, "one position on", rope(1, {step_.params.theta}));
     add(StepCause::shifted_position, "one position back", rope(-1, {step_.params.theta}));
-    add(StepCause::skipped, "not rotated", host::values_of(case_.in[0]));
+    add(StepCause::skipped, "not rotated", by_row([&](std::int64_t r) { return heads(r); }));
     add(StepCause::plain_operator, "seven positions on", rope(7, {step_.params.theta}));
   }
 
@@ -324,7 +356,7 @@ class Faults {
     const auto shares = [&](auto share) {
       return by_row([&](std::int64_t r) {
         const Values probs = host::values_of(case_.in[0], r, 1);
-        const host::Chosen chosen = host::topk(probs, config_.used);
+        const host::Chosen chosen = host::topk(probs, config_.used, step_.params.renormalised);
         Values out;
         for (std::size_t slot = 0; slot < chosen.weights.size(); ++slot)
           out.push_back(share(chosen.weights, probs[static_cast<std::size_t>(chosen.experts[slot])], slot));

@@ -20,7 +20,8 @@ class MyNameSink : public moe_diag::Sink {
     for (std::int64_t row = 0; row < std::ssize(e.positions); ++row) {
       double squares = 0;
       for (std::int64_t i = row * width; i < (row + 1) * width; ++i) squares += std::pow(e.tensor.value(i), 2);
-      for (const int number : {e.prompt, e.lane, e.site.layer, int(e.site.stage), e.positions[std::size_t(row)]})
+      for (const int number :
+           {e.prompt, e.lane, e.site.layer, int(e.site.stage.index()), e.positions[std::size_t(row)]})
         rows_.push_back(number);
       rows_.push_back(std::sqrt(squares / double(width)));
     }

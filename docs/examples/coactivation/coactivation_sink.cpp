@@ -33,7 +33,7 @@ class CoactivationSink : public moe_diag::Sink {
   }
 
   void consume(const moe_diag::Event& event) override {
-    if (event.site.stage != moe_diag::Stage::moe_router_indices)
+    if (!is(event.site.stage, moe_diag::Role::choice))
       throw moe_diag::Error(moe_diag::ErrorKind::usage, "coactivation counts moe_router_indices, found " +
                                                             std::string(moe_diag::name_of(event.site.stage)) +
                                                             ": capture that stage alone for it");

@@ -65,8 +65,8 @@ class CpuBackend final : public Backend {
     d.instruction_set = lane.instruction_set->name;
     d.values = exact ? DType::f64 : DType::f32;
     d.kernels = kernels_of(model, lane.numerics);
-    d.lane_bytes = exact ? CpuLane<double>::bytes_for(*model.config, request, lane)
-                         : CpuLane<float>::bytes_for(*model.config, request, lane);
+    d.lane_bytes =
+        exact ? CpuLane<double>::bytes_for(model, request, lane) : CpuLane<float>::bytes_for(model, request, lane);
     return d;
   }
 

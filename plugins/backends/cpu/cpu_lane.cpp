@@ -17,23 +17,32 @@ constexpr int vector_block = 32;        // vectors multiplied by 16 rows at a ti
 
 [[noreturn]] void fail(const std::string& message) { throw Error(ErrorKind::environment, message); }
 
-std::int64_t widest_input(const ModelConfig& config) {
-  return std::max({config.hidden, config.q_width(), config.expert_width});
+// The largest of the model's weights.
+std::int64_t most_cols(const ModelView& model) {
+  std::int64_t most = 1;
+  for (const Weight& w : model.weights) most = std::max(most, w.cols);
+  return most;
+}
+std::int64_t most_rows(const ModelView& model, bool of_experts) {
+  std::int64_t most = 0;
+  for (const Weight& w : model.weights)
+    if ((w.experts > 1) == of_experts) most = std::max(most, w.rows);
+  return most;
 }
 
 // Values of one thread's weight rows: decoded, or unpacked, which takes less.
-std::size_t scratch_values(const ModelConfig& config) {
+std::size_t scratch_values(const ModelView& model) {
   static_assert(sizeof(RowsQ4_K) <= 256 * rows_at_once * sizeof(float));
   static_assert(sizeof(RowsQ8_0) <= 32 * rows_at_once * sizeof(float));
-  return static_cast<std::size_t>(rows_at_once * padded(widest_input(config)));
+  return static_cast<std::size_t>(rows_at_once * padded(most_cols(model)));
 }
 
 // Values of the operands of a pass of `rows` rows; quantised ones take less than rounded ones.
-std::size_t operand_values(const ModelConfig& config, Numerics numerics, int rows) {
+std::size_t operand_values(const ModelView& model, Numerics numerics, int rows) {
   static_assert(sizeof(ActivationsQ8_0) <= 32 * sizeof(float) && sizeof(ActivationsQ8_K) <= 256 * sizeof(float));
   if (numerics == Numerics::f64 || numerics == Numerics::f32) return 0;
-  const std::int64_t row =
-      std::max<std::int64_t>({config.hidden, config.q_width(), std::int64_t{config.used} * config.expert_width});
+  const ModelConfig& config = *model.config;
+  const std::int64_t row = std::max(most_cols(model), std::int64_t{config.used} * config.expert_width);
   return static_cast<std::size_t>(rows) * static_cast<std::size_t>(row);
 }
 
@@ -61,29 +70,37 @@ template <class T>
 CpuLane<T>::CpuLane(const ModelView& model, const LaneOptions& options)
     : config_(*model.config),
       numerics_(options.numerics),
+      operand_row_(operand_values(model, options.numerics, 1)),
       kernels_(kernels<T>(*options.instruction_set)),
       operand_kernels_(*options.instruction_set->operands),
       arena_(options.threads),
+      values_(config_.stages.size()),
+      layer_(config_.stages.size(), -1),
+      widest_(widest_layers(config_)),
       keys_(static_cast<std::size_t>(config_.layers)),
       values_cache_(static_cast<std::size_t>(config_.layers)),
-      norm_weight_(static_cast<std::size_t>(padded(std::max(config_.hidden, config_.head_dim)))),
+      norm_weight_(static_cast<std::size_t>(padded(most_cols(model)))),
+      bias_(static_cast<std::size_t>(padded(most_cols(model)))),
       groups_(static_cast<std::size_t>(config_.experts)),
       scratch_(static_cast<std::size_t>(options.threads)) {
-  for (auto& s : scratch_) s = hwy::AllocateAligned<T>(scratch_values(config_));
-  const std::int64_t tallest = std::max({config_.vocab, config_.q_width(), config_.hidden});
-  const std::int64_t per_expert = (std::max(config_.expert_width, config_.hidden) + tile_rows - 1) / tile_rows;
-  tiles_.reserve(static_cast<std::size_t>(std::max(tallest / tile_rows + 1, config_.experts * per_expert)));
+  for (auto& s : scratch_) s = hwy::AllocateAligned<T>(scratch_values(model));
+  const std::int64_t dense = most_rows(model, false) / tile_rows + 1;
+  const std::int64_t per_expert = most_rows(model, true) / tile_rows + 1;
+  tiles_.reserve(static_cast<std::size_t>(std::max(dense, config_.experts * per_expert)));
 }
 
 template <class T>
-std::uint64_t CpuLane<T>::bytes_for(const ModelConfig& config, const Request& request, const LaneOptions& options) {
+std::uint64_t CpuLane<T>::bytes_for(const ModelView& model, const Request& request, const LaneOptions& options) {
+  const ModelConfig& config = *model.config;
+  const std::vector<int> widest = widest_layers(config);
   std::uint64_t values = 0;
-  for (const StageInfo& stage : stage_table)
-    values += static_cast<std::uint64_t>(config.shape_of(stage.stage, request.rows, request.total).count());
+  for (const Stage stage : config.stages)
+    values += static_cast<std::uint64_t>(
+        config.shape_of({stage, widest[stage.index()]}, request.rows, request.total).count());
   values += std::uint64_t{2} * static_cast<std::uint64_t>(config.layers) * static_cast<std::uint64_t>(request.total) *
             static_cast<std::uint64_t>(config.kv_width());
-  values += static_cast<std::uint64_t>(options.threads) * scratch_values(config);
-  values += operand_values(config, options.numerics, request.rows);
+  values += static_cast<std::uint64_t>(options.threads) * scratch_values(model);
+  values += operand_values(model, options.numerics, request.rows);
   return values * sizeof(T);
 }
 
@@ -94,13 +111,13 @@ void CpuLane<T>::begin(const Pass& pass) {
   pass_total_ = pass.total;
   head_first_ = pass.head_first;
   tokens_.assign(pass.tokens.begin(), pass.tokens.end());
-  for (const StageInfo& stage : stage_table) {
-    const auto count =
-        static_cast<std::size_t>(rows_ - first_row(stage.stage)) * static_cast<std::size_t>(row_size(stage.stage));
-    if (stage.payload == Payload::indices)
+  layer_ = widest_;
+  for (const Stage stage : config_.stages) {
+    const auto count = static_cast<std::size_t>(rows_ - first_row(stage)) * static_cast<std::size_t>(row_size(stage));
+    if (payload_of(stage) == Payload::indices)
       indices_.resize(count);
     else
-      slot(stage.stage).resize(count);
+      slot(stage).resize(count);
   }
   const auto cached = static_cast<std::size_t>(pass_total_) * static_cast<std::size_t>(config_.kv_width());
   for (std::vector<T>& k : keys_) k.resize(cached);
@@ -108,7 +125,7 @@ void CpuLane<T>::begin(const Pass& pass) {
   const std::size_t vectors = static_cast<std::size_t>(rows_) * static_cast<std::size_t>(config_.used);
   x_.resize(std::max(vectors, static_cast<std::size_t>(rows_)));
   y_.resize(x_.size());
-  operands_.resize(operand_values(config_, numerics_, rows_));
+  operands_.resize(static_cast<std::size_t>(rows_) * operand_row_);
   const auto angles = static_cast<std::size_t>(pass_total_) * static_cast<std::size_t>(config_.head_dim / 2);
   if (cosines_.size() != angles) {
     cosines_.resize(angles);
@@ -126,6 +143,7 @@ void CpuLane<T>::run(std::span<const Step> steps) {
 
 template <class T>
 void CpuLane<T>::run_step(const Step& step) {
+  for (const Stage stage : step.out) layer_[stage.index()] = step.layer;
   switch (step.op) {
     case Op::embed: return embed(step);
     case Op::rms_norm: return rms_norm(step);
@@ -140,6 +158,7 @@ void CpuLane<T>::run_step(const Step& step) {
     case Op::swiglu: return swiglu(step);
     case Op::weigh: return weigh(step);
     case Op::combine: return combine(step);
+    case Op::sigmoid_gate: return sigmoid_gate(step);
   }
 }
 
@@ -152,20 +171,23 @@ void CpuLane<T>::check_rows(Stage stage, Rows rows) const {
 }
 
 template <class T>
-Tensor CpuLane<T>::read(Stage stage, Rows rows) {
+Tensor CpuLane<T>::read(Site site, Rows rows) {
+  const Stage stage = site.stage;
   check_rows(stage, rows);
-  const Shape shape = config_.shape_of(stage, rows.count, pass_total_);
-  if (info(stage).payload == Payload::indices)
+  const Shape shape = config_.shape_of(site, rows.count, pass_total_);
+  if (payload_of(stage) == Payload::indices)
     return {indices_.data() + static_cast<std::size_t>(rows.first) * static_cast<std::size_t>(config_.used), DType::i32,
             shape};
   return {row(stage, rows.first), sizeof(T) == sizeof(float) ? DType::f32 : DType::f64, shape};
 }
 
 template <class T>
-void CpuLane<T>::write(Stage stage, Rows rows, const Tensor& values) {
+void CpuLane<T>::write(Site site, Rows rows, const Tensor& values) {
+  const Stage stage = site.stage;
   check_rows(stage, rows);
+  layer_[stage.index()] = site.layer;
   const std::int64_t count = rows.count * row_size(stage);
-  if (info(stage).payload != Payload::indices)
+  if (payload_of(stage) != Payload::indices)
     return convert_values(values, name_of(stage), count, row(stage, rows.first));
   if (values.dtype != DType::i32 || values.shape.count() != count)
     fail("cpu lane: " + std::string(name_of(stage)) + " takes " + std::to_string(count) + " int32, found " +
@@ -313,6 +335,23 @@ void CpuLane<T>::linear(const Step& step) {
     products(*weight, offset);
     offset += weight->rows;
   }
+  if (step.biases.size() > 0) add_biases(step);
+}
+
+template <class T>
+void CpuLane<T>::add_biases(const Step& step) {
+  std::int64_t offset = 0;
+  for (std::size_t i = 0; i < step.weights.size(); offset += step.weights[i++]->rows) {
+    const Weight* bias = step.biases[i];
+    if (!bias) continue;
+    kernels_.decode_row(bias->type, bias->data, bias->cols, bias_.data());
+    parallel(rows_ - first_row(step.out[0]), 8, [&](std::int64_t r, std::int64_t end) {
+      for (r += first_row(step.out[0]), end += first_row(step.out[0]); r < end; ++r) {
+        T* y = row(step.out[0], r) + offset;
+        kernels_.add(y, bias_.data(), bias->cols, y);
+      }
+    });
+  }
 }
 
 template <class T>
@@ -332,8 +371,8 @@ void CpuLane<T>::rope(const Step& step) {
   parallel(rows_, 4, [&](std::int64_t r, std::int64_t end) {
     for (; r < end; ++r) {
       const std::int64_t at = position(static_cast<int>(r)) * half;
-      kernels_.rope(row(step.in[0], r), cosines_.data() + at, sines_.data() + at, heads, config_.head_dim,
-                    row(step.out[0], r));
+      kernels_.rope(row(step.in[0], r) + step.params.offset, cosines_.data() + at, sines_.data() + at, heads,
+                    config_.head_dim, row(step.out[0], r));
     }
   });
 }
@@ -411,7 +450,7 @@ void CpuLane<T>::topk(const Step& step) {
       weights[slot] = probs[best];
       total += probs[best];
     }
-    for (int slot = 0; slot < used; ++slot) weights[slot] /= total;
+    for (int slot = 0; step.params.renormalised && slot < used; ++slot) weights[slot] /= total;
   }
 }
 
@@ -421,8 +460,8 @@ void CpuLane<T>::group_by_expert(const Step& step) {
   const auto expert_of = [&](std::size_t i) {
     const std::int32_t id = indices_[i];
     if (id < 0 || id >= experts)
-      fail("layer " + std::to_string(step.layer) + ": moe_router_indices holds expert " + std::to_string(id) +
-           ", the model has experts 0 to " + std::to_string(experts - 1));
+      fail("layer " + std::to_string(step.layer) + ": " + std::string(name_of(step.in[1])) + " holds expert " +
+           std::to_string(id) + ", the model has experts 0 to " + std::to_string(experts - 1));
     return static_cast<std::size_t>(id);
   };
   const std::size_t count = static_cast<std::size_t>(rows_) * static_cast<std::size_t>(used);
@@ -434,7 +473,7 @@ void CpuLane<T>::group_by_expert(const Step& step) {
     first += group.count;
     group.count = 0;
   }
-  const int slots = info(step.in[0]).row[0] == Dim::used ? used : 1;  // with vectors of their own, or one for all
+  const int slots = holds_experts(step.in[0]) ? used : 1;  // with vectors of their own, or one for all
   const Weight& weight = *step.weights[0];
   const Operands in =
       operands(slot(step.in[0]).data(), static_cast<std::int64_t>(rows_) * slots, weight.cols, weight.type);
@@ -480,6 +519,19 @@ void CpuLane<T>::combine(const Step& step) {
       T* out = row(step.out[0], r);
       std::copy_n(in, width, out);
       for (int slot = 1; slot < config_.used; ++slot) kernels_.add(out, in + slot * width, width, out);
+    }
+  });
+}
+
+template <class T>
+void CpuLane<T>::sigmoid_gate(const Step& step) {
+  const std::int64_t width = row_size(step.out[0]);
+  parallel(rows_, 8, [&](std::int64_t r, std::int64_t end) {
+    for (; r < end; ++r) {
+      const T pair[] = {row(step.in[1], r)[0], T{0}};  // whose softmax has the sigmoid first
+      T shares[2];
+      kernels_.softmax(pair, 2, shares);
+      kernels_.scale(row(step.in[0], r), shares[0], width, row(step.out[0], r));
     }
   });
 }

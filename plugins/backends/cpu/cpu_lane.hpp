@@ -4,7 +4,6 @@
 #include <hwy/aligned_allocator.h>
 #include <tbb/task_arena.h>
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -29,13 +28,13 @@ class CpuLane final : public Lane {
 
   void begin(const Pass& pass) override;
   void run(std::span<const Step> steps) override;
-  Tensor read(Stage stage, Rows rows) override;
-  void write(Stage stage, Rows rows, const Tensor& values) override;
+  Tensor read(Site site, Rows rows) override;
+  void write(Site site, Rows rows, const Tensor& values) override;
   Tensor read_cache(CachePart part, int layer, Stretch positions) override;
   void write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) override;
 
   // Bytes of the buffers and of the cache for passes of `rows` rows in sequences of `total` positions.
-  static std::uint64_t bytes_for(const ModelConfig& config, const Request& request, const LaneOptions& options);
+  static std::uint64_t bytes_for(const ModelView& model, const Request& request, const LaneOptions& options);
 
  private:
   // Rows of a weight by one vector each: the unit all products are cut into.
@@ -62,6 +61,8 @@ class CpuLane final : public Lane {
   void swiglu(const Step& step);
   void weigh(const Step& step);
   void combine(const Step& step);
+  void sigmoid_gate(const Step& step);
+  void add_biases(const Step& step);
 
   // Vectors as products with a weight read them: the stage's values, or what `operands_` holds, rounded or quantised.
   struct Operands {
@@ -83,17 +84,21 @@ class CpuLane final : public Lane {
   template <class Body>
   void parallel(std::int64_t count, std::int64_t grain, const Body& body);
 
-  std::vector<T>& slot(Stage stage) { return values_[static_cast<std::size_t>(stage)]; }
+  std::vector<T>& slot(Stage stage) { return values_[stage.index()]; }
   T* row(Stage stage, std::int64_t r) { return slot(stage).data() + (r - first_row(stage)) * row_size(stage); }
-  std::int64_t row_size(Stage stage) const { return config_.shape_of(stage, 1, pass_total_).count(); }
+  // Of the layer that its buffer holds.
+  std::int64_t row_size(Stage stage) const {
+    return config_.shape_of({stage, layer_[stage.index()]}, 1, pass_total_).count();
+  }
   // Rows that the pass computes of a stage: [first_row, rows_).
-  int first_row(Stage stage) const { return stage >= Stage::final_norm ? head_first_ : 0; }
+  int first_row(Stage stage) const { return is_of_head(stage) ? head_first_ : 0; }
   int position(int r) const { return pass_first_ + r; }
   void check_rows(Stage stage, Rows rows) const;
   T* cache_row(CachePart part, int layer, Stretch positions);
 
   const ModelConfig config_;
   const Numerics numerics_;
+  const std::size_t operand_row_;  // values of the operands of one row
   const Kernels<T>& kernels_;
   const OperandKernels& operand_kernels_;
   tbb::task_arena arena_;
@@ -101,13 +106,15 @@ class CpuLane final : public Lane {
   int rows_ = 0, pass_first_ = 0, pass_total_ = 0, head_first_ = 0;
   std::vector<std::int32_t> tokens_;
 
-  std::array<std::vector<T>, stage_count> values_;   // one layer of each stage
+  std::vector<std::vector<T>> values_;               // by stage: one layer of each stage
+  std::vector<int> layer_;                           // by stage: that which is held
+  const std::vector<int> widest_;                    // by stage: the layer with the longest row
   std::vector<std::int32_t> indices_;                // moe_router_indices: [T, k]
   std::vector<std::vector<T>> keys_, values_cache_;  // per layer: [positions, Hk h]
   std::vector<T> cosines_, sines_;                   // [positions, h / 2]
   double rope_theta_ = 0;                            // what the tables hold
 
-  std::vector<T> norm_weight_;
+  std::vector<T> norm_weight_, bias_;
   std::vector<T> operands_;          // of one product, where they are not read as they are
   std::vector<const std::byte*> x_;  // operands of all groups
   std::vector<T*> y_;

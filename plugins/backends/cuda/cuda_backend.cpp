@@ -60,7 +60,7 @@ class CudaBackend final : public Backend {
     d.values = DType::f32;
     d.asynchronous = true;
     d.kernels = kernels_for(model, numerics);
-    d.lane_bytes = CudaLane::bytes_for(*model.config, numerics, request);
+    d.lane_bytes = CudaLane::bytes_for(model, numerics, request);
     d.weight_bytes = Weights::bytes_for(model);
     refuse_too_large(model, device, d.lane_bytes);
     return d;

@@ -31,7 +31,15 @@ void convert(const Tensor& from, void* to) {
 
 CudaLane::CudaLane(const ModelView& model, const Device& device, std::shared_ptr<const Weights> weights,
                    Numerics numerics)
-    : config_(*model.config), device_(device), weights_(std::move(weights)), numerics_(numerics) {
+    : model_(model),
+      config_(*model.config),
+      device_(device),
+      weights_(std::move(weights)),
+      numerics_(numerics),
+      buffers_(config_.stages.size()),
+      copies_(config_.stages.size()),
+      layer_(config_.stages.size(), -1),
+      widest_(widest_layers(config_)) {
   first_.reserve(sizeof(int), "the position");
   tile_count_.reserve(sizeof(int), "the number of tiles");
 }
@@ -43,30 +51,35 @@ CudaLane::~CudaLane() {
   forget_recording();
 }
 
-CudaLane::Sizes CudaLane::sizes_for(const ModelConfig& config, Numerics numerics, std::int64_t rows) {
+CudaLane::Sizes CudaLane::sizes_for(const ModelView& model, Numerics numerics, std::int64_t rows) {
+  const ModelConfig& config = *model.config;
   const std::int64_t slots = rows * config.used;
   // The smaller tiles are the more.
   Sizes sizes;
   sizes.tiles = static_cast<std::size_t>(slots / tile_of(Numerics::f32, Way::few) + config.experts + 1) * sizeof(Tile);
-  for (const auto& [cols, count] : {std::pair<std::int64_t, std::int64_t>{config.hidden, rows},
-                                    {config.q_width(), rows},
-                                    {config.expert_width, slots}}) {
+  std::int64_t most = config.hidden;  // columns of weights that are no experts'
+  for (const Weight& w : model.weights)
+    if (w.experts == 1) most = std::max(most, w.cols);
+  for (const auto& [cols, count] : {std::pair<std::int64_t, std::int64_t>{most, rows}, {config.expert_width, slots}}) {
     sizes.operand = std::max(sizes.operand, operand_bytes(numerics, cols, count));
     sizes.scales = std::max(sizes.scales, scale_bytes(numerics, cols, count));
   }
   return sizes;
 }
 
-std::uint64_t CudaLane::bytes_for(const ModelConfig& config, Numerics numerics, const Request& request) {
+std::uint64_t CudaLane::bytes_for(const ModelView& model, Numerics numerics, const Request& request) {
+  const ModelConfig& config = *model.config;
+  const std::vector<int> widest = widest_layers(config);
   std::uint64_t values = 0;
-  for (const StageInfo& stage : stage_table)
-    values += static_cast<std::uint64_t>(config.shape_of(stage.stage, request.rows, request.total).count());
+  for (const Stage stage : config.stages)
+    values += static_cast<std::uint64_t>(
+        config.shape_of({stage, widest[stage.index()]}, request.rows, request.total).count());
   const auto total = static_cast<std::uint64_t>(request.total);
   values += std::uint64_t{2} * static_cast<std::uint64_t>(config.layers) * total *
             static_cast<std::uint64_t>(config.kv_width());
   values += total * static_cast<std::uint64_t>(config.head_dim);
   values += static_cast<std::uint64_t>(request.rows) * static_cast<std::uint64_t>(config.used + 1);
-  const Sizes sizes = sizes_for(config, numerics, request.rows);
+  const Sizes sizes = sizes_for(model, numerics, request.rows);
   return values * sizeof(float) + sizes.tiles + sizes.operand + sizes.scales;
 }
 
@@ -79,24 +92,24 @@ DeviceMemory CudaLane::device_memory() {
 
 void CudaLane::begin(const Pass& pass) {
   MOE_DIAG_CUDA(cudaSetDevice(device_.index));
-  for (const StageInfo& stage : stage_table) overwrite(stage.stage);
+  for (const Stage stage : config_.stages) overwrite(stage);
   rows_ = pass.rows();
   pass_first_ = pass.first;
   total_ = pass.total;
   head_first_ = pass.head_first;
   const auto rows = static_cast<std::size_t>(rows_);
   bool moved = false;
-  for (const StageInfo& stage : stage_table) {
-    const auto count =
-        static_cast<std::size_t>(rows_ - first_row(stage.stage)) * static_cast<std::size_t>(row_size(stage.stage));
-    moved |= buffers_[static_cast<std::size_t>(stage.stage)].reserve(std::max<std::size_t>(count, 4) * sizeof(float),
-                                                                     std::string(stage.name).c_str());
+  layer_ = widest_;
+  for (const Stage stage : config_.stages) {
+    const auto count = static_cast<std::size_t>(rows_ - first_row(stage)) * static_cast<std::size_t>(row_size(stage));
+    moved |= buffers_[stage.index()].reserve(std::max<std::size_t>(count, 4) * sizeof(float),
+                                             std::string(name_of(stage)).c_str());
   }
   reserve_cache();
   moved |= tokens_.reserve(std::max<std::size_t>(rows, 1) * sizeof(std::int32_t), "the tokens");
   moved |= order_.reserve(std::max<std::size_t>(rows, 1) * static_cast<std::size_t>(config_.used) * sizeof(int),
                           "the order by expert");
-  const Sizes sizes = sizes_for(config_, numerics_, rows_);
+  const Sizes sizes = sizes_for(model_, numerics_, rows_);
   moved |= tiles_.reserve(sizes.tiles, "the tiles");
   moved |= operand_.reserve(sizes.operand, "the vectors of products");
   moved |= scales_.reserve(sizes.scales, "the scales of the vectors of products");
@@ -155,6 +168,7 @@ void CudaLane::run(std::span<const Step> steps) {
     recording_.moves = moves_;
     run_steps(steps);
   }
+  mark(steps);
   // Whoever looks will ask for these: they are on their way while other lanes, and the next steps, compute.
   if (steps.back().want)
     for (Stage stage : steps.back().out) fetch(stage, {first_row(stage), rows_ - first_row(stage)});
@@ -201,7 +215,7 @@ void CudaLane::check_rows(Stage stage, Rows rows) const {
 
 // Copies go by their own stream, each into its stage's own memory: while they are under way the lane computes on.
 const CudaLane::Copy& CudaLane::fetch(Stage stage, Rows rows) {
-  Copy& copy = copies_[static_cast<std::size_t>(stage)];
+  Copy& copy = copies_[stage.index()];
   if (copy.valid && copy.rows.first == rows.first && copy.rows.count == rows.count) return copy;
   const auto bytes = static_cast<std::size_t>(rows.count) * static_cast<std::size_t>(row_size(stage)) * sizeof(float);
   // An earlier copy of other rows may be under way into the same memory; the view it gave stays as long as it fits.
@@ -219,34 +233,37 @@ const CudaLane::Copy& CudaLane::fetch(Stage stage, Rows rows) {
 
 // What is queued from now on may write the stage: not before its copy has been made, which then is of the past.
 void CudaLane::overwrite(Stage stage) {
-  Copy& copy = copies_[static_cast<std::size_t>(stage)];
+  Copy& copy = copies_[stage.index()];
   if (copy.valid) MOE_DIAG_CUDA(cudaStreamWaitEvent(stream_.get(), copy.done.get(), 0));
   copy.valid = false;
 }
 
-Tensor CudaLane::read(Stage stage, Rows rows) {
+Tensor CudaLane::read(Site site, Rows rows) {
+  const Stage stage = site.stage;
   MOE_DIAG_CUDA(cudaSetDevice(device_.index));
   check_rows(stage, rows);
   const Copy& copy = fetch(stage, rows);
   MOE_DIAG_CUDA(cudaEventSynchronize(copy.done.get()));
-  const DType dtype = info(stage).payload == Payload::indices ? DType::i32 : DType::f32;
-  return {copy.memory.as<void>(), dtype, config_.shape_of(stage, rows.count, total_)};
+  const DType dtype = payload_of(stage) == Payload::indices ? DType::i32 : DType::f32;
+  return {copy.memory.as<void>(), dtype, config_.shape_of(site, rows.count, total_)};
 }
 
-void CudaLane::check_indices(const Tensor& values) const {
-  if (values.dtype != DType::i32) fail("moe_router_indices takes int32");
+void CudaLane::check_indices(const Tensor& values, std::string_view what) const {
+  if (values.dtype != DType::i32) fail(std::string(what) + " takes int32");
   const auto* ids = values.as<std::int32_t>();
   for (std::int64_t i = 0; i < values.shape.count(); ++i)
     if (ids[i] < 0 || ids[i] >= config_.experts)
-      fail("moe_router_indices was given expert " + std::to_string(ids[i]) + ", the model has experts 0 to " +
+      fail(std::string(what) + " was given expert " + std::to_string(ids[i]) + ", the model has experts 0 to " +
            std::to_string(config_.experts - 1));
 }
 
-void CudaLane::write(Stage stage, Rows rows, const Tensor& values) {
+void CudaLane::write(Site site, Rows rows, const Tensor& values) {
+  const Stage stage = site.stage;
+  layer_[stage.index()] = site.layer;
   MOE_DIAG_CUDA(cudaSetDevice(device_.index));
   check_rows(stage, rows);
-  const bool indices = info(stage).payload == Payload::indices;
-  indices ? check_indices(values) : check_values(values, name_of(stage));
+  const bool indices = payload_of(stage) == Payload::indices;
+  indices ? check_indices(values, name_of(stage)) : check_values(values, name_of(stage));
   overwrite(stage);
   send(values, name_of(stage), rows.count * row_size(stage), row(stage, rows.first));
 }

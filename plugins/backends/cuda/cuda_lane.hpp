@@ -24,14 +24,14 @@ class CudaLane final : public Lane {
 
   void begin(const Pass& pass) override;
   void run(std::span<const Step> steps) override;
-  Tensor read(Stage stage, Rows rows) override;
-  void write(Stage stage, Rows rows, const Tensor& values) override;
+  Tensor read(Site site, Rows rows) override;
+  void write(Site site, Rows rows, const Tensor& values) override;
   Tensor read_cache(CachePart part, int layer, Stretch positions) override;
   void write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) override;
   DeviceMemory device_memory() override;
 
   // Bytes on the device for passes of `rows` rows in sequences of `total` positions.
-  static std::uint64_t bytes_for(const ModelConfig& config, Numerics numerics, const Request& request);
+  static std::uint64_t bytes_for(const ModelView& model, Numerics numerics, const Request& request);
 
  private:
   // A stage's rows on the host, or on their way there, as the last step that wrote the stage left them.
@@ -53,7 +53,7 @@ class CudaLane final : public Lane {
   struct Sizes {
     std::size_t tiles = 0, operand = 0, scales = 0;
   };
-  static Sizes sizes_for(const ModelConfig& config, Numerics numerics, std::int64_t rows);
+  static Sizes sizes_for(const ModelView& model, Numerics numerics, std::int64_t rows);
 
   void run_steps(std::span<const Step> steps);
   std::size_t run_some(std::span<const Step> steps);
@@ -71,6 +71,8 @@ class CudaLane final : public Lane {
   void swiglu(const Step& step);
   void weigh(const Step& step);
   void combine(const Step& step);
+  void sigmoid_gate(const Step& step);
+  void add_biases(const Step& step);
   void attend(std::span<const Step> steps);
   void route(const Step& softmax, const Step& topk);
   void add_to_residual(const Sum& sum);
@@ -92,16 +94,22 @@ class CudaLane final : public Lane {
   void check_rows(Stage stage, Rows rows) const;
   float* cache_at(CachePart part, int layer, Stretch positions) const;
   void send(const Tensor& values, std::string_view what, std::int64_t count, float* to);
-  void check_indices(const Tensor& values) const;
+  void check_indices(const Tensor& values, std::string_view what) const;
 
-  float* slot(Stage stage) const { return buffers_[static_cast<std::size_t>(stage)].as<float>(); }
-  std::int32_t* indices() const {
-    return buffers_[static_cast<std::size_t>(Stage::moe_router_indices)].as<std::int32_t>();
-  }
+  float* slot(Stage stage) const { return buffers_[stage.index()].as<float>(); }
+  std::int32_t* indices() const { return buffers_[config_.stages.of(Role::choice).index()].as<std::int32_t>(); }
   float* row(Stage stage, std::int64_t r) const { return slot(stage) + (r - first_row(stage)) * row_size(stage); }
-  std::int64_t row_size(Stage stage) const { return config_.shape_of(stage, 1, total_).count(); }
+  // Of the layer that its buffer holds.
+  std::int64_t row_size(Stage stage) const {
+    return config_.shape_of({stage, layer_[stage.index()]}, 1, total_).count();
+  }
+  // The outputs of these steps are what the buffers hold.
+  void mark(std::span<const Step> steps) {
+    for (const Step& step : steps)
+      for (const Stage stage : step.out) layer_[stage.index()] = step.layer;
+  }
   // Rows that the pass computes of a stage: [first_row, rows_).
-  int first_row(Stage stage) const { return stage >= Stage::final_norm ? head_first_ : 0; }
+  int first_row(Stage stage) const { return is_of_head(stage) ? head_first_ : 0; }
   float* keys(int layer) const { return keys_.as<float>() + cache_row(layer); }
   float* values(int layer) const { return values_.as<float>() + cache_row(layer); }
   std::int64_t cache_row(int layer) const { return std::int64_t{layer} * cached_ * config_.kv_width(); }
@@ -109,6 +117,7 @@ class CudaLane final : public Lane {
     return {rows_, config_.heads, config_.kv_heads, config_.head_dim, total_, first_.as<int>()};
   }
 
+  const ModelView model_;
   const ModelConfig config_;
   const Device device_;
   const std::shared_ptr<const Weights> weights_;
@@ -119,8 +128,10 @@ class CudaLane final : public Lane {
   int rows_ = 0, pass_first_ = 0, total_ = 0, head_first_ = 0;
   std::uint64_t moves_ = 0;  // of a buffer to another address
 
-  std::array<DeviceBuffer, stage_count> buffers_;  // one layer of each stage
-  std::array<Copy, stage_count> copies_;
+  std::vector<DeviceBuffer> buffers_;  // one layer of each stage
+  std::vector<Copy> copies_;
+  std::vector<int> layer_;         // by stage: that which its buffer holds
+  const std::vector<int> widest_;  // by stage: the layer with the longest row
   DeviceBuffer tokens_, first_;
   DeviceBuffer keys_, values_;  // [layers, cached_, Hk h]
   int cached_ = 0;

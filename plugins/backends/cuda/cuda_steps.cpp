@@ -29,31 +29,37 @@ void CudaLane::run_steps(std::span<const Step> steps) {
 
 // Runs the first step, or the first few in one, and says how many.
 std::size_t CudaLane::run_some(std::span<const Step> steps) {
-  if (const std::size_t count = attention_steps(steps)) {
+  if (const std::size_t count = attention_steps(steps, config_)) {
+    mark(steps.first(count));
     attend(steps.first(count));
     return count;
   }
   if (const std::size_t count = routing_steps(steps)) {
+    mark(steps.first(count));
     route(steps[0], steps[1]);
     return count;
   }
   if (const std::size_t count = gated_steps(steps)) {
+    mark(steps.first(count));
     expert_linear(steps[0], &steps[1], &steps[2]);
     return count;
   }
   if (const std::size_t count = paired_steps(steps)) {
+    mark(steps.first(count));
     expert_linear(steps[0], &steps[1], nullptr);
     return count;
   }
-  Sum sum = sum_steps(steps);
+  Sum sum = sum_steps(steps, config_.hidden);
   if (sum.norm && first_row(sum.norm->out[0]) > 0) {  // of fewer rows than the sum
     sum.norm = nullptr;
     --sum.steps;
   }
   if (sum.steps > 1) {
+    mark(steps.first(sum.steps));
     add_to_residual(sum);
     return sum.steps;
   }
+  mark(steps.first(1));
   run_step(steps[0]);
   return 1;
 }
@@ -73,6 +79,7 @@ void CudaLane::run_step(const Step& step) {
     case Op::swiglu: return swiglu(step);
     case Op::weigh: return weigh(step);
     case Op::combine: return combine(step);
+    case Op::sigmoid_gate: return sigmoid_gate(step);
   }
 }
 
@@ -123,6 +130,15 @@ void CudaLane::linear(const Step& step) {
     } while (i < step.weights.size() && step.weights[i]->type == w.type && step.weights[i]->cols == w.cols);
     multiply(set, v, dense_way(set, v.count), v.count, prepared);
   }
+  if (step.biases.size() > 0) add_biases(step);
+}
+
+void CudaLane::add_biases(const Step& step) {
+  const Stage out = step.out[0];
+  float* y = slot(out);
+  for (std::size_t i = 0; i < step.weights.size(); y += step.weights[i++]->rows)
+    if (step.biases[i])
+      cuda::add_bias(weights_->at(*step.biases[i]), rows_ - first_row(out), row_size(out), y, stream_.get());
 }
 
 Way CudaLane::dense_way(const Matrices& set, int count) const {
@@ -134,9 +150,15 @@ Way CudaLane::dense_way(const Matrices& set, int count) const {
 
 // The tables are made outside of recordings.
 void CudaLane::prepare_angles(std::span<const Step> steps) {
+  const Step* first = nullptr;
   for (const Step& step : steps) {
-    if (step.op != Op::rope || (theta_ == step.params.theta && angles_ >= total_)) continue;
-    theta_ = step.params.theta;
+    if (step.op != Op::rope) continue;
+    if (!first) first = &step;
+    if (step.params.theta != first->params.theta)
+      throw Error(ErrorKind::environment, "layers that rotate with different bases are not computed");
+  }
+  if (first && (theta_ != first->params.theta || angles_ < total_)) {
+    theta_ = first->params.theta;
     angles_ = std::max(angles_, total_);
     const auto bytes =
         static_cast<std::size_t>(angles_) * static_cast<std::size_t>(config_.head_dim / 2) * sizeof(float);
@@ -144,14 +166,14 @@ void CudaLane::prepare_angles(std::span<const Step> steps) {
     moved |= sines_.reserve(bytes, "the sines");
     if (moved) ++moves_;
     angles(theta_, angles_, config_.head_dim, cosines_.as<float>(), sines_.as<float>(), stream_.get());
-    return;
   }
 }
 
 void CudaLane::rope(const Step& step) {
   const Stage out = step.out[0];
-  cuda::rope(slot(step.in[0]), cosines_.as<float>(), sines_.as<float>(), first_.as<int>(), rows_,
-             static_cast<int>(row_size(out) / config_.head_dim), config_.head_dim, slot(out), stream_.get());
+  cuda::rope(slot(step.in[0]) + step.params.offset, row_size(step.in[0]), cosines_.as<float>(), sines_.as<float>(),
+             first_.as<int>(), rows_, static_cast<int>(row_size(out) / config_.head_dim), config_.head_dim, slot(out),
+             stream_.get());
 }
 
 // The steps of attention_steps(): nothing of them is stored but q, the cache and the result.
@@ -203,7 +225,8 @@ void CudaLane::add(const Step& step) {
 
 void CudaLane::topk(const Step& step) {
   grouped_tile_ = 0;
-  cuda::topk(slot(step.in[0]), rows_, config_.experts, config_.used, indices(), slot(step.out[1]), stream_.get());
+  cuda::topk(slot(step.in[0]), rows_, config_.experts, config_.used, step.params.renormalised, indices(),
+             slot(step.out[1]), stream_.get());
 }
 
 void CudaLane::route(const Step& softmax, const Step& topk) {
@@ -245,7 +268,7 @@ void CudaLane::sort_vectors(Vectors& v, Way way, Numerics numerics) {
 // `second`, when there is one, has the same inputs; `swiglu` is of both.
 void CudaLane::expert_linear(const Step& step, const Step* second, const Step* swiglu) {
   const Stage in = step.in[0], out = swiglu ? swiglu->out[0] : step.out[0];
-  const bool own_input = info(in).row[0] == Dim::used;
+  const bool own_input = holds_experts(in);
   const Numerics numerics = numerics_for(numerics_, step.weights[0]->type);
   const Way way = expert_way(numerics);
   Vectors v;
@@ -278,6 +301,12 @@ void CudaLane::weigh(const Step& step) {
 void CudaLane::combine(const Step& step) {
   cuda::combine(slot(step.in[0]), rows_, config_.used, static_cast<int>(row_size(step.out[0])), slot(step.out[0]),
                 stream_.get());
+}
+
+void CudaLane::sigmoid_gate(const Step& step) {
+  const Stage out = step.out[0];
+  cuda::sigmoid_gate(slot(step.in[0]), slot(step.in[1]), rows_, static_cast<int>(row_size(out)), slot(out),
+                     stream_.get());
 }
 
 void CudaLane::add_to_residual(const Sum& sum) {

@@ -45,6 +45,20 @@ __global__ void combine_rows(const float* x, std::int64_t count, int used, int w
   y[at] = sum;
 }
 
+__global__ void add_bias_rows(Matrix bias, std::int64_t stride, std::int64_t count, float* y) {
+  wait_for_earlier();
+  const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (at >= count) return;
+  const int k = static_cast<int>(at % bias.cols);
+  y[at / bias.cols * stride + k] += decode_at(bias.type, bias.data, k);
+}
+
+__global__ void sigmoid_gate_rows(const float* x, const float* gates, std::int64_t count, int width, float* y) {
+  wait_for_earlier();
+  const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (at < count) y[at] = x[at] * (1.0f / (1.0f + expf(-gates[at / width])));
+}
+
 }  // namespace
 
 void embed(const Matrix& table, const std::int32_t* tokens, int rows, float* out, cudaStream_t stream) {
@@ -63,6 +77,17 @@ void swiglu(const float* gate, const float* up, std::int64_t count, float* y, cu
 void weigh(const float* x, const float* weights, std::int64_t rows, int width, float* y, cudaStream_t stream) {
   const std::int64_t count = rows * width;
   launch(weigh_rows, blocks_for(count, block_threads), block_threads, 0, stream, x, weights, count, width, y);
+}
+
+void add_bias(const Matrix& bias, int rows, std::int64_t stride, float* y, cudaStream_t stream) {
+  const std::int64_t count = std::int64_t{rows} * bias.cols;
+  if (count == 0) return;
+  launch(add_bias_rows, blocks_for(count, block_threads), block_threads, 0, stream, bias, stride, count, y);
+}
+
+void sigmoid_gate(const float* x, const float* gates, int rows, int width, float* y, cudaStream_t stream) {
+  const std::int64_t count = std::int64_t{rows} * width;
+  launch(sigmoid_gate_rows, blocks_for(count, block_threads), block_threads, 0, stream, x, gates, count, width, y);
 }
 
 void combine(const float* x, int rows, int used, int width, float* y, cudaStream_t stream) {

@@ -15,45 +15,58 @@ bool are(std::span<const Step> steps, std::initializer_list<Op> ops) {
 // True when input `i` of `to` is the first output of `from`.
 bool feeds(const Step& from, const Step& to, std::size_t i) { return to.in[i] == from.out[0]; }
 
+// True when the step computes nothing else than these parameters say, with so many weights.
+bool has_only(const Step& step, const Params& params, std::size_t weights = 0) {
+  return step.params == params && step.weights.size() == weights && step.biases.size() == 0;
+}
+
 bool same_kind(const Weight& a, const Weight& b) { return a.type == b.type && a.cols == b.cols && a.rows == b.rows; }
 
 }  // namespace
 
-std::size_t attention_steps(std::span<const Step> s) {
+std::size_t attention_steps(std::span<const Step> s, const ModelConfig& c) {
   if (!are(s, {Op::rms_norm, Op::rms_norm, Op::rope, Op::rope, Op::scores, Op::softmax, Op::mix})) return 0;
   const bool chained = feeds(s[0], s[2], 0) && feeds(s[1], s[3], 0) && feeds(s[2], s[4], 0) && feeds(s[3], s[4], 1) &&
                        feeds(s[4], s[5], 0) && feeds(s[5], s[6], 0);
   const bool of_one = s[0].in[0] == s[1].in[0] && s[0].in[0] == s[6].in[1];
-  return chained && of_one && s[5].params.causal && s[2].params.theta == s[3].params.theta ? 7 : 0;
+  const double theta = s[2].params.theta;
+  const bool computed = has_only(s[0], {.width = c.head_dim, .eps = s[0].params.eps}, 1) &&
+                        has_only(s[1], {.offset = c.q_width(), .width = c.head_dim, .eps = s[1].params.eps}, 1) &&
+                        has_only(s[2], {.theta = theta}) && has_only(s[3], {.theta = theta}) &&
+                        has_only(s[4], {.scale = s[4].params.scale}) && has_only(s[5], {.causal = true}) &&
+                        has_only(s[6], {.offset = c.q_width() + c.kv_width()});
+  return chained && of_one && computed ? 7 : 0;
 }
 
 std::size_t routing_steps(std::span<const Step> s) {
-  return are(s, {Op::softmax, Op::topk}) && !s[0].params.causal && feeds(s[0], s[1], 0) ? 2 : 0;
+  if (!are(s, {Op::softmax, Op::topk}) || !feeds(s[0], s[1], 0)) return 0;
+  return has_only(s[0], {}) && has_only(s[1], {.renormalised = true}) ? 2 : 0;
 }
 
 std::size_t paired_steps(std::span<const Step> s) {
   if (!are(s, {Op::expert_linear, Op::expert_linear})) return 0;
   const bool of_one = s[0].in[0] == s[1].in[0] && s[0].in[1] == s[1].in[1] && s[0].out[0] != s[1].in[0];
-  return of_one && same_kind(*s[0].weights[0], *s[1].weights[0]) ? 2 : 0;
+  const bool computed = has_only(s[0], {}, 1) && has_only(s[1], {}, 1);
+  return of_one && computed && same_kind(*s[0].weights[0], *s[1].weights[0]) ? 2 : 0;
 }
 
 std::size_t gated_steps(std::span<const Step> s) {
   if (paired_steps(s) == 0 || s.size() < 3 || s[2].op != Op::swiglu) return 0;
-  return feeds(s[0], s[2], 0) && feeds(s[1], s[2], 1) ? 3 : 0;
+  return feeds(s[0], s[2], 0) && feeds(s[1], s[2], 1) && has_only(s[2], {}) ? 3 : 0;
 }
 
-Sum sum_steps(std::span<const Step> s) {
+Sum sum_steps(std::span<const Step> s, int hidden) {
   Sum sum;
   if (are(s, {Op::weigh, Op::combine, Op::add}) && feeds(s[0], s[1], 0) && feeds(s[1], s[2], 1) &&
-      s[2].in[0] != s[1].out[0]) {
+      s[2].in[0] != s[1].out[0] && has_only(s[0], {}) && has_only(s[1], {}) && has_only(s[2], {})) {
     sum.weigh = &s[0];
     sum.steps = 2;
-  } else if (!are(s, {Op::add})) {
+  } else if (!are(s, {Op::add}) || !has_only(s[0], {})) {
     return sum;
   }
   sum.add = &s[sum.steps++];
   if (sum.steps < s.size() && s[sum.steps].op == Op::rms_norm && feeds(*sum.add, s[sum.steps], 0) &&
-      s[sum.steps].params.offset == 0)
+      has_only(s[sum.steps], {.width = hidden, .eps = s[sum.steps].params.eps}, 1))
     sum.norm = &s[sum.steps++];
   return sum;
 }

@@ -7,11 +7,12 @@
 #include "core/api/step.hpp"
 
 // Which steps, one behind the other and with nobody looking in between, one launch or few can do together. Each takes
-// the steps that are still to be done and says how many of them make up the pattern, none if they do not.
+// the steps that are still to be done and says how many of them make up the pattern, none if they do not. Each lists
+// the values of the parameters that its kernels compute: any other value is computed step by step.
 namespace moe_diag::cuda {
 
 // Norms and rotations of q and k, then scores, softmax and mix: the steps of attention between its products.
-std::size_t attention_steps(std::span<const Step> steps);
+std::size_t attention_steps(std::span<const Step> steps, const ModelConfig& config);
 
 // softmax of the router's logits, then topk.
 std::size_t routing_steps(std::span<const Step> steps);
@@ -25,6 +26,6 @@ struct Sum {
   const Step *weigh = nullptr, *add = nullptr, *norm = nullptr;
   std::size_t steps = 0;
 };
-Sum sum_steps(std::span<const Step> steps);
+Sum sum_steps(std::span<const Step> steps, int hidden);
 
 }  // namespace moe_diag::cuda

@@ -24,16 +24,16 @@ __device__ __forceinline__ void rotate(float a, float b, float c, float s, int k
   y[half + k] = b * c + a * s;
 }
 
-__global__ void rope_rows(const float* x, const float* cosines, const float* sines, const int* first, int heads,
-                          int half, std::int64_t count, float* y) {
+__global__ void rope_rows(const float* x, std::int64_t x_stride, const float* cosines, const float* sines,
+                          const int* first, int heads, int half, std::int64_t count, float* y) {
   wait_for_earlier();
   const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (at >= count) return;
   const int k = static_cast<int>(at % half);
   const std::int64_t head = at / half;
   const std::int64_t angle = (*first + head / heads) * half + k;
-  rotate(x[head * 2 * half + k], x[head * 2 * half + half + k], cosines[angle], sines[angle], k, half,
-         y + head * 2 * half);
+  x += head / heads * x_stride + head % heads * 2 * half;
+  rotate(x[k], x[half + k], cosines[angle], sines[angle], k, half, y + head * 2 * half);
 }
 
 __global__ void append_rows(const float* x, std::int64_t x_stride, int offset, int width, const int* first,
@@ -72,12 +72,12 @@ void angles(double theta, int total, int head_dim, float* cosines, float* sines,
   launch(angle_table, blocks_for(count, block_threads), block_threads, 0, stream, theta, count, half, cosines, sines);
 }
 
-void rope(const float* x, const float* cosines, const float* sines, const int* first, int rows, int heads, int head_dim,
-          float* y, cudaStream_t stream) {
+void rope(const float* x, std::int64_t x_stride, const float* cosines, const float* sines, const int* first, int rows,
+          int heads, int head_dim, float* y, cudaStream_t stream) {
   const int half = head_dim / 2;
   const std::int64_t count = std::int64_t{rows} * heads * half;
-  launch(rope_rows, blocks_for(count, block_threads), block_threads, 0, stream, x, cosines, sines, first, heads, half,
-         count, y);
+  launch(rope_rows, blocks_for(count, block_threads), block_threads, 0, stream, x, x_stride, cosines, sines, first,
+         heads, half, count, y);
 }
 
 void append(const float* x, std::int64_t x_stride, int offset, int rows, int width, const int* first, float* cache,

@@ -112,8 +112,8 @@ void rms_norm(const float* x, std::int64_t x_stride, int offset, const Matrix& w
 
 // cosines and sines: [total, half].
 void angles(double theta, int total, int head_dim, float* cosines, float* sines, cudaStream_t stream);
-void rope(const float* x, const float* cosines, const float* sines, const int* first, int rows, int heads, int head_dim,
-          float* y, cudaStream_t stream);
+void rope(const float* x, std::int64_t x_stride, const float* cosines, const float* sines, const int* first, int rows,
+          int heads, int head_dim, float* y, cudaStream_t stream);
 
 // Row r becomes position *first + r of the cache.
 void append(const float* x, std::int64_t x_stride, int offset, int rows, int width, const int* first, float* cache,
@@ -128,10 +128,17 @@ void mix(const float* p, const float* values, const Attention& a, float* out, cu
 
 // Rows of `width`, `groups` to a position; causal (first != null): over the keys up to the own position, 0 after it.
 void softmax(const float* x, int rows, int groups, int width, const int* first, float* y, cudaStream_t stream);
-void topk(const float* probs, int rows, int experts, int used, std::int32_t* ids, float* weights, cudaStream_t stream);
+void topk(const float* probs, int rows, int experts, int used, bool renormalised, std::int32_t* ids, float* weights,
+          cudaStream_t stream);
 
 void add(const float* a, const float* b, std::int64_t count, float* y, cudaStream_t stream);
 void swiglu(const float* gate, const float* up, std::int64_t count, float* y, cudaStream_t stream);
+
+// Adds a vector to the first columns of rows that lie `stride` apart.
+void add_bias(const Matrix& bias, int rows, std::int64_t stride, float* y, cudaStream_t stream);
+
+// y = x / (1 + exp(-gate)), one gate a row
+void sigmoid_gate(const float* x, const float* gates, int rows, int width, float* y, cudaStream_t stream);
 void weigh(const float* x, const float* weights, std::int64_t rows, int width, float* y, cudaStream_t stream);
 void combine(const float* x, int rows, int used, int width, float* y, cudaStream_t stream);
 

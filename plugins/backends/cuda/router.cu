@@ -67,8 +67,8 @@ __device__ __forceinline__ unsigned rank_of(float value) {
 
 // One warp a row; `probs` and `ranks` are in shared memory, ranks[e] as rank_of(probs[e]). The first free expert, when
 // it is NaN, wins: the ids stay valid and distinct.
-__device__ void topk_row(const float* probs, unsigned* ranks, int experts, int used, std::int32_t* ids,
-                         float* weights) {
+__device__ void topk_row(const float* probs, unsigned* ranks, int experts, int used, bool renormalised,
+                         std::int32_t* ids, float* weights) {
   constexpr unsigned taken = 0;
   const int lane = threadIdx.x;
   float total = 0.0f;
@@ -96,10 +96,12 @@ __device__ void topk_row(const float* probs, unsigned* ranks, int experts, int u
     __syncwarp();
     total += value;
   }
+  if (!renormalised) return;
   for (int slot = lane; slot < used; slot += 32) weights[slot] /= total;
 }
 
-__global__ void topk_rows(const float* probs, int experts, int used, std::int32_t* ids, float* weights) {
+__global__ void topk_rows(const float* probs, int experts, int used, bool renormalised, std::int32_t* ids,
+                          float* weights) {
   extern __shared__ float left[];
   auto* ranks = reinterpret_cast<unsigned*>(left + experts);
   wait_for_earlier();
@@ -109,7 +111,7 @@ __global__ void topk_rows(const float* probs, int experts, int used, std::int32_
     ranks[e] = rank_of(left[e]);
   }
   __syncwarp();
-  topk_row(left, ranks, experts, used, ids + std::int64_t{blockIdx.x} * used,
+  topk_row(left, ranks, experts, used, renormalised, ids + std::int64_t{blockIdx.x} * used,
            weights + std::int64_t{blockIdx.x} * used);
 }
 
@@ -123,7 +125,7 @@ __global__ void route_rows(const float* logits, int experts, int used, std::int3
   });
   __syncthreads();
   if (threadIdx.x < 32)
-    topk_row(left, ranks, experts, used, ids + std::int64_t{blockIdx.x} * used,
+    topk_row(left, ranks, experts, used, true, ids + std::int64_t{blockIdx.x} * used,
              weights + std::int64_t{blockIdx.x} * used);
 }
 
@@ -174,8 +176,10 @@ void softmax(const float* x, int rows, int groups, int width, const int* first, 
   launch(softmax_rows, static_cast<unsigned>(rows * groups), threads, 0, stream, x, groups, width, first, y);
 }
 
-void topk(const float* probs, int rows, int experts, int used, std::int32_t* ids, float* weights, cudaStream_t stream) {
-  launch(topk_rows, static_cast<unsigned>(rows), 32, topk_bytes(experts), stream, probs, experts, used, ids, weights);
+void topk(const float* probs, int rows, int experts, int used, bool renormalised, std::int32_t* ids, float* weights,
+          cudaStream_t stream) {
+  launch(topk_rows, static_cast<unsigned>(rows), 32, topk_bytes(experts), stream, probs, experts, used, renormalised,
+         ids, weights);
 }
 
 void route(const float* logits, int rows, int experts, int used, std::int32_t* ids, float* weights,

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "core/api/output_file.hpp"
-#include "core/api/stage.hpp"
 #include "plugins/sinks/shared/capture_index.hpp"
 
 namespace moe_diag {
@@ -45,16 +44,16 @@ bool is_layer_folder(std::string_view name) {
   return name.find_first_not_of("0123456789", prefix.size()) == std::string_view::npos;
 }
 
-bool is_array_name(std::string_view name, Scope scope) {
+bool is_array_name(std::string_view name, Stages stages, bool in_layer) {
   const std::string_view suffix = ".npy";
   if (!name.ends_with(suffix)) return false;
   name.remove_suffix(suffix.size());
-  return std::any_of(stage_table.begin(), stage_table.end(),
-                     [&](const StageInfo& s) { return s.name == name && s.scope == scope; });
+  const Stage stage = stages.find(name);
+  return stage && (info(stage).scope == Scope::layer) == in_layer;
 }
 
 // True for what a capture may hold at this place: <prompt>/<lane>/[layer_07/]<stage>.npy and the two files on top.
-bool belongs(const fs::path& relative, const fs::file_status& status) {
+bool belongs(const fs::path& relative, const fs::file_status& status, Stages stages) {
   const std::vector<std::string> parts(relative.begin(), relative.end());
   const std::string& name = parts.back();
   if (fs::is_directory(status)) return parts.size() <= 2 || (parts.size() == 3 && is_layer_folder(name));
@@ -62,8 +61,8 @@ bool belongs(const fs::path& relative, const fs::file_status& status) {
   if (parts.size() == 1)
     return name == manifest_name || name == mark_name || name.starts_with(std::string(manifest_name) + ".partial-") ||
            name.starts_with(std::string(mark_name) + ".partial-");
-  if (parts.size() == 3) return is_array_name(name, Scope::model);
-  return parts.size() == 4 && is_layer_folder(parts[2]) && is_array_name(name, Scope::layer);
+  if (parts.size() == 3) return is_array_name(name, stages, false);
+  return parts.size() == 4 && is_layer_folder(parts[2]) && is_array_name(name, stages, true);
 }
 
 struct Content {
@@ -71,13 +70,13 @@ struct Content {
   fs::path foreign;                      // the first entry that no capture has; empty: none
 };
 
-Content content_of(const fs::path& root) {
+Content content_of(const fs::path& root, Stages stages) {
   Content content;
   std::error_code error;
   fs::recursive_directory_iterator entry(root, error), end;
   for (; !error && entry != end; entry.increment(error)) {
     const fs::file_status status = entry->symlink_status();
-    if (!belongs(entry->path().lexically_relative(root), status) &&
+    if (!belongs(entry->path().lexically_relative(root), status, stages) &&
         (content.foreign.empty() || entry->path() < content.foreign))
       content.foreign = entry->path();
     (fs::is_directory(status) ? content.folders : content.files).push_back(entry->path());
@@ -110,10 +109,10 @@ void refuse_foreign(const fs::path& root, const Content& content) {
 
 }  // namespace
 
-void CaptureFolder::claim(bool overwrite) const {
+void CaptureFolder::claim(bool overwrite, Stages stages) const {
   const fs::path root(path_);
   claim_folder(path_, "dir, --out");
-  const Content content = content_of(root);
+  const Content content = content_of(root, stages);
   if (!content.files.empty() || !content.foreign.empty()) {
     refuse_foreign(root, content);
     const std::string_view state = fs::exists(root / manifest_name) ? "a complete capture" : "an incomplete capture";

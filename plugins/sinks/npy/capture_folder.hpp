@@ -4,6 +4,8 @@
 #include <string>
 #include <string_view>
 
+#include "core/api/stage.hpp"
+
 namespace moe_diag {
 
 // The folder of one capture. A file `incomplete` says that it is being written or was abandoned; it goes when
@@ -15,8 +17,8 @@ class CaptureFolder {
   const std::string& path() const { return path_; }
 
   // Makes the folder and marks it incomplete. What an earlier run left is refused, or with `overwrite` removed; a file
-  // that no capture has is never touched but refused by name.
-  void claim(bool overwrite) const;
+  // that no capture of these stages has is never touched but refused by name.
+  void claim(bool overwrite, Stages stages) const;
 
   // Writes manifest.json and removes the mark.
   void complete(std::string_view manifest) const;

@@ -80,7 +80,7 @@ class NpySink : public Sink {
         throw Error(ErrorKind::usage,
                     fmt::format("prompt '{}': the capture has a file of this name; rename the prompt", prompt.id));
     folder_.emplace((fs::path(run.out) / dir_).lexically_normal().string());
-    folder_->claim(run.overwrite);
+    folder_->claim(run.overwrite, run.model.config.stages);
   }
 
   void consume(const Event& event) override {

@@ -20,12 +20,16 @@ class Model:
         reader = gguf.GGUFReader(path)
         self.keys = {key: field.contents() for key, field in reader.fields.items()}
         self.tensors = {t.name: t for t in reader.tensors}
+        self.arch = self.keys["general.architecture"]
 
-    def key(self, name):
-        return self.keys[f"qwen3moe.{name}"]
+    def key(self, name, default=None):
+        return self.keys[f"{self.arch}.{name}"] if default is None else self.keys.get(f"{self.arch}.{name}", default)
 
     def weight(self, name):
-        tensor = self.tensors[f"{name}.weight"]
+        return self.tensor(f"{name}.weight")
+
+    def tensor(self, name):
+        tensor = self.tensors[name]
         dense = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
         return dense.reshape(tuple(reversed(tensor.shape.tolist())))
 
@@ -43,9 +47,29 @@ def rotate(x, position, theta):
     return np.concatenate((z.real, z.imag), axis=-1)
 
 
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def check_widths(m: Model):
+    """The tensors of each layer are as wide as the keys say, or as their defaults in llama.cpp."""
+    dense, used, layers = m.key("feed_forward_length"), m.key("expert_used_count"), m.key("block_count")
+    widths = m.key("expert_feed_forward_length", dense // used)
+    widths = widths if isinstance(widths, list) else [widths] * layers
+    assert len(widths) == layers
+    for n, width in enumerate(widths):
+        want = (m.key("expert_count"), width, m.key("embedding_length"))
+        assert m.weight(f"blk.{n}.ffn_gate_exps").shape == want, f"experts of layer {n}"
+        if m.arch == "qwen2moe":
+            want = (m.key("expert_shared_feed_forward_length", dense), m.key("embedding_length"))
+            assert m.weight(f"blk.{n}.ffn_gate_shexp").shape == want, f"the shared expert of layer {n}"
+
+
 def forward(m: Model, tokens: list[int]):
     """Every stage by (stage, layer), computed one position after the other."""
-    heads, kv_heads, h = (m.key(f"attention.{k}") for k in ("head_count", "head_count_kv", "key_length"))
+    qwen2 = {"qwen2moe": True, "qwen3moe": False}[m.arch]
+    heads, kv_heads = (m.key(f"attention.{k}") for k in ("head_count", "head_count_kv"))
+    h = m.key("attention.key_length", m.key("embedding_length") // heads)
     eps, theta = m.key("attention.layer_norm_rms_epsilon"), m.key("rope.freq_base")
     embedding = m.weight("token_embd")
     output = m.weight("output") if "output.weight" in m.tensors else embedding
@@ -62,13 +86,16 @@ def forward(m: Model, tokens: list[int]):
     count = len(tokens)
     for n in range(m.key("block_count")):
         blk = f"blk.{n}."
-        w = {name.split(".")[2]: m.weight(name[: -len(".weight")]) for name in m.tensors if name.startswith(blk)}
+        w = {name.split(".")[2]: m.tensor(name) for name in m.tensors if name.startswith(blk) and ".weight" in name}
+        b = {name.split(".")[2]: m.tensor(name) for name in m.tensors if name.startswith(blk) and ".bias" in name}
         a = keep("attn_norm", n, [norm(row, blk + "attn_norm") for row in x])
-        qkv = keep("qkv_matmul", n, [np.concatenate([w[p] @ row for p in ("attn_q", "attn_k", "attn_v")]) for row in a])
+        parts = ("attn_q", "attn_k", "attn_v")
+        qkv = keep("qkv_matmul", n, [np.concatenate([w[p] @ row + b.get(p, 0.0) for p in parts]) for row in a])
         split = [row.reshape(heads + 2 * kv_heads, h) for row in qkv]
-        q = keep("q_norm", n, [norm(row[:heads], blk + "attn_q_norm") for row in split])
-        k = keep("k_norm", n, [norm(row[heads : heads + kv_heads], blk + "attn_k_norm") for row in split])
-        v = [row[heads + kv_heads :] for row in split]
+        q, k, v = zip(*(np.split(row, [heads, heads + kv_heads]) for row in split))
+        if not qwen2:
+            q = keep("q_norm", n, [norm(row, blk + "attn_q_norm") for row in q])
+            k = keep("k_norm", n, [norm(row, blk + "attn_k_norm") for row in k])
         q = keep("q_post_rope", n, [rotate(row, p, theta) for p, row in enumerate(q)])
         k = keep("k_post_rope", n, [rotate(row, p, theta) for p, row in enumerate(k)])
 
@@ -91,15 +118,24 @@ def forward(m: Model, tokens: list[int]):
         router = keep("moe_router_probs", n, [softmax(row) for row in logits])
         best = [np.argsort(-row, kind="stable")[: m.key("expert_used_count")] for row in router]
         chosen = keep("moe_router_indices", n, best)
-        share = keep("moe_router_weights", n, [row[e] / row[e].sum() for row, e in zip(router, chosen)])
+        total = [1.0 if qwen2 else row[e].sum() for row, e in zip(router, chosen)]
+        share = keep("moe_router_weights", n, [row[e] / t for row, e, t in zip(router, chosen, total)])
         rows = list(zip(f, chosen))
         gate = keep("moe_expert_gate", n, [[w["ffn_gate_exps"][e] @ row for e in es] for row, es in rows])
         up = keep("moe_expert_up", n, [[w["ffn_up_exps"][e] @ row for e in es] for row, es in rows])
-        act = keep("moe_expert_swiglu", n, np.array(gate) / (1 + np.exp(-np.array(gate))) * np.array(up))
+        act = keep("moe_expert_swiglu", n, np.array(gate) * sigmoid(np.array(gate)) * np.array(up))
         down = [[w["ffn_down_exps"][e] @ row for e, row in zip(es, acts)] for es, acts in zip(chosen, act)]
         keep("moe_expert_out", n, down)
         weighted = keep("moe_expert_weighted", n, np.array(down) * np.array(share)[..., None])
         ffn = keep("moe_ffn_out", n, weighted.sum(axis=1))
+        if qwen2:
+            gate = keep("moe_shared_gate", n, [w["ffn_gate_shexp"] @ row for row in f])
+            up = keep("moe_shared_up", n, [w["ffn_up_shexp"] @ row for row in f])
+            act = keep("moe_shared_swiglu", n, [g * sigmoid(g) * u for g, u in zip(gate, up)])
+            down = keep("moe_shared_out", n, [w["ffn_down_shexp"] @ row for row in act])
+            logit = keep("moe_shared_logit", n, [[w["ffn_gate_inp_shexp"] @ row] for row in f])
+            shared = keep("moe_shared_weighted", n, sigmoid(np.array(logit)) * np.array(down))
+            ffn = keep("ffn_out", n, ffn + shared)
         x = keep("post_ffn_residual", n, [row + more for row, more in zip(x, ffn)])
     final = keep("final_norm", None, [norm(row, "output_norm") for row in x])
     keep("lm_head", None, [output @ row for row in final])
@@ -122,6 +158,7 @@ def verify(index_path: pathlib.Path) -> tuple[float, float]:
     index = json.loads(index_path.read_text())
     data = index_path.with_suffix(".bin").read_bytes()
     model = Model(index_path.with_suffix(".gguf"))
+    check_widths(model)
     expected = forward(model, index["tokens"])
     sites = [(t["stage"], t["layer"]) for t in index["tensors"]]
     assert len(set(sites)) == len(sites) and set(sites) == set(expected), "the index has other stages"

@@ -11,6 +11,7 @@
 #include "tests/support/catch.hpp"
 #include "tests/support/process.hpp"
 #include "tests/support/small_contract.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 namespace {
@@ -78,7 +79,7 @@ TEST_CASE("each form sees the lane that breaks it, and only that one") {
       CHECK(j.failing == (is_broken ? 1 : 0));
       if (!is_broken) continue;
       const Sample& first = j.leading_failure()->first_failing;
-      CHECK(first.site == Site{Stage::lm_head, -1});
+      CHECK(first.site == Site{stages::lm_head, -1});
       CHECK(first.position == 2);
       CHECK(first.measure.max_index == 5);
       REQUIRE(j.remarks.size() == 1);
@@ -277,8 +278,8 @@ TEST_CASE("digests of something else are never equal: untested, by name") {
   untested(" --set lanes.free.numerics=f64", 1, "numerics f32, it has f64 now");
 
   std::string json = read_text(made.file());
-  Digests digests = read_digests(made.file());
-  digests.rows.erase({"short", "free", {Stage::attn_out, 1}, 4});
+  Digests digests = read_digests(made.file(), qwen3moe.stages);
+  digests.rows.erase({"short", "free", {stages::attn_out, 1}, 4});
   write_text(made.file(), digests_json(digests));
   untested("", 1, "no digest of prompt short, position 4, layer 1, attn_out");
 }
@@ -328,7 +329,7 @@ TEST_CASE("a file that holds no digests ends the run before anything is computed
   Digested made;
   REQUIRE(made.digest().code == 0);
   const std::string right = read_text(made.file());
-  CHECK(digests_json(read_digests(made.file())) == right);
+  CHECK(digests_json(read_digests(made.file(), qwen3moe.stages)) == right);
   const auto refused = [&](const std::string& text, const std::string& why) {
     write_text(made.file(), text);
     const Finished run = made.run();
@@ -349,7 +350,7 @@ TEST_CASE("a file that holds no digests ends the run before anything is computed
   refused(changed("\"moe-diag digests\"", "\"moe-diag capture\""), "not a file of digests");
   refused(changed("\"format_version\": 2", "\"format_version\": 1"), "format_version");
   refused(changed("\"sites\"", "\"places\""), "\"sites\" is missing");
-  refused(changed("\"stage\":\"embedding\"", "\"stage\":\"embeding\""), "no such stage");
+  refused(changed("\"stage\":\"embedding\"", "\"stage\":\"embeding\""), "the model has no stage");
   refused(changed("\"positions\":[0,", "\"positions\":["), "4 positions and 5 digests");
   refused(changed("\"positions\":[0,1", "\"positions\":[1,1"), "two digests of one row");
   refused(changed("\"positions\":[0,", "\"positions\":[-1,"), "position");

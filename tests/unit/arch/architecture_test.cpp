@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "core/arch/architecture.hpp"
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "core/forward/program.hpp"
 #include "core/model/model.hpp"
@@ -17,7 +19,11 @@ TEST_CASE("every file of core/arch is an architecture of its name") {
   for (const auto& entry : std::filesystem::directory_iterator(MOE_DIAG_SOURCE_DIR "/core/arch"))
     if (entry.path().extension() == ".cpp" && entry.path().stem() != "architecture")
       files.insert(entry.path().stem().string());
-  for (const Architecture* a : architectures()) names.emplace(a->name);
+  for (const Architecture* a : architectures()) {
+    std::string name(a->name);
+    std::replace(name.begin(), name.end(), '-', '_');  // as C++ writes it
+    names.insert(name);
+  }
   CHECK(names == files);
   CHECK(names.size() == architectures().size());
 }
@@ -30,7 +36,10 @@ TEST_CASE("every preset of an architecture has a program that reads each of its 
       CHECK(&model.architecture() == a);
       std::map<const Weight*, int> times;
       for (const Step& step : build_program(model))
-        for (const Weight* weight : step.weights) ++times[weight];
+        for (std::size_t i = 0; i < step.weights.size(); ++i) {
+          ++times[step.weights[i]];
+          if (step.bias(i)) ++times[step.bias(i)];
+        }
       for (const Weight& weight : model.view().weights) {
         INFO(weight.name);
         CHECK(times[&weight] == 1);
@@ -38,6 +47,62 @@ TEST_CASE("every preset of an architecture has a program that reads each of its 
       CHECK(times.size() == model.view().weights.size());
     }
   }
+}
+
+namespace {
+
+// GGUF's name of a weight within its layer: "attn_q" of "blk.2.attn_q.weight".
+std::string role_of(const Weight& weight) {
+  std::string name(weight.name);
+  if (name.starts_with("blk.")) name.erase(0, name.find('.', 4) + 1);
+  return name.substr(0, name.rfind(".weight"));
+}
+
+void check_row(const Step& step, Stage stage) {
+  const StageInfo& row = info(stage);
+  INFO(row.name << ", layer " << step.layer);
+  CHECK(row.op == step.op);
+  CHECK((row.scope == Scope::layer) == (step.layer >= 0));
+  std::vector<std::string> read, named;
+  for (const Weight* weight : step.weights) read.push_back(role_of(*weight));
+  for (const std::string_view role : row.weights)
+    if (!role.empty()) named.emplace_back(role);
+  CHECK(read == named);
+}
+
+}  // namespace
+
+TEST_CASE("a program writes the stages of its table, each once a layer, in the table's order and by its operators") {
+  for (const Architecture* a : architectures()) {
+    const Model model = Model::synthetic({std::string(a->presets[0].name), 0, "f32", 1});
+    REQUIRE(model.config().stages.begin() == a->stages.begin());
+    std::map<int, std::vector<std::size_t>> written;  // by layer, in forward order
+    for (const Step& step : build_program(model))
+      for (const Stage stage : step.out) {
+        check_row(step, stage);
+        written[is_of_head(stage) ? model.config().layers : step.layer].push_back(stage.index());
+      }
+    std::size_t in_layers = 0;
+    for (const Stage stage : a->stages) in_layers += info(stage).scope == Scope::layer;
+    for (const auto& [layer, indices] : written) {
+      INFO(a->name << ", layer " << layer);
+      CHECK(std::is_sorted(indices.begin(), indices.end()));
+      CHECK(std::adjacent_find(indices.begin(), indices.end()) == indices.end());
+      if (layer >= 0 && layer < model.config().layers) CHECK(indices.size() == in_layers);
+    }
+  }
+}
+
+TEST_CASE("stages of all architectures are found by name, and two that share a name are of one kind") {
+  for (const Architecture* a : architectures())
+    for (const Stage stage : a->stages) {
+      const Stage other = all_stages().find(name_of(stage));
+      INFO(name_of(stage));
+      REQUIRE(other);
+      CHECK(info(other).role == info(stage).role);
+      CHECK(info(other).scope == info(stage).scope);
+      CHECK(info(other).alias == info(stage).alias);
+    }
 }
 
 }  // namespace moe_diag

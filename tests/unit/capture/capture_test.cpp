@@ -6,6 +6,7 @@
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
 #include "tests/support/small_contract.hpp"
+#include "tests/support/stages.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 namespace moe_diag::test {
@@ -52,14 +53,14 @@ TEST_CASE("captured files hold exactly what the bus delivered, at the positions 
 
     int files = 0;
     for (int lane = 0; lane < 2; ++lane)
-      for (const StageInfo& stage : stage_table)
-        for (int layer = stage.scope == Scope::model ? 3 : 0; layer < 4; ++layer) {
-          const bool model_wide = stage.scope == Scope::model;
-          const std::string path =
-              folder / ("out/dump/short/" + std::string(lane == 0 ? "truth/" : "free/") +
-                        (model_wide ? "" : "layer_0" + std::to_string(layer) + "/") + std::string(stage.name) + ".npy");
+      for (const Stage stage : qwen3moe.stages)
+        for (int layer = info(stage).scope != Scope::layer ? 3 : 0; layer < 4; ++layer) {
+          const bool model_wide = info(stage).scope != Scope::layer;
+          const std::string path = folder / ("out/dump/short/" + std::string(lane == 0 ? "truth/" : "free/") +
+                                             (model_wide ? "" : "layer_0" + std::to_string(layer) + "/") +
+                                             std::string(name_of(stage)) + ".npy");
           INFO(path << ", positions " << selection);
-          CHECK(npy_values(path) == rows_of(seen.at(lane, {stage.stage, model_wide ? -1 : layer}), positions));
+          CHECK(npy_values(path) == rows_of(seen.at(lane, {stage, model_wide ? -1 : layer}), positions));
           ++files;
         }
     CHECK(files == 2 * (23 * 4 + 3));

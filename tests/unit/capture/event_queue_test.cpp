@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "tests/support/catch.hpp"
+#include "tests/support/stages.hpp"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -52,7 +53,7 @@ void push(EventQueue& queue, int lane, int serial, const std::vector<std::int32_
           std::size_t width = 16, std::vector<int> receivers = {0}) {
   const auto count = static_cast<std::size_t>(positions.back() - base + 1);
   const auto rows = rows_of(lane, serial, count, width);
-  Event event{serial, lane, {Stage::moe_router_indices, 1}, positions, {}, 0};
+  Event event{serial, lane, {stages::moe_router_indices, 1}, positions, {}, 0};
   event.tensor = {
       rows.data(), DType::i32, {static_cast<std::int64_t>(positions.size()), static_cast<std::int64_t>(width)}};
   queue.push(event, base, receivers);

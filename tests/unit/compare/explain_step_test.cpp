@@ -17,6 +17,7 @@
 #include "core/api/error.hpp"
 #include "core/ops/predicted.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/stages.hpp"
 #include "tests/support/step_bench.hpp"
 #include "tests/support/unknown_steps.hpp"
 #include "tests/support/wrong_steps.hpp"
@@ -50,7 +51,7 @@ Score score_of(const SyntheticSpec& spec, const std::string& numerics, const std
   for (const Step& step : bench.program()) {
     if (layers.count(step.layer) == 0) continue;
     for (Stage stage : step.out) {
-      if (info(stage).payload == Payload::indices) continue;
+      if (payload_of(stage) == Payload::indices) continue;
       StepCase c = bench.clean(step, stage);
       c.numerics = numerics;
       for (const Made& made : Faults(bench, c, static_cast<unsigned>(spec.seed) + 7).make()) {
@@ -85,6 +86,10 @@ TEST_CASE("each cause is named, and none falsely: bf16") {
   check(score_of({"tiny", 0, "q4_k_m", 8}, "bf16", {-1, 1, 3}));
 }
 
+TEST_CASE("each cause is named, and none falsely: Qwen2-MoE") {
+  check(score_of({"tiny-qwen2moe", 0, "q4_k_m", 7}, "f32", {-1, 0, 2}));
+}
+
 TEST_CASE("each cause is named, and none falsely: other types of weights") {
   check(score_of({"tiny", 3, "q6_k", 9}, "f32", {-1, 1}));
   check(score_of({"tiny", 3, "f32", 10}, "f32", {-1, 2}));
@@ -93,8 +98,9 @@ TEST_CASE("each cause is named, and none falsely: other types of weights") {
 TEST_CASE("nothing is explained where nothing is wrong: every numerics") {
   for (const std::string numerics : {"f32", "bf16", "q8_k"})
     for (const std::string quant : {"q4_k_m", "q8_0", "q6_k", "bf16"})
-      for (std::uint64_t seed = 0; seed < 3; ++seed) {
-        StepBench bench({"tiny", 0, quant, seed}, numerics, {5, 17, 400, 33, 2, 2, 90, 411, 8});
+      for (std::uint64_t seed = 0; seed < 4; ++seed) {
+        StepBench bench({seed < 3 ? "tiny" : "tiny-qwen2moe", 0, quant, seed}, numerics,
+                        {5, 17, 400, 33, 2, 2, 90, 411, 8});
         for (const Step& step : bench.program())
           for (Stage stage : step.out) {
             const StepExplanation e = bench.explain(bench.clean(step, stage));
@@ -133,7 +139,7 @@ const std::vector<std::int32_t> few_tokens{5, 17, 400, 33, 2, 2, 90};
 TEST_CASE("the footprint says which rows, columns and experts are wrong") {
   StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
   SECTION("columns of all rows") {
-    Changed changed(bench, Stage::attn_out, 1);
+    Changed changed(bench, stages::attn_out, 1);
     for (int r = 0; r < 7; ++r)
       for (int k = 128; k < 256; ++k) changed.at(r, k) = 0;
     const StepExplanation e = changed.explain();
@@ -143,7 +149,7 @@ TEST_CASE("the footprint says which rows, columns and experts are wrong") {
     CHECK(e.footprint.compared == 7 * 256);
   }
   SECTION("every fourth column of some rows") {
-    Changed changed(bench, Stage::ffn_norm, 0);
+    Changed changed(bench, stages::ffn_norm, 0);
     for (int r : {2, 3, 6})
       for (int k = 1; k < 256; k += 4) changed.at(r, k) *= 1.5F;
     const StepExplanation e = changed.explain();
@@ -154,7 +160,7 @@ TEST_CASE("the footprint says which rows, columns and experts are wrong") {
     CHECK(e.footprint.positions == std::vector<int>{2, 3, 6});
   }
   SECTION("one element") {
-    Changed changed(bench, Stage::moe_ffn_out, 2);
+    Changed changed(bench, stages::moe_ffn_out, 2);
     flip(changed.at(4, 77), 29);
     const StepExplanation e = changed.explain();
     CHECK(e.cause == StepCause::bitflip);
@@ -163,7 +169,7 @@ TEST_CASE("the footprint says which rows, columns and experts are wrong") {
     CHECK(e.footprint.wrong == 1);
   }
   SECTION("an expert") {
-    Changed changed(bench, Stage::moe_expert_up, 2);
+    Changed changed(bench, stages::moe_expert_up, 2);
     const auto* ids = changed.c.routing_a.as<std::int32_t>();
     const std::int32_t expert = ids[0];
     const std::int64_t width = bench.config().expert_width;
@@ -190,7 +196,7 @@ TEST_CASE("texts name tensors, types, experts and numbers") {
     std::copy(values.begin(), values.end(), changed.values.begin());
     return changed.explain();
   };
-  const StepCase down = bench.clean(*find_step(bench.program(), {Stage::moe_expert_out, 1}), Stage::moe_expert_out);
+  const StepCase down = bench.clean(*find_step(bench.program(), {stages::moe_expert_out, 1}), stages::moe_expert_out);
   const Weight& weight = *down.step->weights[0];
   std::vector<std::int32_t> ids(down.routing_a.as<std::int32_t>(), down.routing_a.as<std::int32_t>() + 21);
   const Values x = host::values_of(down.in[0]);
@@ -199,25 +205,25 @@ TEST_CASE("texts name tensors, types, experts and numbers") {
   const std::string who = numbers_text({ran.begin(), ran.end()});
   REQUIRE(ran.count(0) == 1);
   for (std::int32_t& id : ids) id = (id + 11) % 12;
-  CHECK(explained(Stage::moe_expert_out, 1, host::expert_linear(Matrix(weight), ids, 3, x)).text ==
+  CHECK(explained(stages::moe_expert_out, 1, host::expert_linear(Matrix(weight), ids, 3, x)).text ==
         fmt::format("experts {} computed with the weights of expert (id - 1) mod 12", who));
   REQUIRE(ran.count(11) == 0);
   for (std::int32_t& id : ids) id = (id + 2) % 12;
-  CHECK(explained(Stage::moe_expert_out, 1, host::expert_linear(Matrix(weight), ids, 3, x)).text ==
+  CHECK(explained(stages::moe_expert_out, 1, host::expert_linear(Matrix(weight), ids, 3, x)).text ==
         fmt::format("experts {} computed with the weights of expert id + 1", who));
   for (std::int32_t& id : ids) id = (id + 11) % 12;
-  CHECK(explained(Stage::moe_expert_out, 1,
+  CHECK(explained(stages::moe_expert_out, 1,
                   host::expert_linear(Matrix(bench.model().weight("ffn_down_exps", 3)), ids, 3, x))
             .text == "computed with blk.3.ffn_down_exps.weight instead of blk.1.ffn_down_exps.weight");
   Matrix retyped(weight);
   retyped.type = weight.type == BlockType::q4_k ? BlockType::q6_k : BlockType::q4_k;
-  CHECK(explained(Stage::moe_expert_out, 1, host::expert_linear(retyped, ids, 3, x)).text ==
+  CHECK(explained(stages::moe_expert_out, 1, host::expert_linear(retyped, ids, 3, x)).text ==
         fmt::format("blk.1.ffn_down_exps.weight ({}) read as {}", name_of(weight.type), name_of(retyped.type)));
 }
 
 TEST_CASE("experts chosen without the best one are named so, others are not") {
   StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
-  StepCase c = bench.clean(*find_step(bench.program(), {Stage::moe_router_indices, 1}), Stage::moe_router_indices);
+  StepCase c = bench.clean(*find_step(bench.program(), {stages::moe_router_indices, 1}), stages::moe_router_indices);
   std::vector<std::int32_t> ids(c.a.as<std::int32_t>(), c.a.as<std::int32_t>() + c.a.shape.count());
   c.a.data = ids.data();
   const host::Chosen best = host::topk(host::values_of(c.in[0], 2, 1), 5);
@@ -232,7 +238,7 @@ TEST_CASE("experts chosen without the best one are named so, others are not") {
 
 TEST_CASE("values that are not finite are explained when their cause is") {
   StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
-  Changed changed(bench, Stage::moe_ffn_out, 1);
+  Changed changed(bench, stages::moe_ffn_out, 1);
   changed.at(1, 5) = NAN;
   StepExplanation e = changed.explain();
   CHECK(e.cause == StepCause::plain_operator);
@@ -247,7 +253,7 @@ TEST_CASE("a mistake that has no name is an operator: at every step") {
   for (const Step& step : bench.program()) {
     if (step.layer > 0) continue;
     for (Stage stage : step.out) {
-      if (info(stage).payload == Payload::indices) continue;
+      if (payload_of(stage) == Payload::indices) continue;
       StepCase c = bench.clean(step, stage);
       for (const Made& made : UnknownSteps(bench, c).make()) {
         const std::vector<float> values = stored(made.values, c, bench.config(), random);
@@ -271,7 +277,7 @@ struct Stored {
   host::Rounding rounding;
 
   Stored(StepBench& bench, host::Rounding r)
-      : lane(bench, Stage::moe_expert_out, 1), exact(host::values_of(lane.c.b)), rounding(r) {
+      : lane(bench, stages::moe_expert_out, 1), exact(host::values_of(lane.c.b)), rounding(r) {
     lane.c.b.data = exact.data();
     store();
   }
@@ -334,7 +340,7 @@ TEST_CASE("activations next to a border between two roundings may be read as eit
   StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
   for (const host::Rounding rounding : {host::Rounding::q8_0, host::Rounding::q8_1, host::Rounding::q8_k}) {
     INFO(host::name_of(rounding));
-    Changed lane(bench, Stage::attn_out, 1);
+    Changed lane(bench, stages::attn_out, 1);
     const host::Matrix matrix(*lane.c.step->weights[0]);
     Values x = host::values_of(lane.c.in[0]);
     const auto block = static_cast<std::size_t>(host::block_of(rounding));
@@ -364,7 +370,7 @@ TEST_CASE("activations next to a border between two roundings may be read as eit
 
 TEST_CASE("tensors that do not fit the step are refused, and inputs that are not known explain less") {
   StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
-  const Changed whole(bench, Stage::q_post_rope, 1);
+  const Changed whole(bench, stages::q_post_rope, 1);
   const auto refused = [&](auto change) {
     StepCase c = whole.c;
     change(c);
@@ -373,13 +379,13 @@ TEST_CASE("tensors that do not fit the step are refused, and inputs that are not
   refused([](StepCase& c) { c.b = {}; });
   refused([](StepCase& c) { c.a.shape.dims[0] = 6; });
   refused([](StepCase& c) { c.in[0].shape.dims[0] = 6; });
-  refused([](StepCase& c) { c.stage = Stage::attn_out; });
+  refused([](StepCase& c) { c.stage = stages::attn_out; });
   refused([](StepCase& c) { c.numerics = "f16"; });
-  Changed experts(bench, Stage::moe_expert_out, 1);
+  Changed experts(bench, stages::moe_expert_out, 1);
   experts.c.routing_a = {};
   CHECK_THROWS_WITH(experts.explain(), "explaining moe_expert_out of layer 1: the experts chosen are not known");
 
-  Changed turned(bench, Stage::q_post_rope, 1);
+  Changed turned(bench, stages::q_post_rope, 1);
   for (std::int64_t r = 0; r < 7; ++r) {
     const Values row = host::rope(host::values_of(turned.c.in[0], r, 1), bench.config().head_dim, r, {1e4});
     std::copy(row.begin(), row.end(), turned.values.begin() + r * static_cast<std::int64_t>(row.size()));

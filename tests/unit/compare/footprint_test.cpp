@@ -10,6 +10,7 @@
 #include "core/compare/step_units.hpp"
 #include "core/ops/operator.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/stages.hpp"
 #include "tests/support/step_bench.hpp"
 
 namespace moe_diag::test {
@@ -67,7 +68,7 @@ std::vector<std::string> names(const Footprint& print) {
 }  // namespace
 
 TEST_CASE("only the tensors whose columns are wrong are named") {
-  Changed changed(Stage::qkv_matmul, 2);
+  Changed changed(stages::qkv_matmul, 2);
   REQUIRE(changed.c.a.shape.row() == 768);  // 512 of q, 128 of k, 128 of v
   for (int r = 0; r < 7; ++r)
     for (int k = 0; k < 640; ++k) changed.at(r, k) *= 1.25F;
@@ -89,7 +90,7 @@ TEST_CASE("only the tensors whose columns are wrong are named") {
 }
 
 TEST_CASE("all columns are all columns: one that is right is told") {
-  Changed changed(Stage::attn_out, 1);
+  Changed changed(stages::attn_out, 1);
   for (int r = 0; r < 7; ++r)
     for (int k = 0; k < 256; ++k)
       if (k != 100) changed.at(r, k) *= 2;
@@ -101,7 +102,7 @@ TEST_CASE("all columns are all columns: one that is right is told") {
 TEST_CASE("columns that are right by chance end no range, however coarse the numerics") {
   for (const std::string numerics : {"f32", "bf16", "q8_k"}) {
     INFO(numerics);
-    Changed changed(Stage::attn_out, 1, numerics);
+    Changed changed(stages::attn_out, 1, numerics);
     std::mt19937 random(3);
     std::normal_distribution<float> noise;
     for (int k = 0; k < 256; ++k) changed.at(4, k) += noise(random);  // one row only
@@ -112,7 +113,7 @@ TEST_CASE("columns that are right by chance end no range, however coarse the num
 }
 
 TEST_CASE("positions are those of the sequence, over all passes") {
-  Changed changed(Stage::attn_out, 1);
+  Changed changed(stages::attn_out, 1);
   for (int r = 3; r < 7; ++r)
     for (int k = 0; k < 256; ++k) changed.at(r, k) = 0;
   for (const std::vector<int>& borders : {std::vector<int>{0, 7}, {0, 3, 6, 7}, {6, 7, 0, 3, 3, 6}}) {
@@ -132,7 +133,7 @@ TEST_CASE("positions are those of the sequence, over all passes") {
 }
 
 TEST_CASE("keys of attention are named with their heads") {
-  Changed changed(Stage::attn_scores, 1);
+  Changed changed(stages::attn_scores, 1);
   const std::int64_t keys = changed.c.a.shape[2], heads = changed.c.a.shape[1];
   for (int r = 3; r < 7; ++r)
     for (std::int64_t h = 0; h < heads; ++h) changed.at(r, h * keys + 3) += 1;
@@ -144,7 +145,7 @@ TEST_CASE("keys of attention are named with their heads") {
 }
 
 TEST_CASE("experts are told as ranges, with those between them that did not run") {
-  Changed changed(Stage::moe_expert_out, 2);
+  Changed changed(stages::moe_expert_out, 2);
   const auto* ids = changed.c.routing_a.as<std::int32_t>();
   const std::vector<std::int32_t> ran(ids, ids + 21);
   for (std::int64_t slot = 0; slot < 21; ++slot)
@@ -172,7 +173,7 @@ TEST_CASE("numbers are told as inclusive ranges") {
 }
 
 TEST_CASE("positions that start again with a chunk are named, and one row alone cannot tell it from no rotation") {
-  Changed changed(Stage::k_post_rope, 1);
+  Changed changed(stages::k_post_rope, 1);
   const StepCase& c = changed.c;
   const auto turn = [&](std::int64_t row, std::int64_t position) {
     const host::Values turned =
@@ -202,7 +203,7 @@ TEST_CASE("positions that start again with a chunk are named, and one row alone 
 }
 
 TEST_CASE("a key gone stale in a row before those looked at is found by the column that is wrong") {
-  Changed changed(Stage::attn_scores, 1);
+  Changed changed(stages::attn_scores, 1);
   StepCase c = changed.pass(5, 7);
   const ModelConfig& config = changed.bench.config();
   host::Values keys = host::values_of(c.in[1]);
@@ -221,7 +222,7 @@ TEST_CASE("a key gone stale in a row before those looked at is found by the colu
 }
 
 TEST_CASE("a value gone stale in a row before those looked at is found") {
-  Changed changed(Stage::attention, 1);
+  Changed changed(stages::attention, 1);
   StepCase c = changed.pass(5, 7);
   const ModelConfig& config = changed.bench.config();
   const std::int64_t width = config.kv_width(), offset = c.step->params.offset;

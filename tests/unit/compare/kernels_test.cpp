@@ -11,6 +11,7 @@
 #include "core/compare/explain_step.hpp"
 #include "core/forward/program.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 namespace {
@@ -31,10 +32,10 @@ Shape shape_of(const json& entry) {
 }
 
 Stage stage_named(const json& name) {
-  for (const StageInfo& s : stage_table)
-    if (s.name == name.get<std::string>()) return s.stage;
+  for (const Stage s : qwen3moe.stages)
+    if (name_of(s) == name.get<std::string>()) return s;
   FAIL("no stage is called " << name);
-  return Stage::embedding;
+  return stages::embedding;
 }
 
 // A model with every stage as Hugging Face computes it, in f64 and as an exact f32 lane would hold it.
@@ -71,15 +72,15 @@ class Truth {
     c.tokens = tokens_;
     c.a = single(site);
     c.b = exact_.at(site);
-    if (is_per_expert(stage)) c.routing_a = c.routing_b = exact_.at({Stage::moe_router_indices, step.layer});
+    if (is_per_expert(stage)) c.routing_a = c.routing_b = exact_.at({stages::moe_router_indices, step.layer});
     c.numerics = "f32";
     return c;
   }
 
  private:
   Site input_of(const Step& step, Stage stage) const {
-    if (stage == Stage::post_ffn_residual) return {stage, (step.layer < 0 ? model_.config().layers : step.layer) - 1};
-    return {stage, info(stage).scope == Scope::model ? -1 : step.layer};
+    if (stage == stages::post_ffn_residual) return {stage, (step.layer < 0 ? model_.config().layers : step.layer) - 1};
+    return {stage, info(stage).scope != Scope::layer ? -1 : step.layer};
   }
   Tensor single(Site site) const {
     const Tensor& exact = exact_.at(site);
@@ -109,7 +110,7 @@ TEST_CASE("a wrong kernel is seen at its own step, and given its own cause or no
     const Site site{stage_named(kernel["stage"]), kernel["layer"].get<int>()};
     for (const Step& step : truth.program())
       for (const Stage stage : step.out) {
-        if (step.layer != site.layer || info(stage).payload == Payload::indices) continue;
+        if (step.layer != site.layer || payload_of(stage) == Payload::indices) continue;
         StepCase c = truth.clean(step, stage);
         const bool is_wrong = Site{stage, step.layer} == site;
         if (is_wrong) c.a = {values.data() + kernel["offset"].get<std::size_t>(), DType::f32, shape_of(kernel)};

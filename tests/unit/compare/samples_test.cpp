@@ -2,6 +2,7 @@
 #include "core/compare/samples.hpp"
 
 #include "tests/support/catch.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag::test {
 
@@ -9,7 +10,7 @@ TEST_CASE("experts are compared by id, and only those both lanes chose") {
   const std::vector<std::int32_t> ids_a = {4, 7, 1}, ids_b = {7, 2, 4};
   const std::vector<float> values(3 * 5, 0.0F);
   const Tensor t{values.data(), DType::f32, {1, 3, 5}};
-  Pair pair{{Stage::moe_expert_out, 0}, t, t, {}, {}, 0, 12};
+  Pair pair{{stages::moe_expert_out, 0}, t, t, {}, {}, 0, 12};
   pair.routing_a = {ids_a.data(), DType::i32, {1, 3}};
   pair.routing_b = {ids_b.data(), DType::i32, {1, 3}};
 
@@ -32,7 +33,7 @@ TEST_CASE("the router's weights are one sample of the common experts") {
   const std::vector<std::int32_t> ids_a = {4, 7}, ids_b = {7, 4};
   const std::vector<float> values(2, 0.0F);
   const Tensor t{values.data(), DType::f32, {1, 2}};
-  Pair pair{{Stage::moe_router_weights, 0}, t, t, {}, {}, 0, 12};
+  Pair pair{{stages::moe_router_weights, 0}, t, t, {}, {}, 0, 12};
   pair.routing_a = {ids_a.data(), DType::i32, {1, 2}};
   pair.routing_b = {ids_b.data(), DType::i32, {1, 2}};
   const RowSamples row = samples_of_row(pair, 0);
@@ -50,7 +51,7 @@ TEST_CASE("a faulty id is compared with nothing, on either side, and is a flip")
        {std::vector<std::int32_t>{4, 7, 4, 9}, {4, 7, -1, 9}, {4, 7, 12, 9}, {4, 7, 2'000'000'000, 9}})
     for (const bool swapped : {false, true}) {
       const std::vector<std::int32_t>&ids_a = swapped ? good : faulty, &ids_b = swapped ? faulty : good;
-      Pair pair{{Stage::moe_expert_out, 0}, t, t, {}, {}, 0, 12};
+      Pair pair{{stages::moe_expert_out, 0}, t, t, {}, {}, 0, 12};
       pair.routing_a = {ids_a.data(), DType::i32, {1, 4}};
       pair.routing_b = {ids_b.data(), DType::i32, {1, 4}};
       const RowSamples row = samples_of_row(pair, 0);
@@ -70,7 +71,7 @@ TEST_CASE("lanes without a common expert give no sample of it") {
   const std::vector<std::int32_t> ids_a = {1}, ids_b = {2};
   const std::vector<float> values(4, 0.0F);
   const Tensor t{values.data(), DType::f32, {1, 1, 4}};
-  Pair pair{{Stage::moe_expert_up, 0}, t, t, {}, {}, 0, 12};
+  Pair pair{{stages::moe_expert_up, 0}, t, t, {}, {}, 0, 12};
   pair.routing_a = {ids_a.data(), DType::i32, {1, 1}};
   pair.routing_b = {ids_b.data(), DType::i32, {1, 1}};
   CHECK(samples_of_row(pair, 0).samples.empty());
@@ -80,7 +81,7 @@ TEST_CASE("lanes without a common expert give no sample of it") {
 TEST_CASE("keys after a row's own position are never compared") {
   const std::vector<float> values(3 * 2 * 8, 0.0F);
   const Tensor t{values.data(), DType::f32, {3, 2, 8}};
-  const Pair pair{{Stage::attn_softmax, 0}, t, t, {}, {}, 5, 12};  // rows are positions 5, 6, 7 of 8
+  const Pair pair{{stages::attn_softmax, 0}, t, t, {}, {}, 5, 12};  // rows are positions 5, 6, 7 of 8
   for (int r = 0; r < 3; ++r) {
     const RowSamples row = samples_of_row(pair, r);
     REQUIRE(row.samples.size() == 1);

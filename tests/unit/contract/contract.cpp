@@ -8,6 +8,7 @@
 #include "core/contract/fault.hpp"
 #include "core/contract/metric.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 namespace {
@@ -45,7 +46,7 @@ TEST_CASE("what is not said has its default") {
   CHECK(f.controls.empty());
   const Contract c = with({{"sinks", "{s: {sink: stats}}"}, {"capture", "[{stages: all, to: s}]"}});
   const CaptureSpec& capture = c.capture.at(0);
-  CHECK(capture.stages.stages.size() == stage_count);
+  CHECK(capture.stages.stages.size() == qwen3moe.stages.size());
   CHECK(capture.layers.text() == "all");
   CHECK(capture.positions.text() == "all");
   CHECK(capture.lanes == std::vector<std::string>{"truth", "f32", "step", "routed"});
@@ -179,7 +180,7 @@ TEST_CASE("a byte order mark and Windows line ends are taken") {
 
 TEST_CASE("stages of a falsifier: names must fit the metric, globs take what fits") {
   const FalsifierSpec f = falsifier("lane: f32, stage: 'moe_router*', metric: router_sum_error, at_most: 1e-6");
-  CHECK(f.stages.stages == std::vector<Stage>{Stage::moe_router_probs, Stage::moe_router_weights});
+  CHECK(f.stages.stages == std::vector<Stage>{stages::moe_router_probs, stages::moe_router_weights});
   CHECK(f.against.empty());
   CHECK_THROWS_WITH(falsifier("lane: f32, stage: [lm_head, moe_ffn_out], metric: argmax_agree, equals: 1"),
                     Contains("argmax_agree does not fit the stage moe_ffn_out: it fits moe_router_logits, "
@@ -189,16 +190,16 @@ TEST_CASE("stages of a falsifier: names must fit the metric, globs take what fit
 TEST_CASE("the stages each metric and fault fits") {
   const auto count = [](auto what) {
     std::size_t n = 0;
-    for (const StageInfo& s : stage_table) n += fits(what, s.stage);
+    for (const Stage s : qwen3moe.stages) n += fits(what, s);
     return n;
   };
   for (const Metric m : {Metric::cosine_similarity, Metric::rel_l2, Metric::max_abs_diff, Metric::mismatch_fraction,
                          Metric::nonfinite, Metric::nonfinite_beyond, Metric::ulp, Metric::noise_ratio})
-    CHECK(count(m) == stage_count - 1);
+    CHECK(count(m) == qwen3moe.stages.size() - 1);
   for (const Metric m : {Metric::argmax_agree, Metric::topk_overlap, Metric::kl}) CHECK(count(m) == 3);
   CHECK(count(Metric::router_sum_error) == 2);
   for (const Metric m : {Metric::routing_flips, Metric::routing_real_flips}) CHECK(count(m) == 1);
-  CHECK(count(FaultSpec::Kind::nan) == stage_count - 1);
+  CHECK(count(FaultSpec::Kind::nan) == qwen3moe.stages.size() - 1);
   CHECK(count(FaultSpec::Kind::wrong_expert) == 4);
   CHECK(count(FaultSpec::Kind::transpose) == 7);
   for (std::size_t i = 0; i < fault_table.size(); ++i) CHECK(static_cast<std::size_t>(fault_table[i].kind) == i);
@@ -304,7 +305,7 @@ TEST_CASE("a fault of the command line") {
   const Contract c = with({});
   const FaultSpec f = parse_fault("{inject: nan, stage: moe_expert_out, layer: 6, lane: f32}", c);
   CHECK(f.kind == FaultSpec::Kind::nan);
-  CHECK(f.stage == Stage::moe_expert_out);
+  CHECK(f.stage == stages::moe_expert_out);
   CHECK(f.layer == 6);
   CHECK(f.lane == "f32");
   CHECK(f.text == "nan at moe_expert_out, layer 6");

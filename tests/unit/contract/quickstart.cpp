@@ -3,6 +3,7 @@
 
 #include "core/contract/contract.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 namespace {
@@ -25,9 +26,9 @@ TEST_CASE("the quickstart contract is read whole") {
   CHECK(c.lanes[2].inputs == "truth");
   CHECK(c.lanes[2].options.entry("numerics")->value == "f32");
   REQUIRE(c.capture.size() == 1);
-  CHECK(c.capture[0].stages.stages == std::vector<Stage>{Stage::moe_router_logits, Stage::moe_router_probs,
-                                                         Stage::moe_router_indices, Stage::moe_router_weights,
-                                                         Stage::moe_ffn_out, Stage::lm_head});
+  CHECK(c.capture[0].stages.stages == std::vector<Stage>{stages::moe_router_logits, stages::moe_router_probs,
+                                                         stages::moe_router_indices, stages::moe_router_weights,
+                                                         stages::moe_ffn_out, stages::lm_head});
   CHECK(c.capture[0].lanes == std::vector<std::string>{"truth", "f32", "step"});
   CHECK(c.capture[0].positions.resolve(8) == std::vector<int>{7});
   REQUIRE(c.sinks.size() == 2);
@@ -44,7 +45,7 @@ TEST_CASE("the quickstart's first falsifier looks at every stage of values") {
   CHECK(f.metric == Metric::rel_l2);
   CHECK(f.bound.kind == Bound::Kind::at_most);
   CHECK(f.bound.value == 1e-5);
-  CHECK(f.stages.stages.size() == stage_count - 1);
+  CHECK(f.stages.stages.size() == qwen3moe.stages.size() - 1);
   CHECK(f.prompts.empty());
   REQUIRE(f.controls.size() == 4);
   CHECK(f.controls[0].text == "nan at moe_expert_out, layer 2, element 5");

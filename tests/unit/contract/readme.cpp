@@ -11,6 +11,7 @@
 #include "core/contract/metric.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/known_keys.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 namespace {
@@ -75,13 +76,13 @@ TEST_CASE("the guide says of every metric which threshold and stages it takes") 
     CHECK((row.find("`at_most`") != std::string::npos) == !m.larger_is_better);
     if (!has_stage(m.metric)) {
       CHECK(row.find("of whole passes") != std::string::npos);
-    } else if (fitting_stages(m.metric) == "every stage") {
+    } else if (fitting_stages(m.metric, qwen3moe.stages) == "every stage") {
       CHECK(row.find("every stage") != std::string::npos);
-    } else if (fitting_stages(m.metric).find("every stage but") == 0) {
+    } else if (fitting_stages(m.metric, qwen3moe.stages).find("every stage but") == 0) {
       CHECK(row.find("every stage but `moe_router_indices`") != std::string::npos);
     } else {
-      for (const StageInfo& s : stage_table)
-        CHECK((row.find('`' + std::string(s.name) + '`') != std::string::npos) == fits(m.metric, s.stage));
+      for (const Stage s : qwen3moe.stages)
+        CHECK((row.find('`' + std::string(name_of(s)) + '`') != std::string::npos) == fits(m.metric, s));
     }
   }
 }
@@ -92,7 +93,7 @@ TEST_CASE("the guide says of every fault which stages it fits") {
     INFO(f.name);
     const std::string row = row_of(text, f.name), stages = row.substr(row.rfind(" | ", row.size() - 3) + 3);
     REQUIRE_FALSE(row.empty());
-    std::string expected = "`" + fitting_stages(f.kind) + "` |";
+    std::string expected = "`" + fitting_stages(f.kind, qwen3moe.stages) + "` |";
     if (expected.find("every stage but") == 1) {
       expected = "every stage but `moe_router_indices` |";
     } else {

@@ -15,6 +15,7 @@
 #include "tests/support/catch.hpp"
 #include "tests/support/known_keys.hpp"
 #include "tests/support/process.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 namespace {
@@ -102,8 +103,8 @@ TEST_CASE("the schema has the words that the parser takes, and no others") {
   const Json defs = schema()["definitions"], falsifier = defs["falsifier"]["properties"];
   CHECK(words_of(falsifier["metric"]["enum"]) == words_of(metric_names()));
   Words stages;
-  for (const StageInfo& info : stage_table)
-    for (const std::string_view name : {info.name, info.alias})
+  for (const Stage stage : all_stages())
+    for (const std::string_view name : {info(stage).name, info(stage).alias})
       if (!name.empty()) stages.emplace(name);
   CHECK(words_of(defs["stage"]["anyOf"][0]["enum"]) == stages);
   stages.insert("all");

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tests/support/catch.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 namespace {
@@ -80,20 +81,23 @@ TEST_CASE("what is known without the count") {
 
 TEST_CASE("stages by name, alias, glob and all, in any case") {
   using Stages = std::vector<Stage>;
-  CHECK(pick_stages("moe_ffn_out").stages == Stages{Stage::moe_ffn_out});
-  CHECK(pick_stages("MOE_Router").stages == Stages{Stage::moe_router_weights});
-  CHECK(pick_stages("layer_output").stages == Stages{Stage::post_ffn_residual});
-  CHECK(pick_stages("moe_expert_swigl").named);
-  CHECK(pick_stages("all").stages.size() == stage_count);
-  CHECK_FALSE(pick_stages("all").named);
-  CHECK(pick_stages("MOE_router_*").stages == Stages{Stage::moe_router_logits, Stage::moe_router_probs,
-                                                     Stage::moe_router_indices, Stage::moe_router_weights});
-  CHECK(pick_stages("?_norm").stages == Stages{Stage::q_norm, Stage::k_norm});
-  CHECK(pick_stages("*residual").stages == Stages{Stage::post_attn_residual, Stage::post_ffn_residual});
-  CHECK(pick_stages("*").stages.size() == stage_count);
-  CHECK(pick_stages("*e*e*e*_*t").stages == Stages{Stage::moe_expert_out});
-  CHECK_THROWS_WITH(pick_stages("moe_fnn_out"), Catch::Matchers::Contains("did you mean 'moe_ffn_out'?"));
-  CHECK_THROWS_WITH(pick_stages("moo*"), Catch::Matchers::Contains("no stage is called like 'moo*'"));
+  CHECK(pick_stages("moe_ffn_out", qwen3moe.stages).stages == Stages{stages::moe_ffn_out});
+  CHECK(pick_stages("MOE_Router", qwen3moe.stages).stages == Stages{stages::moe_router_weights});
+  CHECK(pick_stages("layer_output", qwen3moe.stages).stages == Stages{stages::post_ffn_residual});
+  CHECK(pick_stages("moe_expert_swigl", qwen3moe.stages).named);
+  CHECK(pick_stages("all", qwen3moe.stages).stages.size() == qwen3moe.stages.size());
+  CHECK_FALSE(pick_stages("all", qwen3moe.stages).named);
+  CHECK(pick_stages("MOE_router_*", qwen3moe.stages).stages ==
+        Stages{stages::moe_router_logits, stages::moe_router_probs, stages::moe_router_indices,
+               stages::moe_router_weights});
+  CHECK(pick_stages("?_norm", qwen3moe.stages).stages == Stages{stages::q_norm, stages::k_norm});
+  CHECK(pick_stages("*residual", qwen3moe.stages).stages ==
+        Stages{stages::post_attn_residual, stages::post_ffn_residual});
+  CHECK(pick_stages("*", qwen3moe.stages).stages.size() == qwen3moe.stages.size());
+  CHECK(pick_stages("*e*e*e*_*t", qwen3moe.stages).stages == Stages{stages::moe_expert_out});
+  CHECK_THROWS_WITH(pick_stages("moe_fnn_out", qwen3moe.stages),
+                    Catch::Matchers::Contains("did you mean 'moe_ffn_out'?"));
+  CHECK_THROWS_WITH(pick_stages("moo*", qwen3moe.stages), Catch::Matchers::Contains("no stage is called like 'moo*'"));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "core/forward/program.hpp"
 #include "core/model/model.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag::cuda {
 namespace {
@@ -15,6 +16,8 @@ const Model& model() {
   static const Model made = Model::synthetic({});
   return made;
 }
+
+const ModelConfig& config() { return model().config(); }
 
 // The program from the step of layer 1 on that writes the stage.
 struct From {
@@ -30,27 +33,27 @@ struct From {
 }  // namespace
 
 TEST_CASE("the steps of attention belong together, up to mix") {
-  From from(Stage::q_norm);
-  CHECK(attention_steps(from.steps()) == 7);
-  CHECK(attention_steps(from.steps().first(6)) == 0);
-  CHECK(attention_steps(From(Stage::k_norm).steps()) == 0);
+  From from(stages::q_norm);
+  CHECK(attention_steps(from.steps(), config()) == 7);
+  CHECK(attention_steps(from.steps().first(6), config()) == 0);
+  CHECK(attention_steps(From(stages::k_norm).steps(), config()) == 0);
   from.steps()[3].params.theta += 1;
-  CHECK(attention_steps(from.steps()) == 0);
+  CHECK(attention_steps(from.steps(), config()) == 0);
 }
 
 TEST_CASE("softmax and topk belong together where the softmax is the router's") {
-  CHECK(routing_steps(From(Stage::moe_router_probs).steps()) == 2);
-  CHECK(routing_steps(From(Stage::moe_router_probs).steps().first(1)) == 0);
-  CHECK(routing_steps(From(Stage::attn_softmax).steps()) == 0);
+  CHECK(routing_steps(From(stages::moe_router_probs).steps()) == 2);
+  CHECK(routing_steps(From(stages::moe_router_probs).steps().first(1)) == 0);
+  CHECK(routing_steps(From(stages::attn_softmax).steps()) == 0);
 }
 
 TEST_CASE("gate and up belong together, and swiglu with them, unless their weights are of two kinds") {
-  From from(Stage::moe_expert_gate);
+  From from(stages::moe_expert_gate);
   CHECK(gated_steps(from.steps()) == 3);
   CHECK(paired_steps(from.steps()) == 2);
   CHECK(gated_steps(from.steps().first(2)) == 0);
   CHECK(paired_steps(from.steps().first(2)) == 2);
-  CHECK(paired_steps(From(Stage::moe_expert_up).steps()) == 0);
+  CHECK(paired_steps(From(stages::moe_expert_up).steps()) == 0);
 
   Weight other = *from.steps()[1].weights[0];
   other.type = BlockType::f16;
@@ -60,21 +63,65 @@ TEST_CASE("gate and up belong together, and swiglu with them, unless their weigh
 }
 
 TEST_CASE("what a layer adds to its residual, and the norm behind it") {
-  From from(Stage::moe_expert_weighted);
-  Sum sum = sum_steps(from.steps());
+  From from(stages::moe_expert_weighted);
+  Sum sum = sum_steps(from.steps(), config().hidden);
   CHECK(sum.steps == 4);  // weigh, combine, add and the next layer's norm
   REQUIRE(sum.weigh != nullptr);
   REQUIRE(sum.norm != nullptr);
-  CHECK(sum.add->out[0] == Stage::post_ffn_residual);
-  CHECK(sum.norm->out[0] == Stage::attn_norm);
-  CHECK(sum_steps(from.steps().first(3)).norm == nullptr);
-  CHECK(sum_steps(from.steps().first(2)).steps == 0);
+  CHECK(sum.add->out[0] == stages::post_ffn_residual);
+  CHECK(sum.norm->out[0] == stages::attn_norm);
+  CHECK(sum_steps(from.steps().first(3), config().hidden).norm == nullptr);
+  CHECK(sum_steps(from.steps().first(2), config().hidden).steps == 0);
 
-  sum = sum_steps(From(Stage::post_attn_residual).steps());
+  sum = sum_steps(From(stages::post_attn_residual).steps(), config().hidden);
   CHECK(sum.steps == 2);
   CHECK(sum.weigh == nullptr);
-  CHECK(sum.norm->out[0] == Stage::ffn_norm);
-  CHECK(sum_steps(From(Stage::moe_ffn_out).steps()).steps == 0);
+  CHECK(sum.norm->out[0] == stages::ffn_norm);
+  CHECK(sum_steps(From(stages::moe_ffn_out).steps(), config().hidden).steps == 0);
+}
+
+namespace {
+
+// How many steps a pattern takes from there on.
+std::size_t fused(Stage first, std::span<const Step> steps) {
+  if (first == stages::q_norm) return attention_steps(steps, config());
+  if (first == stages::moe_router_probs) return routing_steps(steps);
+  if (first == stages::moe_expert_gate) return gated_steps(steps);
+  return sum_steps(steps, config().hidden).steps;
+}
+
+}  // namespace
+
+TEST_CASE("a parameter that is not Qwen3's takes a step out of what is run as one") {
+  const Weight bias;
+  using Change = void (*)(Params&);
+  const std::vector<std::pair<const char*, Change>> changes{
+      {"offset", [](Params& p) { p.offset += 2; }},
+      {"width", [](Params& p) { p.width += 2; }},
+      {"theta", [](Params& p) { p.theta += 1; }},
+      {"causal", [](Params& p) { p.causal = !p.causal; }},
+      {"renormalised", [](Params& p) { p.renormalised = !p.renormalised; }}};
+  for (const Stage first : {stages::q_norm, stages::moe_router_probs, stages::moe_expert_gate,
+                            stages::moe_expert_weighted, stages::post_attn_residual}) {
+    From from(first);
+    const std::size_t all = fused(first, from.steps());
+    REQUIRE(all >= 2);
+    for (std::size_t i = 0; i < all; ++i) {
+      Step& step = from.steps()[i];
+      const Step right = step;
+      INFO(name_of(first) << ", step " << i);
+      for (const auto& [name, change] : changes) {
+        INFO(name);
+        change(step.params);
+        CHECK(fused(first, from.steps()) < all);
+        step = right;
+      }
+      step.biases = {&bias};
+      CHECK(fused(first, from.steps()) < all);
+      step = right;
+    }
+    CHECK(fused(first, from.steps()) == all);
+  }
 }
 
 }  // namespace moe_diag::cuda

@@ -16,6 +16,7 @@
 #include "core/verdict/controls.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/explained.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 namespace {
@@ -311,11 +312,12 @@ TEST_CASE("reports carry the cause") {
     CHECK_THAT(text, Contains("read as Q6_K") && Contains("nherited from layer 1, moe_expert_out, position 0"));
   const auto curves = verdict.diagnosis.curves;
   REQUIRE_FALSE(curves.empty());
-  CHECK(std::count_if(curves.begin(), curves.end(),
-                      [](const Curve& c) { return c.stage == Stage::post_ffn_residual && c.points.size() == 4; }) == 1);
+  CHECK(std::count_if(curves.begin(), curves.end(), [](const Curve& c) {
+          return c.stage == stages::post_ffn_residual && c.points.size() == 4;
+        }) == 1);
   for (const Curve& curve : curves) {
-    CHECK(curve.points[1].worst_step == Stage::moe_expert_out);  // whatever the curve's own stage is
-    CHECK_FALSE(curve.points[1].step_error <= 1e-2);             // NaN where values are not finite
+    CHECK(curve.points[1].worst_step == stages::moe_expert_out);  // whatever the curve's own stage is
+    CHECK_FALSE(curve.points[1].step_error <= 1e-2);              // NaN where values are not finite
     CHECK(curve.points[0].step_error < 1e-6);
     CHECK_THAT(curve_block(verdict, curve, 1), Contains("worst step") && Contains("moe_expert_out"));
   }

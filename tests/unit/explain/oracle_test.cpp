@@ -16,6 +16,7 @@
 #include "tests/support/explained.hpp"
 #include "tests/support/gate.hpp"
 #include "tests/support/process.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 namespace {
@@ -147,9 +148,7 @@ TEST_CASE("no metric holds or fails beside a value of the oracle that is not fin
       "0}\n";
   for (const std::string stage : {"moe_router_logits", "moe_router_probs", "lm_head", "moe_expert_weighted"})
     for (const MetricInfo& metric : metric_table) {
-      const auto at =
-          std::find_if(stage_table.begin(), stage_table.end(), [&](const StageInfo& s) { return s.name == stage; });
-      if (metric.sides != Sides::two || !fits(metric.metric, at->stage)) continue;
+      if (metric.sides != Sides::two || !fits(metric.metric, qwen3moe.stages.find(stage))) continue;
       std::string claim =
           fmt::format("  - {{id: {}-{}, claim: c, lane: free, stage: {}, {}metric: {}, equals: {}", metric.name, stage,
                       stage, stage == "lm_head" ? "" : "layers: 1, ", metric.name, metric.larger_is_better ? 1 : 0);

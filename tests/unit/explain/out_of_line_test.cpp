@@ -8,6 +8,7 @@
 #include "core/model/synthetic.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 namespace {
@@ -31,7 +32,7 @@ class Caches {
     for (std::int64_t i = 0; i < row.shape.count(); ++i) values.push_back(row.value(i) * factor);
     free.write_cache(part, layer, {position, 1}, {values.data(), DType::f64, row.shape});
   }
-  std::vector<int> off(Site up_to = {Stage::lm_head, -1}) {
+  std::vector<int> off(Site up_to = {stages::lm_head, -1}) {
     return out_of_line_before({10, 2}, 1, 0, lockstep_.lanes(), steps_up_to(program_, up_to), 2);
   }
 
@@ -49,8 +50,8 @@ TEST_CASE("a key or value that is out of line names its position, once, with wha
     Caches caches;
     caches.scale(part, 1, 3, 1.01);
     CHECK(caches.off() == std::vector<int>{3, 4});
-    CHECK(caches.off({Stage::moe_ffn_out, 0}).empty());  // nothing up to there reads it
-    CHECK(caches.off({Stage::attn_scores, 1}).empty() == (part == CachePart::values));
+    CHECK(caches.off({stages::moe_ffn_out, 0}).empty());  // nothing up to there reads it
+    CHECK(caches.off({stages::attn_scores, 1}).empty() == (part == CachePart::values));
     caches.scale(part, 2, 6, 1.001);  // less than that, further down
     CHECK(caches.off() == std::vector<int>{3, 4});
     caches.scale(part, 2, 8, 2);  // more

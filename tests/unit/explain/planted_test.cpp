@@ -12,6 +12,7 @@
 #include "core/report/report.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/small_contract.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 namespace {
@@ -92,7 +93,7 @@ TEST_CASE("bits above 31 are there in lanes of doubles") {
       "  - {id: ERROR, claim: c, lane: free, against: truth, stage: all, metric: rel_l2, at_most: 1e-5}\n");
   const Verdict verdict = judge_text(text, {}, {"{inject: bitflip, stage: attn_out, layer: 1, bit: 62, lane: truth}"});
   REQUIRE(verdict.first_divergence());
-  CHECK(verdict.first_divergence()->leading_failure()->site == Site{Stage::attn_out, 1});
+  CHECK(verdict.first_divergence()->leading_failure()->site == Site{stages::attn_out, 1});
 }
 
 TEST_CASE("a fault that is part of the contract is treated as one of the command line, and told") {
@@ -103,12 +104,12 @@ TEST_CASE("a fault that is part of the contract is treated as one of the command
   for (const Verdict* verdict : {&planted, &injected}) {
     CHECK(verdict->planted == std::vector<std::string>{told});
     REQUIRE(verdict->first_divergence());
-    CHECK(verdict->first_divergence()->leading_failure()->site == Site{Stage::moe_expert_out, 2});
+    CHECK(verdict->first_divergence()->leading_failure()->site == Site{stages::moe_expert_out, 2});
   }
   CHECK(planted.first_divergence()->failing == injected.first_divergence()->failing);
   const Verdict both = judge_text(with_planted(fault), {}, {"{inject: nan, stage: attn_out, layer: 1, lane: step}"});
   CHECK(both.planted == std::vector<std::string>{told, "nan at attn_out, layer 1, lane step"});
-  CHECK(both.first_divergence()->leading_failure()->site == Site{Stage::attn_out, 1});
+  CHECK(both.first_divergence()->leading_failure()->site == Site{stages::attn_out, 1});
 }
 
 TEST_CASE("a planted fault that nothing looks at, or that changes nothing, is told with its place") {

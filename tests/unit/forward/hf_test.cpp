@@ -9,6 +9,7 @@
 #include "core/compare/measure.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag::test {
 namespace {
@@ -41,13 +42,6 @@ std::vector<Golden> all_golden() {
   return list;
 }
 
-Stage stage_named(const std::string& name) {
-  for (const StageInfo& s : stage_table)
-    if (s.name == name) return s.stage;
-  FAIL("no stage is called " << name);
-  return Stage::embedding;
-}
-
 Tensor golden_tensor(const Golden& golden, const nlohmann::json& entry) {
   Tensor t;
   for (const auto& d : entry["shape"]) t.shape.dims[static_cast<std::size_t>(t.shape.rank++)] = d.get<std::int64_t>();
@@ -56,14 +50,17 @@ Tensor golden_tensor(const Golden& golden, const nlohmann::json& entry) {
   return t;
 }
 
-Site site_of_entry(const nlohmann::json& entry) {
-  return {stage_named(entry["stage"]), entry["layer"].is_null() ? -1 : entry["layer"].get<int>()};
+Site site_of_entry(const nlohmann::json& entry, Stages known) {
+  const Stage stage = known.find(entry["stage"].get<std::string>());
+  INFO("stage " << entry["stage"]);
+  REQUIRE(stage);
+  return {stage, entry["layer"].is_null() ? -1 : entry["layer"].get<int>()};
 }
 
-void compare_all(const Golden& golden, Recorder& seen, int lane, double bound) {
+void compare_all(const Golden& golden, Stages known, Recorder& seen, int lane, double bound) {
   std::set<std::string> stages;
   for (const auto& entry : golden.index["tensors"]) {
-    const Site site = site_of_entry(entry);
+    const Site site = site_of_entry(entry, known);
     const Tensor expected = golden_tensor(golden, entry);
     const Seen& found = seen.at(lane, site);
     INFO(golden.name << ": " << name_of(site.stage) << ", layer " << site.layer << ", lane " << lane);
@@ -74,14 +71,14 @@ void compare_all(const Golden& golden, Recorder& seen, int lane, double bound) {
     else
       CHECK(worst_row(found.tensor(), expected) <= bound);
   }
-  CHECK(stages.size() == stage_count);
+  CHECK(stages.size() == known.size());
 }
 
 }  // namespace
 
 TEST_CASE("every stage agrees with HF transformers in float64") {
   const std::vector<Golden> golden = all_golden();
-  REQUIRE(golden.size() >= 6);
+  REQUIRE(golden.size() >= 16);
   for (const Golden& g : golden) {
     const std::string path = std::string(MOE_DIAG_SOURCE_DIR) + "/tests/golden/hf/" + g.name + ".gguf";
     const auto tokens = g.index["tokens"].get<std::vector<std::int32_t>>();
@@ -90,8 +87,9 @@ TEST_CASE("every stage agrees with HF transformers in float64") {
         {lane_spec("truth", {{"numerics", "f64"}}), lane_spec("step", {{"numerics", "f32"}, {"inputs", "truth"}})},
         static_cast<int>(tokens.size()));
     Recorder seen = lockstep.record(tokens);
-    compare_all(g, seen, 0, f64_bound);
-    compare_all(g, seen, 1, f32_step_bound);
+    const Stages known = lockstep.model().config().stages;
+    compare_all(g, known, seen, 0, f64_bound);
+    compare_all(g, known, seen, 1, f32_step_bound);
   }
 }
 
@@ -103,14 +101,14 @@ TEST_CASE("the comparison with HF sees an error of one part in 10^8") {
     Lockstep lockstep(Model::open(path), {lane_spec("truth", {{"numerics", "f64"}})}, static_cast<int>(tokens.size()));
     FaultSpec fault;
     fault.kind = FaultSpec::Kind::scale;
-    fault.stage = Stage::attn_norm;
+    fault.stage = stages::attn_norm;
     fault.layer = 0;
     fault.factor = 1 + 1e-8;
     Recorder seen(1);
     lockstep.run(tokens, {&seen}, {{0, fault}});
     for (const auto& entry : g.index["tensors"])
-      if (site_of_entry(entry) == Site{Stage::attn_norm, 0})
-        CHECK(worst_row(seen.at(0, {Stage::attn_norm, 0}).tensor(), golden_tensor(g, entry)) > f64_bound);
+      if (site_of_entry(entry, qwen3moe.stages) == Site{stages::attn_norm, 0})
+        CHECK(worst_row(seen.at(0, {stages::attn_norm, 0}).tensor(), golden_tensor(g, entry)) > f64_bound);
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag::test {
 namespace {
@@ -34,7 +35,8 @@ class Replay {
       : lockstep(Model::synthetic({}), {lane_spec("truth", {{"numerics", "f64"}})}, 12), keeper(16 << 20) {
     lockstep.run(tokens, {&keeper}, {}, chunk, head_first);
     itself = lockstep.lanes()[0].replace(nullptr);
-    lockstep.lanes()[0].attach(std::make_unique<ReplayedLane>(keeper.kept, *itself, lockstep.model().config()));
+    lockstep.lanes()[0].attach(std::make_unique<ReplayedLane>(keeper.kept, *itself, lockstep.model().config(),
+                                                              build_program(lockstep.model())));
   }
   Lockstep lockstep;
   Keeper keeper;
@@ -86,15 +88,15 @@ TEST_CASE("what does not fit is not kept, and what was kept is not replaced") {
   Keeper keeper(1 << 20);
   lockstep.run(tokens, {&keeper});
   CHECK_FALSE(keeper.fits);
-  CHECK(keeper.kept.at({Stage::embedding, -1}, {0, 12}));
-  CHECK_FALSE(keeper.kept.at({Stage::embedding, -1}, {1, 12}));
-  CHECK_FALSE(keeper.kept.at({Stage::lm_head, -1}, {11, 1}));
+  CHECK(keeper.kept.at({stages::embedding, -1}, {0, 12}));
+  CHECK_FALSE(keeper.kept.at({stages::embedding, -1}, {1, 12}));
+  CHECK_FALSE(keeper.kept.at({stages::lm_head, -1}, {11, 1}));
   CHECK_THROWS_AS(KeptStages(std::size_t{1} << 62), std::bad_alloc);
 
   Replay replay(12);
   RunningLane& lane = replay.lockstep.lanes()[0];
-  const Tensor row = replay.keeper.kept.at({Stage::embedding, -1}, {0, 1});
-  CHECK_THROWS_WITH(lane.write(Stage::embedding, {0, 1}, row),
+  const Tensor row = replay.keeper.kept.at({stages::embedding, -1}, {0, 1});
+  CHECK_THROWS_WITH(lane.write({stages::embedding, -1}, {0, 1}, row),
                     Catch::Matchers::Contains("what was computed once cannot be replaced"));
   CHECK_THROWS_WITH(lane.write_cache(CachePart::keys, 0, {0, 1}, row),
                     Catch::Matchers::Contains("what was computed once cannot be replaced"));

@@ -7,6 +7,7 @@
 
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag::test {
 namespace {
@@ -19,8 +20,8 @@ class Counter final : public Lane {
   explicit Counter(Spans& spans) : spans_(spans) {}
   void begin(const Pass&) override {}
   void run(std::span<const Step> steps) override { spans_.emplace_back(steps.front().op, steps.back().op); }
-  Tensor read(Stage, Rows) override { return {}; }
-  void write(Stage, Rows, const Tensor&) override {}
+  Tensor read(Site, Rows) override { return {}; }
+  void write(Site, Rows, const Tensor&) override {}
   Tensor read_cache(CachePart, int, Stretch) override { return {}; }
   void write_cache(CachePart, int, Stretch, const Tensor&) override {}
 
@@ -61,12 +62,12 @@ TEST_CASE("a lane that nobody looks at is a single span, whatever is looked at o
 }
 
 TEST_CASE("a lane stops where it is looked at, where a fault is planted, and where it is fed") {
-  Look all(0, std::nullopt), softmax(1, Site{Stage::attn_softmax, 2});
+  Look all(0, std::nullopt), softmax(1, Site{stages::attn_softmax, 2});
   CHECK(spans_of_second({&all, &softmax}) == Spans{{Op::embed, Op::softmax}, {Op::mix, Op::linear}});
   PlantedFault fault;
   fault.lane = 1;
   fault.spec.kind = FaultSpec::Kind::nan;
-  fault.spec.stage = Stage::attn_scores;
+  fault.spec.stage = stages::attn_scores;
   fault.spec.layer = 1;
   CHECK(spans_of_second({&all}, false, {fault}) == Spans{{Op::embed, Op::scores}, {Op::softmax, Op::linear}});
   const std::size_t steps = build_program(Model::synthetic({})).size();

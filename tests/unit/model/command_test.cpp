@@ -59,7 +59,7 @@ TEST_CASE("exit codes and messages of synth and inspect") {
   expect(2, "inspect " + model, "there is no such file");
   expect(2, "inspect", "MODEL is required");
   expect(2, "synth", "OUT is required");
-  expect(2, "synth --preset large " + model, "there are: tiny, qwen3-30b-a3b");
+  expect(2, "synth --preset large " + model, "there are: tiny-qwen2moe, qwen1.5-moe-a2.7b, tiny, qwen3-30b-a3b");
   expect(2, "synth --quant q9 " + model, "there are: f32, f16");
   expect(2, "synth --layers 0 " + model, "--layers");
   expect(2, "synth --seed -1 " + model, "--seed");
@@ -92,7 +92,7 @@ TEST_CASE("inspect lists what is in a file that cannot be computed, and says why
     other.replace(at, 8, "qwen9moe");
   const Answer architecture = inspected(other);
   CHECK(architecture.code == 4);
-  CHECK_THAT(architecture.text, Contains("the architecture is 'qwen9moe'; supported: 'qwen3moe'") &&
+  CHECK_THAT(architecture.text, Contains("the architecture is 'qwen9moe'; supported: 'qwen2moe', 'qwen3moe'") &&
                                     Contains("general.architecture = 'qwen9moe'") &&
                                     Contains("qwen9moe.expert_count = 12") && Contains("blk.*.ffn_down_exps.weight"));
 

@@ -9,6 +9,7 @@
 #include "core/gguf/gguf_header.hpp"
 #include "core/model/part.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/stages.hpp"
 #include "tests/unit/model/scratch.hpp"
 
 namespace moe_diag {
@@ -69,7 +70,7 @@ struct Draft {
 TEST_CASE("a part has the tensors of its step, some experts of them, and the sizes of both") {
   const test::Scratch scratch("part");
   const std::vector<std::int32_t> experts = {1, 4, 11};
-  const PartSpec spec{{Stage::moe_expert_out, 2}, experts, {}};
+  const PartSpec spec{{stages::moe_expert_out, 2}, experts, {}};
   write_part(whole(), spec, scratch.path("p.gguf"));
   const Model part = Model::open(scratch.path("p.gguf"));
   CHECK(part.part() == spec.site);
@@ -92,7 +93,7 @@ TEST_CASE("a part has the tensors of its step, some experts of them, and the siz
 
 TEST_CASE("a part of the head or of the embedding has the rows that are asked for") {
   for (const auto& [stage, name] :
-       {std::pair{Stage::lm_head, "output.weight"}, {Stage::embedding, "token_embd.weight"}}) {
+       {std::pair{stages::lm_head, "output.weight"}, {stages::embedding, "token_embd.weight"}}) {
     const test::Scratch scratch("part");
     write_part(whole(), {{stage, -1}, {}, {3, 300, 511}}, scratch.path("p.gguf"));
     const Model part = Model::open(scratch.path("p.gguf"));
@@ -106,15 +107,15 @@ TEST_CASE("a part of the head or of the embedding has the rows that are asked fo
 
 TEST_CASE("every stage has a part that opens, and that the gguf package reads") {
   const test::Scratch scratch("part");
-  for (const StageInfo& s : stage_table) {
-    INFO(s.name);
-    const Site site{s.stage, s.scope == Scope::model ? -1 : 1};
-    const std::string path = scratch.path(std::string(s.name) + ".gguf");
+  for (const Stage s : qwen3moe.stages) {
+    INFO(name_of(s));
+    const Site site{s, info(s).scope != Scope::layer ? -1 : 1};
+    const std::string path = scratch.path(std::string(name_of(s)) + ".gguf");
     write_part(whole(), {site, {}, {}}, path);
     const Model part = Model::open(path);
     CHECK(part.part() == site);
     std::size_t read = 0;
-    for (std::string_view name : s.weights) read += !name.empty();
+    for (std::string_view name : info(s).weights) read += !name.empty();
     CHECK(part.view().weights.size() == read);
     const std::string script =
         "import gguf, sys; r = gguf.GGUFReader('" + path + "'); assert len(r.tensors) == " + std::to_string(read);

@@ -11,6 +11,7 @@
 #include "core/gguf/gguf_header.hpp"
 #include "core/model/model.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/stages.hpp"
 #include "tests/unit/model/scratch.hpp"
 
 namespace moe_diag {
@@ -48,7 +49,7 @@ struct Draft {
     c.experts = 3;
     c.expert_width = 4;
     c.vocab = 5;
-    const Architecture& a = *architectures().front();
+    const Architecture& a = qwen3moe;
     for (const auto& specs : {a.first_tensors(c), a.layer_tensors(c, 0), a.last_tensors(c)})
       for (const TensorSpec& spec : specs) tensors[spec.name()] = {BlockType::f32, spec.dims()};
   }
@@ -103,11 +104,12 @@ TEST_CASE("the draft is a model, tied output and vocabulary as well") {
 
 TEST_CASE("another architecture is refused with what it is and what is supported") {
   Refusals refused;
-  CHECK(refused.of_key("general.architecture", "llama") == "the architecture is 'llama'; supported: 'qwen3moe'");
+  CHECK(refused.of_key("general.architecture", "llama") ==
+        "the architecture is 'llama'; supported: 'qwen2moe', 'qwen3moe'");
   CHECK(refused.of_key("general.architecture", "qwen3") ==
-        "the architecture is 'qwen3', a dense model without experts; supported: 'qwen3moe'");
+        "the architecture is 'qwen3', a dense model without experts; supported: 'qwen2moe', 'qwen3moe'");
   CHECK(refused.of([](Draft& d) { d.keys.erase("general.architecture"); }) ==
-        "metadata key 'general.architecture' is missing, expected 'qwen3moe'");
+        "metadata key 'general.architecture' is missing, expected 'qwen2moe', 'qwen3moe'");
 }
 
 TEST_CASE("a file that may be a part of a split model is called that, by its keys or by its name") {

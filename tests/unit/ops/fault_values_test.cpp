@@ -11,6 +11,7 @@
 #include "core/ops/plain.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 namespace {
@@ -48,7 +49,7 @@ class Faulty {
     FaultSpec fault;
     fault.kind = kind;
     fault.stage = stage;
-    fault.layer = info(stage).scope == Scope::model ? -1 : 0;
+    fault.layer = info(stage).scope != Scope::layer ? -1 : 0;
     return fault;
   }
   // Row r of a stage of this many values.
@@ -60,7 +61,7 @@ class Faulty {
 
  private:
   static std::vector<double> at(Recorder& recorder, Stage stage) {
-    return host::values_of(recorder.at(0, {stage, info(stage).scope == Scope::model ? -1 : 0}).tensor());
+    return host::values_of(recorder.at(0, {stage, info(stage).scope != Scope::layer ? -1 : 0}).tensor());
   }
 
   Lockstep lockstep_;
@@ -82,8 +83,8 @@ double apart(const std::vector<double>& a, const std::vector<double>& b) {
 
 TEST_CASE("what a fault of values makes of a row") {
   Faulty f;
-  const auto right = f.right(Stage::attn_norm);
-  FaultSpec inf = f.fault(Kind::inf, Stage::attn_norm);
+  const auto right = f.right(stages::attn_norm);
+  FaultSpec inf = f.fault(Kind::inf, stages::attn_norm);
   inf.index = 5;
   inf.positions = IndexSelection::parse("2", true);
   auto wrong = f.wrong(inf);
@@ -91,7 +92,7 @@ TEST_CASE("what a fault of values makes of a row") {
   for (std::size_t i = 0; i < right.size(); ++i)
     CHECK((i == 2 * width + 5 ? std::isinf(wrong[i]) : wrong[i] == right[i]));
 
-  FaultSpec bit = f.fault(Kind::bitflip, Stage::attn_norm);
+  FaultSpec bit = f.fault(Kind::bitflip, stages::attn_norm);
   wrong = f.wrong(bit);
   for (std::size_t i = 0; i < right.size(); ++i) {
     const double change = std::abs(wrong[i] - right[i]) / std::abs(right[i]);
@@ -101,14 +102,14 @@ TEST_CASE("what a fault of values makes of a row") {
   wrong = f.wrong(bit);
   CHECK(wrong[0] == -right[0]);
 
-  for (double v : f.wrong(f.fault(Kind::zero, Stage::attn_norm))) CHECK(v == 0);
-  for (double v : f.wrong(f.fault(Kind::uniform_weights, Stage::moe_router_weights))) CHECK(v == 1.0 / 3);
+  for (double v : f.wrong(f.fault(Kind::zero, stages::attn_norm))) CHECK(v == 0);
+  for (double v : f.wrong(f.fault(Kind::uniform_weights, stages::moe_router_weights))) CHECK(v == 1.0 / 3);
 }
 
 TEST_CASE("zero of one expert is its slot, where it was chosen") {
   Faulty f;
-  const auto ids = f.right(Stage::moe_router_indices), right = f.right(Stage::moe_expert_up);
-  FaultSpec zero = f.fault(Kind::zero, Stage::moe_expert_up);
+  const auto ids = f.right(stages::moe_router_indices), right = f.right(stages::moe_expert_up);
+  FaultSpec zero = f.fault(Kind::zero, stages::moe_expert_up);
   zero.expert = static_cast<int>(ids[1]);
   const auto wrong = f.wrong(zero);
   const std::size_t width = right.size() / ids.size();
@@ -117,8 +118,8 @@ TEST_CASE("zero of one expert is its slot, where it was chosen") {
 
 TEST_CASE("swap_tie takes the next expert by the lane's probabilities for its last one") {
   Faulty f;
-  const auto probs = f.right(Stage::moe_router_probs), right = f.right(Stage::moe_router_indices),
-             wrong = f.wrong(f.fault(Kind::swap_tie, Stage::moe_router_indices));
+  const auto probs = f.right(stages::moe_router_probs), right = f.right(stages::moe_router_indices),
+             wrong = f.wrong(f.fault(Kind::swap_tie, stages::moe_router_indices));
   for (int r = 0; r < static_cast<int>(tokens.size()); ++r) {
     const auto p = Faulty::row(probs, r), a = Faulty::row(wrong, r), b = Faulty::row(right, r);
     CHECK(a[0] == b[0]);
@@ -133,8 +134,8 @@ TEST_CASE("swap_tie takes the next expert by the lane's probabilities for its la
 
 TEST_CASE("drop_top_expert is the sum without the best expert's part") {
   Faulty f;
-  const auto parts = f.right(Stage::moe_expert_weighted), right = f.right(Stage::moe_ffn_out),
-             wrong = f.wrong(f.fault(Kind::drop_top_expert, Stage::moe_ffn_out));
+  const auto parts = f.right(stages::moe_expert_weighted), right = f.right(stages::moe_ffn_out),
+             wrong = f.wrong(f.fault(Kind::drop_top_expert, stages::moe_ffn_out));
   const std::size_t width = right.size() / tokens.size();
   std::vector<double> expected = right;
   for (std::size_t i = 0; i < right.size(); ++i) expected[i] -= parts[i / width * 3 * width + i % width];
@@ -143,8 +144,8 @@ TEST_CASE("drop_top_expert is the sum without the best expert's part") {
 
 TEST_CASE("skip_norm and skip_qk_norm leave out the division, not the weight") {
   Faulty f;
-  const auto x = f.right(Stage::embedding), right = f.right(Stage::attn_norm),
-             wrong = f.wrong(f.fault(Kind::skip_norm, Stage::attn_norm));
+  const auto x = f.right(stages::embedding), right = f.right(stages::attn_norm),
+             wrong = f.wrong(f.fault(Kind::skip_norm, stages::attn_norm));
   const std::size_t width = right.size() / tokens.size();
   std::vector<double> expected = right;
   for (std::size_t r = 0; r < tokens.size(); ++r) {
@@ -158,7 +159,7 @@ TEST_CASE("skip_norm and skip_qk_norm leave out the division, not the weight") {
 
 TEST_CASE("off_by_one_position rotates the row as the next position's") {
   Faulty f;
-  const auto x = f.right(Stage::k_norm), wrong = f.wrong(f.fault(Kind::off_by_one_position, Stage::k_post_rope));
+  const auto x = f.right(stages::k_norm), wrong = f.wrong(f.fault(Kind::off_by_one_position, stages::k_post_rope));
   const int half = f.config().head_dim / 2;
   for (int r = 0; r < static_cast<int>(tokens.size()); ++r) {
     const auto in = Faulty::row(x, r), out = Faulty::row(wrong, r);
@@ -173,8 +174,8 @@ TEST_CASE("off_by_one_position rotates the row as the next position's") {
 
 TEST_CASE("rope_interleaved pairs neighbours, rope_theta turns more slowly or faster") {
   Faulty f;
-  const auto x = f.right(Stage::q_norm), pairs = f.wrong(f.fault(Kind::rope_interleaved, Stage::q_post_rope)),
-             turned = f.wrong(f.fault(Kind::rope_theta, Stage::q_post_rope));
+  const auto x = f.right(stages::q_norm), pairs = f.wrong(f.fault(Kind::rope_interleaved, stages::q_post_rope)),
+             turned = f.wrong(f.fault(Kind::rope_theta, stages::q_post_rope));
   const int half = f.config().head_dim / 2;
   for (int r = 0; r < static_cast<int>(tokens.size()); ++r) {
     const auto in = Faulty::row(x, r), neighbours = Faulty::row(pairs, r), other = Faulty::row(turned, r);
@@ -190,8 +191,8 @@ TEST_CASE("rope_interleaved pairs neighbours, rope_theta turns more slowly or fa
 
 TEST_CASE("stale_kv scores the key before, also when the keys come from earlier passes") {
   Faulty f;
-  const auto right = f.right(Stage::attn_scores);
-  FaultSpec stale = f.fault(Kind::stale_kv, Stage::attn_scores);
+  const auto right = f.right(stages::attn_scores);
+  FaultSpec stale = f.fault(Kind::stale_kv, stages::attn_scores);
   stale.positions = IndexSelection::parse("2", true);
   const std::size_t length = tokens.size(), heads = right.size() / length / length;
   std::vector<double> expected = right;
@@ -224,12 +225,12 @@ TEST_CASE("a transposed weight is read column by column") {
   const Model model = tiny("f32");
   const Weight& w = model.weight("attn_output", 0);
   REQUIRE(w.rows != w.cols);
-  const auto expected = product(f.right(Stage::attention), w.rows, [&](std::int64_t r, std::int64_t c) {
+  const auto expected = product(f.right(stages::attention), w.rows, [&](std::int64_t r, std::int64_t c) {
     float element = 0;
     std::memcpy(&element, w.data + (c * w.rows + r) * 4, 4);
     return double{element};
   });
-  CHECK(apart(f.wrong(f.fault(Kind::transpose, Stage::attn_out)), expected) < 1e-13);
+  CHECK(apart(f.wrong(f.fault(Kind::transpose, stages::attn_out)), expected) < 1e-13);
 }
 
 TEST_CASE("a wrong type is read from the same bytes, and from zeros after them") {
@@ -240,10 +241,10 @@ TEST_CASE("a wrong type is read from the same bytes, and from zeros after them")
     const std::int64_t row_bytes = w.cols / info(type).elements * info(type).bytes;
     std::vector<std::byte> bytes(w.data, w.data + w.bytes());
     bytes.resize(std::max(bytes.size(), static_cast<std::size_t>(w.rows * row_bytes)));
-    const auto expected = product(f.right(Stage::attention), w.rows, [&](std::int64_t r, std::int64_t c) {
+    const auto expected = product(f.right(stages::attention), w.rows, [&](std::int64_t r, std::int64_t c) {
       return decode<double>(type, bytes.data() + r * row_bytes, c);
     });
-    const auto wrong = f.wrong(f.fault(Kind::wrong_type, Stage::attn_out));
+    const auto wrong = f.wrong(f.fault(Kind::wrong_type, stages::attn_out));
     REQUIRE(wrong.size() == expected.size());
     int zeros = 0, differ = 0;
     for (std::size_t i = 0; i < wrong.size(); ++i) {
@@ -260,7 +261,7 @@ TEST_CASE("a wrong type is read from the same bytes, and from zeros after them")
 
 TEST_CASE("quantised activations are as far off as 8 bits are") {
   Faulty f;
-  for (Stage stage : {Stage::qkv_matmul, Stage::moe_expert_out, Stage::lm_head})
+  for (Stage stage : {stages::qkv_matmul, stages::moe_expert_out, stages::lm_head})
     for (int block : {32, 256}) {
       FaultSpec fault = f.fault(Kind::quantise_activations, stage);
       fault.block = block;
@@ -272,13 +273,13 @@ TEST_CASE("quantised activations are as far off as 8 bits are") {
 
 TEST_CASE("a fault of the computation leaves alone what it does not touch") {
   Faulty f("f32");
-  FaultSpec fault = f.fault(Kind::wrong_expert, Stage::moe_expert_gate);
+  FaultSpec fault = f.fault(Kind::wrong_expert, stages::moe_expert_gate);
   fault.positions = IndexSelection::parse("1", true);
-  const auto right = f.right(Stage::moe_expert_gate), wrong = f.wrong(fault);
+  const auto right = f.right(stages::moe_expert_gate), wrong = f.wrong(fault);
   for (int r = 0; r < static_cast<int>(tokens.size()); ++r)
     CHECK((Faulty::row(wrong, r) == Faulty::row(right, r)) == (r != 1));
   // At position 0 nothing is rotated, whatever the pairs.
-  const auto q = f.right(Stage::q_post_rope), pairs = f.wrong(f.fault(Kind::rope_interleaved, Stage::q_post_rope));
+  const auto q = f.right(stages::q_post_rope), pairs = f.wrong(f.fault(Kind::rope_interleaved, stages::q_post_rope));
   CHECK(Faulty::row(q, 0) == Faulty::row(pairs, 0));
   CHECK(Faulty::row(q, 1) != Faulty::row(pairs, 1));
 }

@@ -7,6 +7,7 @@
 #include "core/ops/plain.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag::test {
 namespace {
@@ -25,18 +26,18 @@ class Seats {
   const Step& step() const { return step_; }
   const ModelConfig& config() const { return config_; }
   Tensor tensor(Stage stage) {
-    const bool of_model = info(stage).scope == Scope::model;
+    const bool of_model = info(stage).scope != Scope::layer;
     return recorder_.at(0, {stage, of_model ? -1 : step_.layer}).tensor();
   }
   // Input i; post_ffn_residual is the layer before's.
   Tensor in(std::size_t i) {
     const Stage stage = step_.in[i];
-    if (stage != Stage::post_ffn_residual) return tensor(stage);
+    if (!is(stage, Role::layer_output)) return tensor(stage);
     return recorder_.at(0, {stage, (step_.layer < 0 ? config_.layers : step_.layer) - 1}).tensor();
   }
   Values row(std::size_t i, std::int64_t r) { return host::values_of(in(i), r, 1); }
   std::vector<std::int32_t> experts() {
-    const Tensor t = tensor(Stage::moe_router_indices);
+    const Tensor t = tensor(config_.stages.of(Role::choice));
     return {t.as<std::int32_t>(), t.as<std::int32_t>() + t.shape.count()};
   }
 
@@ -63,7 +64,10 @@ Values columns(const Values& x, std::int64_t row, std::int64_t offset, std::int6
 Values linear_of(Seats& seats) {
   std::vector<Values> parts;
   const Values x = host::values_of(seats.in(0));
-  for (const Weight* w : seats.step().weights) parts.push_back(host::linear(host::Matrix(*w), x));
+  for (const Weight* w : seats.step().weights) {
+    parts.push_back(host::linear(host::Matrix(*w), x));
+    if (const Weight* bias = seats.step().bias(parts.size() - 1)) host::add_bias(*bias, parts.back());
+  }
   Values out;
   for (std::size_t r = 0; r < tokens.size(); ++r)
     for (std::size_t p = 0; p < parts.size(); ++p) {
@@ -78,7 +82,7 @@ Values norm_of(Seats& seats) {
   const Params& p = seats.step().params;
   const Tensor x = seats.in(0);
   const Stage out = seats.step().out[0];
-  const std::int64_t width = seats.config().shape_of(out, 1, 1).count();
+  const std::int64_t width = seats.config().shape_of({out, 0}, 1, 1).count();
   const Values w = host::decode_row(host::Matrix(*seats.step().weights[0]), 0);
   return host::rms_norm(columns(host::values_of(x), x.shape.row(), p.offset, width), w, {p.eps, true});
 }
@@ -91,7 +95,10 @@ Values row_of(Seats& seats, std::int64_t r) {
   const ModelConfig& c = seats.config();
   const Params& p = seats.step().params;
   switch (seats.step().op) {
-    case Op::rope: return host::rope(seats.row(0, r), c.head_dim, r, {p.theta});
+    case Op::rope: {
+      const std::int64_t width = c.shape_of({seats.step().out[0], 0}, 1, 0).row();
+      return host::rope(part(seats.row(0, r), p.offset, width), c.head_dim, r, {p.theta});
+    }
     case Op::scores: return host::scores(attention(c, r), seats.row(0, r), host::values_of(seats.in(1)), p.scale);
     case Op::mix:
       return host::mix(attention(c, r), seats.row(0, r),
@@ -105,8 +112,9 @@ Values row_of(Seats& seats, std::int64_t r) {
     case Op::swiglu: return host::swiglu(seats.row(0, r), seats.row(1, r));
     case Op::weigh: return host::weigh(seats.row(0, r), seats.row(1, r));
     case Op::combine: return host::combine(seats.row(0, r), c.used);
+    case Op::sigmoid_gate: return host::sigmoid_gate(seats.row(0, r), seats.row(1, r)[0]);
     case Op::topk: {
-      const host::Chosen chosen = host::topk(seats.row(0, r), c.used);
+      const host::Chosen chosen = host::topk(seats.row(0, r), c.used, p.renormalised);
       const auto own = seats.experts();
       CHECK(std::equal(chosen.experts.begin(), chosen.experts.end(), own.begin() + r * c.used));
       return chosen.weights;
@@ -139,8 +147,12 @@ Tensor tensor_of(const Values& values, Shape shape) {
 }
 
 TEST_CASE("the plain operators compute what the f64 lane computes, at every step") {
-  for (const char* quant : {"q4_k_m", "q8_0", "bf16"}) {
-    Lockstep run(Model::synthetic({"tiny", 0, quant, 7}), {lane_spec("truth", {{"numerics", "f64"}})}, 8);
+  for (const auto& [preset, quant] : {std::pair{"tiny", "q4_k_m"},
+                                      {"tiny", "q8_0"},
+                                      {"tiny", "bf16"},
+                                      {"tiny-qwen2moe", "q4_k_m"},
+                                      {"tiny-qwen2moe", "bf16"}}) {
+    Lockstep run(Model::synthetic({preset, 0, quant, 7}), {lane_spec("truth", {{"numerics", "f64"}})}, 8);
     Recorder recorder = run.record(tokens);
     const Program program = build_program(run.model());
     std::size_t steps = 0;
@@ -148,7 +160,7 @@ TEST_CASE("the plain operators compute what the f64 lane computes, at every step
       Seats seats(run.model(), recorder, step);
       const Tensor own = seats.tensor(step.out[step.out.size() - 1]);
       const Values values = computed(seats);
-      INFO(quant << ", layer " << step.layer << ", " << name_of(step.out[0]));
+      INFO(preset << ", " << quant << ", layer " << step.layer << ", " << name_of(step.out[0]));
       CHECK(worst_row(tensor_of(values, own.shape), own) < bound);
       ++steps;
     }
@@ -214,6 +226,8 @@ TEST_CASE("the variants of an operator") {
   const host::Chosen chosen = host::topk(Values{0.1, 0.4, 0.1, 0.4}, 3);
   CHECK(chosen.experts == std::vector<std::int32_t>{1, 3, 0});
   CHECK(std::fabs(chosen.weights[2] - 1.0 / 9) < 1e-15);
+  CHECK(host::topk(Values{0.1, 0.4, 0.1, 0.4}, 2, false).weights == Values{0.4, 0.4});
+  CHECK(host::sigmoid_gate(Values{2, -4}, 0) == Values{1, -2});
   CHECK(host::softmax(Values{1, 1, 9, 5, 5, 5}, 3, 2) == Values{0.5, 0.5, 0, 0.5, 0.5, 0});
 }
 

@@ -10,6 +10,7 @@
 #include "core/forward/program.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag::test {
 namespace {
@@ -23,7 +24,7 @@ struct Squares {
 
 void add_samples(Squares& squares, Recorder& seen, const std::string& numerics, const Step& step, Stage stage,
                  const ModelConfig& config) {
-  const Site site{stage, step.layer}, routing{Stage::moe_router_indices, step.layer};
+  const Site site{stage, step.layer}, routing{stages::moe_router_indices, step.layer};
   Pair pair{site, seen.at(1, site).tensor(), seen.at(0, site).tensor(), {}, {}, 0, config.experts};
   if (is_per_expert(stage)) {
     pair.routing_a = seen.at(1, routing).tensor();
@@ -52,25 +53,25 @@ std::vector<Squares> squares_of(const SyntheticSpec& spec, const std::string& nu
       {lane_spec("truth", {{"numerics", "f64"}}), lane_spec("step", {{"numerics", numerics}, {"inputs", "truth"}})},
       count);
   Recorder seen = lockstep.record(tokens);
-  std::vector<Squares> stages(stage_count);
+  std::vector<Squares> stages(qwen3moe.stages.size());
   for (const Step& step : build_program(lockstep.model()))
     for (Stage stage : step.out)
-      if (info(stage).payload == Payload::values)
-        add_samples(stages[static_cast<std::size_t>(stage)], seen, numerics, step, stage, lockstep.model().config());
+      if (payload_of(stage) == Payload::values)
+        add_samples(stages[stage.index()], seen, numerics, step, stage, lockstep.model().config());
   return stages;
 }
 
 void check_stated(const SyntheticSpec& spec, const std::string& numerics, int count) {
   const std::vector<Squares> stages = squares_of(spec, numerics, count);
-  for (const StageInfo& stage : stage_table) {
-    const Squares& s = stages[static_cast<std::size_t>(stage.stage)];
-    if (stage.payload == Payload::indices) continue;
+  for (const Stage stage : qwen3moe.stages) {
+    const Squares& s = stages[stage.index()];
+    if (payload_of(stage) == Payload::indices) continue;
     REQUIRE(s.count > 0);
     const double measured = std::sqrt(s.measured / s.count), expected = std::sqrt(s.expected / s.count);
-    INFO(to_string(spec) << ", " << numerics << ", " << stage.name << ": measured " << measured << ", expected "
+    INFO(to_string(spec) << ", " << numerics << ", " << name_of(stage) << ": measured " << measured << ", expected "
                          << expected << ", worst row " << s.worst);
     CHECK(measured < bound * expected);
-    if (measured == 0 && stage.stage == Stage::embedding) continue;  // exact in its type: one rounding is stated
+    if (measured == 0 && stage == stages::embedding) continue;  // exact in its type: one rounding is stated
     CHECK(expected < bound * measured);
   }
 }

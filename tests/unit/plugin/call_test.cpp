@@ -16,6 +16,7 @@
 #include "core/plugin/host.hpp"
 #include "core/plugin/slow_calls.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/stages.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 // The name of a plugin's call, and who says it: an error, a warning, the handler of a fatal signal.
@@ -29,18 +30,18 @@ TEST_CASE("a call is named with all that is known of it") {
   const std::vector<std::int32_t> positions{4, 7, 9};
   CHECK(text_of(PluginCall{"sink 'a'", "open"}) == "sink 'a': open");
   CHECK(text_of(CallPlace{}) == "");
-  CHECK(text_of(CallPlace{"short", "truth", Site{Stage::moe_ffn_out, 2}, Site{Stage::moe_ffn_out, 2}, positions}) ==
+  CHECK(text_of(CallPlace{"short", "truth", Site{stages::moe_ffn_out, 2}, Site{stages::moe_ffn_out, 2}, positions}) ==
         "prompt 'short', lane 'truth', layer 2, moe_ffn_out, positions 4 to 9");
-  CHECK(text_of(CallPlace{"", "", Site{Stage::embedding, -1}, {}, std::span(positions).first(1)}) ==
+  CHECK(text_of(CallPlace{"", "", Site{stages::embedding, -1}, {}, std::span(positions).first(1)}) ==
         "embedding, position 4");
-  CHECK(text_of(PluginCall{"lane 'f'", "run", {"", "", Site{Stage::embedding, -1}, Site{Stage::attn_out, 3}, {}}}) ==
+  CHECK(text_of(PluginCall{"lane 'f'", "run", {"", "", Site{stages::embedding, -1}, Site{stages::attn_out, 3}, {}}}) ==
         "lane 'f': run: embedding to layer 3, attn_out");
   // A name of any length: the text is cut, nothing is written past it.
   CHECK(text_of(CallPlace{std::string(5000, 'x'), "", {}, {}, {}}).size() == 2048);
 }
 
 TEST_CASE("an error of a call is told with its data, whatever its kind") {
-  const PluginCall call{"sink 'a'", "consume", {"short", "", Site{Stage::lm_head, -1}, {}, {}}};
+  const PluginCall call{"sink 'a'", "consume", {"short", "", Site{stages::lm_head, -1}, {}, {}}};
   CHECK_THROWS_WITH(guard(call, [] { throw std::runtime_error("oops"); }),
                     "sink 'a': consume: prompt 'short', lm_head: oops");
   CHECK_THROWS_WITH(guard(call, [] { throw Error(ErrorKind::usage, "not this stage"); }),
@@ -69,7 +70,7 @@ TEST_CASE("a call that does not return is told of while it goes on, and again") 
       if (told == 1) first.set_value(text);
       if (told == 2) second.set_value(text);
     });
-    const PluginCall call{"sink 'a'", "consume", {"short", "", Site{Stage::lm_head, -1}, {}, {}}};
+    const PluginCall call{"sink 'a'", "consume", {"short", "", Site{stages::lm_head, -1}, {}, {}}};
     const SlowCalls::Watch watch(calls, call);
     CHECK_THAT(first.get_future().get(), Contains("sink 'a': consume: prompt 'short', lm_head: has not returned for "));
     CHECK_THAT(second.get_future().get(), Contains("sink 'a': consume: "));

@@ -5,6 +5,7 @@
 #include "tests/support/catch.hpp"
 #include "tests/support/process.hpp"
 #include "tests/support/small_disk.hpp"
+#include "tests/support/stages.hpp"
 #include "tests/unit/plugin/sink_support.hpp"
 
 namespace moe_diag {
@@ -82,7 +83,7 @@ TEST_CASE("positions and tokens beyond what an old HDF5 attribute holds are kept
   std::vector<std::int32_t> many(40000);
   for (std::size_t i = 0; i < many.size(); ++i) many[i] = static_cast<std::int32_t>(i);
   run.prompts[0].tokens = many;
-  const std::vector<MadeEvent> events = {made_event(0, 0, {Stage::moe_ffn_out, 2}, many, DType::f32, {3}, 1)};
+  const std::vector<MadeEvent> events = {made_event(0, 0, {stages::moe_ffn_out, 2}, many, DType::f32, {3}, 1)};
   capture(run.info, events);
   deliver(*loaded_sink("npy", {{"dir", "dump"}}), run.info, events);
   CHECK(run_python("read_hdf5.py",
@@ -95,7 +96,7 @@ TEST_CASE("arrays of many pieces are whole, wherever they begin, also when more 
   std::vector<MadeEvent> events;
   for (const std::vector<std::int32_t>& positions : {std::vector<std::int32_t>{0, 1, 2}, {3, 4}})
     for (const int layer : {1, 2, 3}) {
-      events.push_back(made_event(0, 1, {Stage::moe_ffn_out, layer}, positions, DType::f32, {100'003},
+      events.push_back(made_event(0, 1, {stages::moe_ffn_out, layer}, positions, DType::f32, {100'003},
                                   static_cast<unsigned>(events.size() + 1)));
       events.back().total = 5;
     }
@@ -184,8 +185,8 @@ TEST_CASE("a disk that is full in the middle of an HDF5 capture: the reason, and
       const LargestFile limit(200'000);
       error = error_of([&] {
         capture(run.info,
-                {made_event(0, 0, {Stage::moe_ffn_out, 1}, {0, 1}, DType::f64, {5000}, 1),
-                 made_event(0, 0, {Stage::moe_ffn_out, 2}, {0, 1}, DType::f64, {9000}, 1)},
+                {made_event(0, 0, {stages::moe_ffn_out, 1}, {0, 1}, DType::f64, {5000}, 1),
+                 made_event(0, 0, {stages::moe_ffn_out, 2}, {0, 1}, DType::f64, {9000}, 1)},
                 options);
       });
     }
@@ -209,15 +210,15 @@ TEST_CASE("a real full disk, in the middle and at the end, for both sinks that k
       MadeRun run(disk.str());
       const auto sink = loaded_sink(plugin, options);
       sink->open(run.info);
-      sink->consume(made_event(0, 0, {Stage::moe_ffn_out, 1}, {0, 1}, DType::f64, {5000}, 1).view());
+      sink->consume(made_event(0, 0, {stages::moe_ffn_out, 1}, {0, 1}, DType::f64, {5000}, 1).view());
       for (int layer = 2; layer < 12; ++layer)  // more to be said at the end than what is left of a block
-        sink->consume(made_event(0, 0, {Stage::ffn_norm, layer}, {0}, DType::f64, {1}, 1).view());
+        sink->consume(made_event(0, 0, {stages::ffn_norm, layer}, {0}, DType::f64, {1}, 1).view());
       disk.fill(at_the_end ? 0 : 200'000);
       const std::string error = error_of([&] {
         if (at_the_end)
           sink->close();
         else
-          sink->consume(made_event(0, 0, {Stage::moe_ffn_out, 2}, {0, 1}, DType::f64, {50000}, 1).view());
+          sink->consume(made_event(0, 0, {stages::moe_ffn_out, 2}, {0, 1}, DType::f64, {50000}, 1).view());
       });
       INFO(plugin << (at_the_end ? ", at the end" : ", in the middle"));
       CHECK_THAT(error, Contains(disk / rest) && Contains("No space left on device; free space, capture less, or "));
@@ -239,7 +240,7 @@ TEST_CASE("a disk that is full when an HDF5 capture is closed: it is not complet
   MadeRun run(folder.str());
   const auto sink = loaded_sink("hdf5", plain);
   sink->open(run.info);
-  sink->consume(made_event(0, 0, {Stage::moe_ffn_out, 1}, {0, 1}, DType::f64, {5000}, 1).view());
+  sink->consume(made_event(0, 0, {stages::moe_ffn_out, 1}, {0, 1}, DType::f64, {5000}, 1).view());
   std::string error;
   {
     const LargestFile limit(1000);

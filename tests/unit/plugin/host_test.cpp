@@ -10,6 +10,7 @@
 #include "core/plugin/host.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/made_run.hpp"
+#include "tests/support/stages.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 namespace moe_diag {
@@ -121,7 +122,7 @@ TEST_CASE("a sink that throws while it is used is caught by guard") {
     return failure_of([&] {
       PluginHost host({bad_folder(test_case)});
       const auto sink = host.make_sink("bad", Options());
-      const MadeEvent event = made_event(0, 0, {Stage::lm_head, -1}, {0}, DType::f32, {3}, 1);
+      const MadeEvent event = made_event(0, 0, {stages::lm_head, -1}, {0}, DType::f32, {3}, 1);
       guard({"sink 'bad'", "open"}, [&] { sink->open(run.info); });
       guard({"sink 'bad'", "consume"}, [&] { sink->consume(event.view()); });
       guard({"sink 'bad'", "close"}, [&] { sink->close(); });

@@ -11,6 +11,7 @@
 
 #include "tests/support/catch.hpp"
 #include "tests/support/small_disk.hpp"
+#include "tests/support/stages.hpp"
 #include "tests/unit/plugin/sink_support.hpp"
 
 namespace moe_diag {
@@ -85,8 +86,8 @@ TEST_CASE("files lie where the layout says, tensors are listed in forward order"
   TemporaryFolder folder;
   MadeRun run(folder.str(), 101);
   std::vector<MadeEvent> events;
-  for (const Site site : {Site{Stage::lm_head, -1}, Site{Stage::attn_norm, 100}, Site{Stage::moe_ffn_out, 7},
-                          Site{Stage::embedding, -1}, Site{Stage::attn_norm, 7}})
+  for (const Site site : {Site{stages::lm_head, -1}, Site{stages::attn_norm, 100}, Site{stages::moe_ffn_out, 7},
+                          Site{stages::embedding, -1}, Site{stages::attn_norm, 7}})
     events.push_back(made_event(0, 1, site, {4}, DType::f32, {3}, 1));
   capture(run.info, events);
   const auto manifest = checked_manifest(folder / "dump");
@@ -100,14 +101,14 @@ TEST_CASE("files lie where the layout says, tensors are listed in forward order"
 TEST_CASE("two layers still have two digits; a header is 128 bytes") {
   TemporaryFolder folder;
   MadeRun run(folder.str(), 2);
-  capture(run.info, {made_event(0, 0, {Stage::attn_norm, 1}, {0}, DType::f64, {5}, 1)});
+  capture(run.info, {made_event(0, 0, {stages::attn_norm, 1}, {0}, DType::f64, {5}, 1)});
   CHECK(fs::file_size(folder / "dump/short/truth/layer_01/attn_norm.npy") == 128 + 40);
 }
 
 TEST_CASE("rows that do not fit those before them are refused") {
   TemporaryFolder folder;
   MadeRun run(folder.str());
-  const Site site{Stage::attn_norm, 3};
+  const Site site{stages::attn_norm, 3};
   MadeEvent first = made_event(0, 0, site, {2, 3}, DType::f64, {5}, 1);
   first.total = 3;
   const auto second = [&](const MadeEvent& event) {
@@ -130,7 +131,7 @@ TEST_CASE("an event that contradicts the run is an error") {
   const auto sink = loaded_sink("npy", {{"dir", "dump"}});
   sink->open(run.info);
   const auto with = [&](const std::function<void(MadeEvent&)>& change) {
-    MadeEvent event = made_event(0, 0, {Stage::attn_norm, 3}, {2, 3}, DType::f64, {5}, 1);
+    MadeEvent event = made_event(0, 0, {stages::attn_norm, 3}, {2, 3}, DType::f64, {5}, 1);
     change(event);
     return error_of([&] { sink->consume(event.view()); });
   };
@@ -155,7 +156,7 @@ TEST_CASE("a capture that is there is refused, and replaced whole with overwrite
   CHECK(read_text(folder / "dump/manifest.json") == before);
 
   run.info.overwrite = true;
-  const std::vector<MadeEvent> other = {made_event(1, 1, {Stage::lm_head, -1}, {9}, DType::f32, {4}, 5)};
+  const std::vector<MadeEvent> other = {made_event(1, 1, {stages::lm_head, -1}, {9}, DType::f32, {4}, 5)};
   capture(run.info, other);
   CHECK(run_python("read_capture.py", {folder / "dump", write_expected(folder / "expected", run, other)}) == "ok");
   CHECK_FALSE(fs::exists(folder / "dump/short"));
@@ -252,8 +253,8 @@ TEST_CASE("a disk that is full ends with the file's name and leaves no manifest"
   {
     const LargestFile limit(4096);
     error = error_of([&] {
-      capture(run.info, {made_event(0, 0, {Stage::embedding, -1}, {0, 1}, DType::f64, {10}, 1),
-                         made_event(0, 0, {Stage::lm_head, -1}, {0, 1}, DType::f64, {1000}, 1)});
+      capture(run.info, {made_event(0, 0, {stages::embedding, -1}, {0, 1}, DType::f64, {10}, 1),
+                         made_event(0, 0, {stages::lm_head, -1}, {0, 1}, DType::f64, {1000}, 1)});
     });
   }
   CHECK_THAT(error, Contains(folder / "dump/short/truth/lm_head.npy" + ": cannot write: File too large"));
@@ -267,7 +268,7 @@ TEST_CASE("a disk that is full ends with the file's name and leaves no manifest"
 TEST_CASE("rows that find no room leave the array as it was before them") {
   TemporaryFolder folder;
   MadeRun run(folder.str());
-  const Site site{Stage::moe_ffn_out, 1};
+  const Site site{stages::moe_ffn_out, 1};
   MadeEvent first = made_event(0, 0, site, {0, 1}, DType::f64, {100}, 1);
   first.total = 4;
   const auto sink = loaded_sink("npy", {{"dir", "dump"}});

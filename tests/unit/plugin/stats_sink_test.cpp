@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "tests/support/catch.hpp"
+#include "tests/support/stages.hpp"
 #include "tests/unit/plugin/sink_support.hpp"
 
 namespace moe_diag {
@@ -23,7 +24,7 @@ std::vector<MadeEvent> hard_events() {
   auto events = made_events();
   const auto add = [&](int layer, std::vector<double> values, std::vector<std::int32_t> positions) {
     const auto row = static_cast<std::int64_t>(values.size() / positions.size());
-    events.push_back(made_event(0, 0, {Stage::ffn_norm, layer}, std::move(positions), DType::f64, {row}, 1));
+    events.push_back(made_event(0, 0, {stages::ffn_norm, layer}, std::move(positions), DType::f64, {row}, 1));
     std::copy(values.begin(), values.end(), events.back().values<double>());
   };
   add(0, {1, nan, -7, inf, 0, -0.0}, {3, 8});
@@ -41,7 +42,7 @@ std::vector<MadeEvent> hard_events() {
   late[4099] = nan;
   add(5, late, {0, 7});
   // Tiny in f32, and largest.
-  events.push_back(made_event(0, 1, {Stage::ffn_norm, 0}, {0}, DType::f32, {3}, 1));
+  events.push_back(made_event(0, 1, {stages::ffn_norm, 0}, {0}, DType::f32, {3}, 1));
   const float edge[] = {std::numeric_limits<float>::denorm_min(), std::numeric_limits<float>::max(), 0};
   std::copy(edge, edge + 3, events.back().values<float>());
   return events;
@@ -79,7 +80,7 @@ nlohmann::json site_of(const MadeRun& run, const std::vector<MadeEvent>& events)
 TEST_CASE("a site without a finite value has null, never infinity") {
   TemporaryFolder folder;
   MadeRun run(folder.str());
-  MadeEvent event = made_event(1, 1, {Stage::moe_ffn_out, 6}, {4, 9}, DType::f32, {2}, 1);
+  MadeEvent event = made_event(1, 1, {stages::moe_ffn_out, 6}, {4, 9}, DType::f32, {2}, 1);
   const float values[] = {-std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN(),
                           std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()};
   std::copy(values, values + 4, event.values<float>());
@@ -96,7 +97,7 @@ TEST_CASE("a site without a finite value has null, never infinity") {
 
 TEST_CASE("events of one site merge, whatever the chunking") {
   const std::vector<std::int32_t> positions = {0, 1, 2, 3, 4, 5, 6};
-  const MadeEvent whole = made_event(0, 0, {Stage::attn_out, 2}, positions, DType::f64, {301}, 17);
+  const MadeEvent whole = made_event(0, 0, {stages::attn_out, 2}, positions, DType::f64, {301}, 17);
   std::vector<MadeEvent> parts;
   for (const std::int32_t p : positions) {
     parts.push_back(made_event(0, 0, whole.site, {p}, DType::f64, {301}, 1));
@@ -113,7 +114,7 @@ TEST_CASE("events of one site merge, whatever the chunking") {
 TEST_CASE("index stages count, and have no mean") {
   TemporaryFolder folder;
   MadeRun run(folder.str());
-  MadeEvent event = made_event(0, 0, {Stage::moe_router_indices, 1}, {0, 1}, DType::i32, {3}, 1);
+  MadeEvent event = made_event(0, 0, {stages::moe_router_indices, 1}, {0, 1}, DType::i32, {3}, 1);
   const std::int32_t ids[] = {5, 2, 9, 2, 5, 127};
   std::copy(ids, ids + 6, event.values<std::int32_t>());
   const auto site = site_of(run, {event});
@@ -182,9 +183,9 @@ std::string printed(const std::vector<MadeEvent>& events) {
 TEST_CASE("the table elides the middle, but no site that holds NaN") {
   std::vector<MadeEvent> events;
   for (int layer = 0; layer < 48; ++layer)
-    for (const Stage stage : {Stage::attn_norm, Stage::moe_ffn_out})
+    for (const Stage stage : {stages::attn_norm, stages::moe_ffn_out})
       events.push_back(made_event(0, 1, {stage, layer}, {0, 4}, DType::f32, {3}, 1));
-  events.push_back(made_event(1, 1, {Stage::moe_router_indices, 0}, {0}, DType::i32, {4}, 1));
+  events.push_back(made_event(1, 1, {stages::moe_router_indices, 0}, {0}, DType::i32, {4}, 1));
   events[61].values<float>()[4] = std::numeric_limits<float>::quiet_NaN();  // moe_ffn_out of layer 30
   const std::string text = printed(events);
   CHECK_THAT(text, Contains("prompt short, lane fast\n  layer stage "));

@@ -19,6 +19,7 @@
 #include "tests/support/process.hpp"
 #include "tests/support/round.hpp"
 #include "tests/support/small_contract.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 namespace {
@@ -28,7 +29,7 @@ using Catch::Matchers::Contains;
 using Kind = FaultSpec::Kind;
 using Json = nlohmann::json;
 
-std::string expected_id(Stage stage) { return stage == Stage::moe_router_indices ? "ROUTING" : "ERROR"; }
+std::string expected_id(Stage stage) { return stage == stages::moe_router_indices ? "ROUTING" : "ERROR"; }
 
 // With the fault in the fed lane: the case fails at its site with the run's values, and holds without it.
 void check_round_trip(Round& round, const std::string& fault, Site site, const std::string& id) {
@@ -56,17 +57,17 @@ TEST_CASE("a case of every fault fails alone, with the values of the run, and ho
   Round round;
   std::set<Kind> seen;
   std::size_t turn = 0;
-  for (const StageInfo& s : stage_table) {
+  for (const Stage s : qwen3moe.stages) {
     const std::vector<Kind> of_values{Kind::nan, Kind::inf, Kind::scale, Kind::zero, Kind::bitflip};
     for (const FaultInfo& fault : fault_table) {
-      if (!fits(fault.kind, s.stage)) continue;
+      if (!fits(fault.kind, s)) continue;
       // Of the faults that fit nearly everywhere, one a stage; the others wherever they fit.
       const bool common = std::count(of_values.begin(), of_values.end(), fault.kind) > 0;
       if (common && fault.kind != of_values[turn % of_values.size()]) continue;
       seen.insert(fault.kind);
-      const Site site = site_at(s.stage, 2);
+      const Site site = site_at(s, 2);
       const std::string at = turn % 2 == 0 ? ", positions: last" : "";
-      check_round_trip(round, fault_at(fault.kind, site, "step", at), site, expected_id(s.stage));
+      check_round_trip(round, fault_at(fault.kind, site, "step", at), site, expected_id(s));
     }
     ++turn;
   }
@@ -79,19 +80,19 @@ TEST_CASE("faults of one element, expert or position keep it in the case") {
     const Site site = site_at(stage, 1);
     check_round_trip(round, fault_at(kind, site, "step", more), site, expected_id(stage));
   };
-  check(Kind::nan, Stage::lm_head, ", index: 300");
-  check(Kind::bitflip, Stage::lm_head, ", index: 511, bit: 30, positions: 4");
-  check(Kind::inf, Stage::embedding, ", index: 255, positions: [0, 3]");
-  check(Kind::zero, Stage::moe_expert_up, ", expert: 3");
-  check(Kind::zero, Stage::moe_expert_weighted, ", expert: 3");
-  check(Kind::stale_kv, Stage::attn_scores, ", positions: 2");
-  check(Kind::scale, Stage::attention, ", positions: 6");
-  check(Kind::quantise_activations, Stage::lm_head, ", block: 32");
+  check(Kind::nan, stages::lm_head, ", index: 300");
+  check(Kind::bitflip, stages::lm_head, ", index: 511, bit: 30, positions: 4");
+  check(Kind::inf, stages::embedding, ", index: 255, positions: [0, 3]");
+  check(Kind::zero, stages::moe_expert_up, ", expert: 3");
+  check(Kind::zero, stages::moe_expert_weighted, ", expert: 3");
+  check(Kind::stale_kv, stages::attn_scores, ", positions: 2");
+  check(Kind::scale, stages::attention, ", positions: 6");
+  check(Kind::quantise_activations, stages::lm_head, ", block: 32");
 }
 
 TEST_CASE("a case is small: it has what the failing position concerns, and no more") {
   Round round;
-  round.run({fault_at(Kind::wrong_expert, {Stage::moe_expert_out, 2}, "step", ", positions: 3")});
+  round.run({fault_at(Kind::wrong_expert, {stages::moe_expert_out, 2}, "step", ", positions: 3")});
   REQUIRE(round.repro().written);
   const std::string readme = read_text(round.file("README.txt"));
   CHECK_THAT(readme,
@@ -100,7 +101,7 @@ TEST_CASE("a case is small: it has what the failing position concerns, and no mo
   CHECK(alone.model.experts <= 6);
   CHECK(alone.model.layers == 4);
   CHECK(alone.tensors.empty() == false);
-  round.run({fault_at(Kind::nan, {Stage::lm_head, -1}, "step", ", index: 300")});
+  round.run({fault_at(Kind::nan, {stages::lm_head, -1}, "step", ", index: 300")});
   REQUIRE(round.repro("", true).written);
   CHECK_THAT(read_text(round.file("README.txt")), Contains("of the model's 512 tokens") && Contains(" is 300"));
   CHECK(fs::file_size(round.file("case.gguf")) < 60'000);
@@ -108,9 +109,9 @@ TEST_CASE("a case is small: it has what the failing position concerns, and no mo
 
 TEST_CASE("a lane that runs freely: the case is the step at fault, not where the failure shows") {
   Round round;
-  for (const Site site : {Site{Stage::attn_out, 1}, Site{Stage::moe_expert_gate, 0}, Site{Stage::attn_scores, 2}}) {
+  for (const Site site : {Site{stages::attn_out, 1}, Site{stages::moe_expert_gate, 0}, Site{stages::attn_scores, 2}}) {
     INFO(name_of(site.stage));
-    const Kind kind = site.stage == Stage::attn_scores ? Kind::stale_kv : Kind::transpose;
+    const Kind kind = site.stage == stages::attn_scores ? Kind::stale_kv : Kind::transpose;
     round.run({fault_at(kind, site, "free")});
     const Repro made = round.repro("FREE", true);
     INFO(made.text);
@@ -125,7 +126,7 @@ TEST_CASE("a lane that runs freely: the case is the step at fault, not where the
 TEST_CASE("a choice of experts that does not follow from the logits is a case of its own") {
   Round round(text_of_contract(
       "  - {id: REAL, claim: c, lane: free, stage: moe_router_indices, metric: routing_real_flips, equals: 0}\n"));
-  round.run({fault_at(Kind::swap_tie, {Stage::moe_router_indices, 2}, "free")});
+  round.run({fault_at(Kind::swap_tie, {stages::moe_router_indices, 2}, "free")});
   REQUIRE(round.repro().written);
   CHECK(judgement(round.run_case(), "STEP").outcome == Outcome::falsified);
   CHECK(judgement(round.run_case({}, false), "STEP").outcome == Outcome::held);
@@ -150,8 +151,8 @@ TEST_CASE("a lane held against another one, and a floor: the case has all three"
   - {id: FLOOR, claim: c, lane: step, stage: attn_out, metric: noise_ratio, floor: free, at_most: 100}
 )");
   Round round(text);
-  round.run({fault_at(Kind::transpose, {Stage::moe_expert_up, 1}, "step"),
-             fault_at(Kind::scale, {Stage::attn_out, 1}, "step")});
+  round.run({fault_at(Kind::transpose, {stages::moe_expert_up, 1}, "step"),
+             fault_at(Kind::scale, {stages::attn_out, 1}, "step")});
   for (const std::string id : {"PAIR", "FLOOR"}) {
     INFO(id);
     const Repro made = round.repro(id, true);
@@ -167,7 +168,7 @@ TEST_CASE("a lane held against another one, and a floor: the case has all three"
 TEST_CASE("the oracle's own fault is no truth of the case") {
   Round round(text_of_contract(
       "  - {id: PAIR, claim: c, lane: free, against: truth, stage: moe_ffn_out, metric: rel_l2, at_most: 1e-3}\n"));
-  round.run({fault_at(Kind::scale, {Stage::moe_ffn_out, 1}, "truth")});
+  round.run({fault_at(Kind::scale, {stages::moe_ffn_out, 1}, "truth")});
   const Repro made = round.repro();
   INFO(made.text);
   REQUIRE(made.written);
@@ -190,7 +191,7 @@ TEST_CASE("steps that are right alone are not written") {
 
 TEST_CASE("without causes the failing site is tried, and said to be right where it is") {
   Round round;
-  const std::string fault = fault_at(Kind::scale, {Stage::attn_out, 1}, "free");
+  const std::string fault = fault_at(Kind::scale, {stages::attn_out, 1}, "free");
   Contract contract = read_contract(round.path());
   RunOptions options;
   options.explain = false;

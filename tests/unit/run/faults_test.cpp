@@ -12,6 +12,7 @@
 #include "core/verdict/controls.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/small_contract.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 namespace {
@@ -38,22 +39,22 @@ Verdict judge(const std::string& text, const std::vector<std::string>& faults) {
 std::string fault_at(Kind kind, Site site, const std::string& lane, const std::string& more = "") {
   const std::string layer = site.layer < 0 ? "" : fmt::format(", layer: {}", site.layer);
   // The router's weight is F32, which has no other K-quant to be read as.
-  const std::string type =
-      kind == Kind::wrong_type && site.stage == Stage::moe_router_logits ? ", type: BF16" : std::string();
+  const bool is_f32 = name_of(site.stage) == "moe_router_logits" || name_of(site.stage) == "moe_shared_logit";
+  const std::string type = kind == Kind::wrong_type && is_f32 ? ", type: BF16" : "";
   return fmt::format("{{inject: {}, stage: {}{}{}{}, lane: {}}}", name_of(kind), name_of(site.stage), layer, type, more,
                      lane);
 }
 
-std::vector<Stage> stages_of(Kind kind) {
+std::vector<Stage> stages_of(Kind kind, Stages all = qwen3moe.stages) {
   std::vector<Stage> stages;
-  for (const StageInfo& s : stage_table)
-    if (fits(kind, s.stage)) stages.push_back(s.stage);
+  for (const Stage s : all)
+    if (fits(kind, s)) stages.push_back(s);
   return stages;
 }
 
 // The sites of a stage that faults are planted at: of several layers, or the one it has.
 std::vector<Site> sites_of(Stage stage, const std::vector<int>& layers) {
-  if (info(stage).scope == Scope::model) return {{stage, -1}};
+  if (info(stage).scope != Scope::layer) return {{stage, -1}};
   std::vector<Site> sites;
   for (int layer : layers) sites.push_back({stage, layer});
   return sites;
@@ -75,12 +76,14 @@ std::set<Site> failing_sites(const Verdict& verdict) {
 
 // A lane that is fed drops each fault after its site, so that all of a kind can be planted in one run.
 void check_found_everywhere(Kind kind, const std::string& more = "",
-                            const std::string& text = contract_text(claims_about("step"))) {
+                            const std::string& text = contract_text(claims_about("step")),
+                            Stages stages = qwen3moe.stages) {
   INFO(name_of(kind) << more << text);
   std::set<Site> planted;
   std::vector<std::string> faults;
-  for (Stage stage : stages_of(kind))
+  for (Stage stage : stages_of(kind, stages))
     for (Site site : sites_of(stage, {0, 1, 3})) {
+      if (kind == Kind::transpose && name_of(stage) == "moe_shared_logit") continue;  // of one row
       planted.insert(site);
       faults.push_back(fault_at(kind, site, "step", more));
     }
@@ -94,6 +97,17 @@ void check_found_everywhere(Kind kind, const std::string& more = "",
 
 TEST_CASE("every fault is found at exactly its site, at every stage it fits, on a lane that is fed") {
   for (const FaultInfo& fault : fault_table) check_found_everywhere(fault.kind);
+}
+
+TEST_CASE("every fault is found at exactly its site in an architecture with other stages") {
+  // A row of one value has an error to be expected, and none in proportion.
+  const std::string text = contract_text(R"(
+  - {id: ERROR, claim: c, lane: step, stage: all, metric: noise_ratio, floor: expected, at_most: 10}
+  - {id: ROUTING, claim: c, lane: step, stage: moe_router_indices, metric: routing_flips, equals: 0}
+)",
+                                         "{synthetic: tiny-qwen2moe, seed: 7}");
+  for (const FaultInfo& fault : fault_table)
+    if (!stages_of(fault.kind, qwen2moe.stages).empty()) check_found_everywhere(fault.kind, "", text, qwen2moe.stages);
 }
 
 TEST_CASE("a fault at one position, or of another strength, is found at exactly its site") {
@@ -141,7 +155,7 @@ TEST_CASE("every fault serves as a control, on a lane that is fed and on one tha
       const std::string of_lane = fault_at(fault.kind, sites_of(stage, {2}).front(), lane);
       const std::string control = of_lane.substr(0, of_lane.rfind(", lane:")) + "}";
       INFO(lane << " " << control);
-      const bool choice = stage == Stage::moe_router_indices;
+      const bool choice = stage == stages::moe_router_indices;
       const std::string text = fmt::format(
           "  - {{id: F, claim: c, lane: {}, stage: {}, controls: [{}]}}\n", lane,
           choice ? "moe_router_indices, metric: routing_flips, equals: 0" : "all, metric: rel_l2, at_most: 1e-5",
@@ -183,7 +197,7 @@ TEST_CASE("on a free lane a fault is inherited by what follows, and first seen w
                                      {}, {"{inject: nan, stage: moe_expert_out, layer: 2, lane: free}"});
   const Judgement* first = verdict.first_divergence();
   REQUIRE(first);
-  CHECK(first->leading_failure()->site == Site{Stage::moe_expert_out, 2});
+  CHECK(first->leading_failure()->site == Site{stages::moe_expert_out, 2});
   CHECK(first->failing > 10);
   REQUIRE(verdict.tensors.size() == 1);
   CHECK(verdict.tensors[0] == "blk.2.ffn_down_exps.weight (Q6_K)");

@@ -12,6 +12,7 @@
 #include "core/verdict/judge.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/small_contract.hpp"
+#include "tests/support/stages.hpp"
 
 namespace moe_diag {
 namespace {
@@ -140,7 +141,7 @@ TEST_CASE("a real flip is reported with its experts, margin and logit error") {
                                      {}, {"{inject: wrong_expert, stage: moe_router_indices, layer: 2, lane: free}"});
   const Judgement& real = verdict.judgements[0];
   CHECK(real.outcome == Outcome::falsified);
-  CHECK(real.leading_failure()->site == Site{Stage::moe_router_indices, 2});
+  CHECK(real.leading_failure()->site == Site{stages::moe_router_indices, 2});
   CHECK(real.count(FlipKind::real) == 3);
   CHECK_THAT(console_report(verdict, false),
              Contains("margin") && Contains(": real") && !Contains("that would have held"));
@@ -171,12 +172,12 @@ TEST_CASE("the logits of both lanes are wanted wherever flips are looked at, and
   lanes.open(needed_lanes(plan, lanes));
   const Judge judge(plan, lanes);
   const int truth = 0, free = 1, step = 2;
-  CHECK(judge.wants(0, truth, {Stage::moe_router_logits, 1}));
-  CHECK(judge.wants(0, free, {Stage::moe_router_logits, 1}));
-  CHECK_FALSE(judge.wants(0, step, {Stage::moe_router_logits, 1}));
-  CHECK_FALSE(judge.wants(0, free, {Stage::moe_router_logits, 2}));
-  CHECK_FALSE(judge.wants(0, step, {Stage::moe_router_logits, 2}));
-  for (int lane : {truth, free, step}) CHECK(judge.wants(0, lane, {Stage::attn_out, 3}));
+  CHECK(judge.wants(0, truth, {stages::moe_router_logits, 1}));
+  CHECK(judge.wants(0, free, {stages::moe_router_logits, 1}));
+  CHECK_FALSE(judge.wants(0, step, {stages::moe_router_logits, 1}));
+  CHECK_FALSE(judge.wants(0, free, {stages::moe_router_logits, 2}));
+  CHECK_FALSE(judge.wants(0, step, {stages::moe_router_logits, 2}));
+  for (int lane : {truth, free, step}) CHECK(judge.wants(0, lane, {stages::attn_out, 3}));
 }
 
 TEST_CASE("noise in units of another lane's: what that lane did not compute is counted, not judged") {
@@ -260,18 +261,18 @@ TEST_CASE("the threshold in force is the first that matches: stages, then types,
 )"));
   const Judgement& j = verdict.judgements[0];
   const auto bound = [&](Stage stage, int layer) { return site_of(j, {stage, layer}).worst.bound.value; };
-  CHECK(bound(Stage::lm_head, -1) == 2);
-  CHECK(bound(Stage::moe_expert_gate, 0) == 3);
-  CHECK(bound(Stage::moe_expert_swiglu, 1) == 1);
+  CHECK(bound(stages::lm_head, -1) == 2);
+  CHECK(bound(stages::moe_expert_gate, 0) == 3);
+  CHECK(bound(stages::moe_expert_swiglu, 1) == 1);
   // A Q4_K_M file mixes types by layer, and within attn_q, attn_k and attn_v.
   const Model model = tiny();
   const Program program = build_program(model);
   int mixed = 0;
   for (int layer = 0; layer < 4; ++layer) {
-    const BlockType down = find_step(program, {Stage::moe_expert_out, layer})->weights[0]->type;
-    CHECK(bound(Stage::moe_expert_out, layer) == (down == BlockType::q6_k ? 4 : 5));
-    const bool v_is_q6 = find_step(program, {Stage::qkv_matmul, layer})->weights[2]->type == BlockType::q6_k;
-    CHECK(bound(Stage::qkv_matmul, layer) == (v_is_q6 ? 4 : 5));
+    const BlockType down = find_step(program, {stages::moe_expert_out, layer})->weights[0]->type;
+    CHECK(bound(stages::moe_expert_out, layer) == (down == BlockType::q6_k ? 4 : 5));
+    const bool v_is_q6 = find_step(program, {stages::qkv_matmul, layer})->weights[2]->type == BlockType::q6_k;
+    CHECK(bound(stages::qkv_matmul, layer) == (v_is_q6 ? 4 : 5));
     mixed += v_is_q6;
   }
   CHECK(mixed > 0);
@@ -292,7 +293,7 @@ TEST_CASE("what is worst and what is claimed is told by the threshold in force")
   const Judgement& j = verdict.judgements[0];
   CHECK(j.outcome == Outcome::falsified);
   CHECK(j.failing == 3);
-  CHECK(j.worst()->site == Site{Stage::lm_head, -1});
+  CHECK(j.worst()->site == Site{stages::lm_head, -1});
   const std::string report = console_report(verdict, false);
   CHECK_THAT(report, Contains("claimed at_most 1e-12") && Contains("held wherever at_most 1e-12 is claimed: at_most "));
   const auto json = nlohmann::json::parse(json_report(verdict, "0"));
@@ -311,8 +312,8 @@ TEST_CASE("the threshold that would have held is that of the samples under the s
      per_stage: [{stage: lm_head, at_most: 1e-5}]}
 )"));
   const Judgement& j = verdict.judgements[0];
-  const double norm = site_of(j, {Stage::attn_norm, 0}).worst.value,
-               head = site_of(j, {Stage::lm_head, -1}).worst.value;
+  const double norm = site_of(j, {stages::attn_norm, 0}).worst.value,
+               head = site_of(j, {stages::lm_head, -1}).worst.value;
   REQUIRE(head > 1.1 * norm);
   REQUIRE(bound_that_holds(j));
   CHECK(bound_that_holds(j)->value >= norm);
@@ -326,9 +327,9 @@ TEST_CASE("of two entries that match, the first is in force") {
   - {id: B, claim: c, lane: step, stage: [qkv_matmul, lm_head], metric: rel_l2, at_most: 1,
      per_type: [{type: Q6_K, at_most: 2}, {type: Q4_K, at_most: 3}]}
 )"));
-  CHECK(site_of(verdict.judgements[0], {Stage::lm_head, -1}).worst.bound.value == 2);
-  CHECK(site_of(verdict.judgements[0], {Stage::attn_out, 0}).worst.bound.value == 3);
-  CHECK(site_of(verdict.judgements[1], {Stage::lm_head, -1}).worst.bound.value == 2);
+  CHECK(site_of(verdict.judgements[0], {stages::lm_head, -1}).worst.bound.value == 2);
+  CHECK(site_of(verdict.judgements[0], {stages::attn_out, 0}).worst.bound.value == 3);
+  CHECK(site_of(verdict.judgements[1], {stages::lm_head, -1}).worst.bound.value == 2);
 }
 
 TEST_CASE("an override can be what makes a claim hold") {
@@ -382,7 +383,7 @@ TEST_CASE("a threshold that would have held is one, for every metric, and none i
                     scale = "{inject: scale, stage: lm_head, factor: -3, lane: free}";
   for (const MetricInfo& metric : metric_table) {
     const bool is_of_nonfinite = metric.metric == Metric::nonfinite || metric.metric == Metric::nonfinite_beyond;
-    if (!fits(metric.metric, Stage::lm_head) || is_of_nonfinite || is_alone(metric.metric)) continue;
+    if (!fits(metric.metric, stages::lm_head) || is_of_nonfinite || is_alone(metric.metric)) continue;
     INFO(metric.name);
     std::string keys = fmt::format("  - {{id: A, claim: c, lane: free, stage: lm_head, metric: {}, equals: {}",
                                    metric.name, metric.larger_is_better ? 1 : 0);

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT
+#include "core/ops/sigmoid_gate.hpp"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+namespace moe_diag::host {
+namespace {
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+Values times(std::span<const double> x, double factor) {
+  Values out(x.begin(), x.end());
+  for (double& value : out) value *= factor;
+  return out;
+}
+
+}  // namespace
+
+Values sigmoid_gate(std::span<const double> x, double gate) { return times(x, sigmoid(gate)); }
+
+}  // namespace moe_diag::host
+
+namespace moe_diag {
+namespace {
+
+void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list) {
+  const auto by = [o](auto factor) {
+    return
+        [o, factor](const StepUnit& unit) { return host::times(o.input(0, unit), factor(o.input(1, unit).front())); };
+  };
+  const std::string_view gate = name_of(o.step.in[1]);
+  list.add(StepCause::skipped, fmt::format("not multiplied by the sigmoid of {}", gate),
+           by([](double) { return 1.0; }));
+  list.add(StepCause::skipped, fmt::format("multiplied by {} itself, without the sigmoid", gate),
+           by([](double x) { return x; }));
+}
+
+}  // namespace
+
+// The exponential multiplies the rounding of the gate by the size of the gate: 5 in trained models.
+constexpr int of_exponential = 5 * 5;
+
+const Operator sigmoid_gate_op{
+    .name = "sigmoid_gate",
+    .squared_error = squared_error_of<6 + of_exponential>,
+    .cost = cost_of_weights,
+    .add_hypotheses = add_hypotheses,
+};
+
+}  // namespace moe_diag
