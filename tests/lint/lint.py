@@ -143,6 +143,21 @@ def check_operators(tree):
                 yield path, number, "operators are told apart in core/ops and core/arch only: ask operator_of(step)"
 
 
+def check_stages(tree):
+    """A stage is told by its traits: an architecture alone knows its name."""
+    rows = [text for path, text in tree.files(CPP) if path.startswith("core/arch/")]
+    names = {name for text in rows for name in re.findall(r'StageInfo ?\w*\{\s*\.name = "(\w+)"', text)}
+    for path, text in tree.files(CPP):
+        if not path.startswith(("core/", "apps/")) or path.startswith("core/arch/"):
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            for literal in re.findall(r'"((?:[^"\\]|\\.)*)"|//.*', line):
+                example = re.sub(r"\bstage: \w+", "", literal)  # of YAML, for users
+                named = names.intersection(re.findall(r"\w+", example))
+                if any("_" in name for name in named) or literal in names:
+                    yield path, number, f"stages are named in core/arch only: ask for a role or a trait, not '{literal}'"
+
+
 def check_spdx(tree):
     for path, text in tree.texts.items():
         script = is_script(path, text)
@@ -197,6 +212,7 @@ RULES = {
     "includes": check_includes,
     "own_header_first": check_own_header_first,
     "operators": check_operators,
+    "stages": check_stages,
     "spdx": check_spdx,
     "pragma_once": check_pragma_once,
     "using_namespace": check_using_namespace,

@@ -13,10 +13,11 @@ import lint  # noqa: E402
 
 SPDX = "// SPDX-License-Identifier: MIT\n"
 CLEAN = {
-    "core/CMakeLists.txt": "# SPDX-License-Identifier: MIT\nforeach(folder gguf model contract)\n",
+    "core/CMakeLists.txt": "# SPDX-License-Identifier: MIT\nforeach(folder gguf arch model contract)\n",
     "core/api/tensor.hpp": SPDX + "#pragma once\n#include <vector>\n",
     "core/gguf/reader.hpp": SPDX + '#pragma once\n#include "core/api/tensor.hpp"\n',
     "core/api/step.hpp": SPDX + "#pragma once\nenum class Op { add };\ninline Op op = Op::add;\n",
+    "core/arch/x.cpp": SPDX + 'StageInfo a{.name = "embedding"};\nStageInfo b{.name = "moe_out"};\n',
     "core/contract/parse.cpp": SPDX + '#include <yaml-cpp/yaml.h>\n#include "core/gguf/reader.hpp"\n',
     "plugins/sinks/npy/npy_sink.hpp": SPDX + '#pragma once\n#include "core/api/tensor.hpp"\n',
     "plugins/sinks/npy/npy_sink.cpp": SPDX + '#include "plugins/sinks/npy/npy_sink.hpp"\n',
@@ -46,6 +47,10 @@ PLANTED = {
     "operators": {
         "in the core": ("core/gguf/a.cpp", SPDX + "bool f(Op op) { return op == Op::add; }\n", 2),
         "in an app": ("apps/tool/a.cpp", SPDX + "auto op = Op::add;\n", 2),
+    },
+    "stages": {
+        "by its name": ("core/gguf/a.cpp", SPDX + 'auto s = stages.find("embedding");\n', 2),
+        "in a message": ("apps/tool/a.cpp", SPDX + 'auto text = "there is no moe_out here";\n', 2),
     },
     "spdx": {
         "none": ("core/api/a.cpp", "int a;\n", 1),
