@@ -138,6 +138,8 @@ StepCase Examiner::case_of(const Subject& subject, Sighting& sighting) const {
   c.b = sighting.tensor(parts_.oracle);
   c.first_position = sighting.position(0);
   c.numerics = parts_.lanes[static_cast<std::size_t>(subject.fed)].description.numerics;
+  // The error to be expected of one value depends on what it is the sum of.
+  if (c.a && c.a.shape.row() == 1) c.in[0] = sighting.now(parts_.oracle, c.step->in[0]);
   if (is_per_expert(c.stage)) {
     c.routing_a = sighting.now(subject.fed, Role::choice);
     c.routing_b = sighting.now(parts_.oracle, Role::choice);

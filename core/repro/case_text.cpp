@@ -9,6 +9,7 @@
 #include "core/contract/contract_writer.hpp"
 #include "core/contract/fault.hpp"
 #include "core/contract/metric.hpp"
+#include "core/ops/step_case.hpp"
 
 namespace moe_diag {
 namespace {
@@ -44,6 +45,9 @@ FalsifierSpec claim_of_oracle(const CaseContract& c) {
   if (payload_of(c.site.stage) == Payload::indices) {
     claim.metric = Metric::routing_flips;
     claim.bound = {Bound::Kind::equals, 0};
+  } else if (!fits(claim.metric, c.site.stage)) {
+    claim.metric = Metric::noise_ratio;
+    claim.bound = {Bound::Kind::at_most, failing_error};
   }
   return claim;
 }

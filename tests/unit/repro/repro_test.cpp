@@ -123,6 +123,30 @@ TEST_CASE("a lane that runs freely: the case is the step at fault, not where the
   }
 }
 
+TEST_CASE("stages that another architecture has: the step at fault is the only one named, and its case fails alone") {
+  for (const int seed : {7, 8}) {
+    Round round(
+        text_of_contract("  - {id: FREE, claim: c, lane: free, stage: lm_head, metric: rel_l2, at_most: 1e-4}\n",
+                         fmt::format("{{synthetic: tiny-qwen2moe, seed: {}}}", seed)));
+    for (const Stage stage : qwen2moe.stages) {
+      if (qwen3moe.stages.find(name_of(stage)) && name_of(stage) != "qkv_matmul") continue;
+      const Site site{stage, 2};
+      INFO(name_of(stage) << ", seed " << seed);
+      const Verdict verdict = round.run({fault_at(Kind::scale, site, "free")});
+      REQUIRE(verdict.diagnosis.divergences.size() == 1);
+      CHECK(verdict.diagnosis.divergences[0].site == site);
+      // One value alone, in a pass of one row, is a factor as well as a bit.
+      const bool is_one_value = name_of(stage) == "moe_shared_logit";
+      CHECK(verdict.diagnosis.divergences[0].cause == (is_one_value ? Cause::plain_operator : Cause::scale));
+      REQUIRE(round.repro("FREE", true).written);
+      const Verdict alone = round.run_case();
+      CHECK(judgement(alone, "STEP").outcome == Outcome::falsified);
+      CHECK(judgement(alone, "EXPECTED").outcome == Outcome::held);
+      CHECK(judgement(round.run_case({}, false), "STEP").outcome == Outcome::held);
+    }
+  }
+}
+
 TEST_CASE("a choice of experts that does not follow from the logits is a case of its own") {
   Round round(text_of_contract(
       "  - {id: REAL, claim: c, lane: free, stage: moe_router_indices, metric: routing_real_flips, equals: 0}\n"));
