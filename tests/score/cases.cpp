@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "tests/score/cases.hpp"
-#include "tests/support/stages.hpp"
 
 #include <fmt/format.h>
+
+#include <algorithm>
 
 namespace moe_diag::score {
 namespace {
@@ -31,6 +32,14 @@ std::vector<Site> sites_of(Stage stage, int layers) {
   return sites;
 }
 
+bool reads_f32(const Program& program, Site site) {
+  const Step& step = *find_step(program, site);
+  return std::all_of(step.weights.begin(), step.weights.end(),
+                     [](const Weight* weight) { return weight->type == BlockType::f32; });
+}
+
+bool reads_one_row(const Program& program, Site site) { return find_step(program, site)->weights[0]->rows == 1; }
+
 }  // namespace
 
 std::string Planting::text(const std::string& lane) const {
@@ -40,13 +49,15 @@ std::string Planting::text(const std::string& lane) const {
 
 std::vector<Planting> all_plantings(const Model& model) {
   std::vector<Planting> plantings;
+  const Program program = build_program(model);
   for (const FaultInfo& fault : fault_table)
-    for (const Stage stage : qwen3moe.stages) {
+    for (const Stage stage : model.config().stages) {
       if (!fits(fault.kind, stage)) continue;
       for (const Site site : sites_of(stage, model.config().layers))
         for (std::string form : forms_of(fault.kind)) {
-          // The router's weight is F32, which has no other K-quant to be read as.
-          if (fault.kind == Kind::wrong_type && stage == stages::moe_router_logits) form += ", type: BF16";
+          // A weight in F32 has no other K-quant to be read as.
+          if (fault.kind == Kind::wrong_type && reads_f32(program, site)) form += ", type: BF16";
+          if (fault.kind == Kind::transpose && reads_one_row(program, site)) continue;
           plantings.push_back({fault.kind, site, form});
         }
     }
@@ -54,7 +65,7 @@ std::vector<Planting> all_plantings(const Model& model) {
 }
 
 std::string_view right_cause(Kind kind, Stage stage) {
-  const bool choice = stage == stages::moe_router_indices;
+  const bool choice = is(stage, Role::choice);
   switch (kind) {
     case Kind::nan:
     case Kind::inf: return "nonfinite_origin";

@@ -66,10 +66,11 @@ double Movement::most(Site site, const test::Seen& values, int lane, const test:
   c.a = values.tensor();
   c.b = beside.tensor();
   if (is_per_expert(site.stage)) {
-    c.routing_a = clean_.at(lane, {stages::moe_router_indices, site.layer}).tensor();
-    c.routing_b = clean_.at(beside_lane, {stages::moe_router_indices, site.layer}).tensor();
+    c.routing_a = clean_.at(lane, site.sibling(Role::choice)).tensor();
+    c.routing_b = clean_.at(beside_lane, site.sibling(Role::choice)).tensor();
   }
   c.numerics = numerics_;
+  if (c.a.shape.row() == 1) c.in[0] = clean_.at(truth_lane, {c.step->in[0], site.layer}).tensor();
   double most = 0;
   for (const StepUnit& unit : units_of(c, run_.model().config())) most = std::max(most, unit.error);
   return most;

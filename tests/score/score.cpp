@@ -29,6 +29,7 @@ constexpr double least_right = 0.95;
 constexpr int most_between_unknown = 3;  // they are quickly tried: a sample has every third
 
 struct Settings {
+  std::string preset = "tiny";
   int seeds = 3;
   int every = 1;
   int clean = 200;
@@ -62,10 +63,12 @@ std::vector<Judged> judged_lanes(const std::string& numerics) {
   return lanes;
 }
 
-Contract contract_of(std::uint64_t seed, const std::vector<std::int32_t>& tokens, const Judged& judged) {
-  const std::string text = fmt::format(R"(
+Contract contract_of(const std::string& preset, std::uint64_t seed, const std::vector<std::int32_t>& tokens,
+                     const Judged& judged) {
+  const std::string text =
+      fmt::format(R"(
 metadata: {{id: score, version: 1.0.0, description: one fault or none, references: []}}
-model: {{synthetic: tiny, seed: {}}}
+model: {{synthetic: {}, seed: {}}}
 prompts: [{{id: p, tokens: [{}]}}]
 oracle: truth
 lanes:
@@ -73,17 +76,19 @@ lanes:
   free: {{backend: cpu, numerics: {}}}
   step: {{backend: cpu, numerics: {}, inputs: truth}}
 falsifiers:{})",
-                                       seed, fmt::join(tokens, ", "), judged.numerics, judged.numerics, judged.claims);
+                  preset, seed, fmt::join(tokens, ", "), judged.numerics, judged.numerics, judged.claims);
   return parse_contract(text, "score.yaml");
 }
 
 // Judges runs of synthetic models, each of which is made once for those that follow one another.
 class Runs {
  public:
+  explicit Runs(std::string preset) : preset_(std::move(preset)) {}
+
   // Points into a contract that lives until the next call.
   Verdict judge(std::uint64_t seed, const std::vector<std::int32_t>& tokens, const Judged& judged,
                 const std::string& fault = "") {
-    contract_ = contract_of(seed, tokens, judged);
+    contract_ = contract_of(preset_, seed, tokens, judged);
     RunOptions options;
     options.models = &models_;
     if (!fault.empty()) options.inject.push_back(parse_fault(fault, contract_));
@@ -91,6 +96,7 @@ class Runs {
   }
 
  private:
+  const std::string preset_;
   PluginHost host_{{MOE_DIAG_PLUGINS}};
   ModelCache models_;
   Contract contract_;
@@ -119,7 +125,7 @@ struct Score {
 
 class Scorer {
  public:
-  explicit Scorer(const Settings& settings) : settings_(settings) {}
+  explicit Scorer(const Settings& settings) : settings_(settings), runs_(settings.preset) {}
 
   void score_faults() {
     for (const std::string& numerics : settings_.numerics)
@@ -184,11 +190,12 @@ class Scorer {
 
   void score_model(const std::string& numerics, std::uint64_t seed) {
     SyntheticSpec spec;
+    spec.preset = settings_.preset;
     spec.seed = seed;
     const std::vector<std::int32_t> tokens = tokens_of(seed, 5);
     Movement movement(spec, numerics, tokens);
     const std::vector<Judged> lanes = judged_lanes(numerics);
-    const Contract contract = contract_of(seed, tokens, lanes[0]);
+    const Contract contract = contract_of(settings_.preset, seed, tokens, lanes[0]);
     const Program program = build_program(movement.model());
     for (const Planting& planting : all_plantings(movement.model())) {
       if (drawn_++ % settings_.every != 0) continue;
@@ -243,6 +250,7 @@ class Scorer {
 int run(int argc, char** argv) {
   CLI::App app("How often a report is right about planted faults and about runs without one", "score");
   Settings settings;
+  app.add_option("--preset", settings.preset, "the synthetic model")->capture_default_str();
   app.add_option("--seeds", settings.seeds, "models that faults are planted in")->capture_default_str();
   app.add_option("--every", settings.every, "plant only every so manyth fault: a sample")
       ->check(CLI::PositiveNumber)
