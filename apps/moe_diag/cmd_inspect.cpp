@@ -153,7 +153,7 @@ void print_config(const Model& model) {
   fmt::print("  experts     {}, {} used, {} wide{}\n", c.experts, c.used, c.expert_width,
              c.expert_widths.empty() ? "" : " at most: layers differ");
   const auto& own = model.architecture().own;
-  for (std::size_t i = 0; i < own.size(); ++i) fmt::print("  {:<11} {}\n", own[i], c.own[i]);
+  for (std::size_t i = 0; i < own.size(); ++i) fmt::print("  {}  {}\n", own[i], c.own[i]);
   fmt::print("  norms       RMS, epsilon {:g}\n", c.rms_eps);
   fmt::print("  output      {}\n", c.tied_output ? "token_embd (tied)" : "a tensor of its own");
   fmt::print("  parameters  {}, of which a token uses {} ({} without the embedding's table)\n", count_text(p.total),
@@ -166,10 +166,12 @@ void print_config(const Model& model) {
 
 void print_groups(const Model& model) {
   const std::vector<Group> groups = groups_of(model);
-  fmt::print("{:<14} {:<5} {:<18} {:>11} {:>7}  {}\n", "TENSOR", "TYPE", "SHAPE", "BYTES", "SHARE", "LAYERS");
+  std::size_t width = 14;
+  for (const Group& g : groups) width = std::max(width, g.role.size());
+  fmt::print("{:<{}} {:<5} {:<18} {:>11} {:>7}  {}\n", "TENSOR", width, "TYPE", "SHAPE", "BYTES", "SHARE", "LAYERS");
   for (const Group& g : groups)
-    fmt::print("{:<14} {:<5} {:<18} {:>11} {:>6.2f}%  {}\n", g.role, name_of(g.type), g.shape, size_text(g.bytes),
-               percent(g.bytes, model.bytes()), layers_text(g, model.config().layers));
+    fmt::print("{:<{}} {:<5} {:<18} {:>11} {:>6.2f}%  {}\n", g.role, width, name_of(g.type), g.shape,
+               size_text(g.bytes), percent(g.bytes, model.bytes()), layers_text(g, model.config().layers));
   fmt::print("\n{:<14} {:>8} {:>15} {:>7}\n", "TYPE", "TENSORS", "BYTES", "SHARE");
   for (const TypeBytes& t : bytes_by_type(model))
     fmt::print("{:<14} {:>8} {:>15} {:>6.2f}%\n", name_of(t.type), t.tensors, size_text(t.bytes),

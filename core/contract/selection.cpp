@@ -7,6 +7,7 @@
 #include <charconv>
 #include <stdexcept>
 
+#include "core/arch/architecture.hpp"
 #include "core/text/glob.hpp"
 #include "core/text/nearest.hpp"
 #include "core/text/quote.hpp"
@@ -70,6 +71,9 @@ StagePick pick_stages(std::string_view word, Stages stages) {
   if (is_glob)
     throw std::invalid_argument(
         fmt::format("no stage is called like '{}'. Known: {}", shown(word), listed(names_of(stages))));
+  if (all_stages().find(wanted))
+    throw std::invalid_argument(
+        fmt::format("the model's architecture has no stage '{}'. It has: {}", shown(word), listed(names_of(stages))));
   throw std::invalid_argument(unknown("stage", word, names_of(stages)));
 }
 

@@ -97,6 +97,8 @@ TEST_CASE("stages by name, alias, glob and all, in any case") {
   CHECK(pick_stages("*e*e*e*_*t", qwen3moe.stages).stages == Stages{stages::moe_expert_out});
   CHECK_THROWS_WITH(pick_stages("moe_fnn_out", qwen3moe.stages),
                     Catch::Matchers::Contains("did you mean 'moe_ffn_out'?"));
+  CHECK_THROWS_WITH(pick_stages("moe_shared_out", qwen3moe.stages),
+                    Catch::Matchers::Contains("the model's architecture has no stage 'moe_shared_out'. It has: emb"));
   CHECK_THROWS_WITH(pick_stages("moo*", qwen3moe.stages), Catch::Matchers::Contains("no stage is called like 'moo*'"));
 }
 
