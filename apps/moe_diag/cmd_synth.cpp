@@ -19,7 +19,8 @@ constexpr auto footer =
     R"(Weights are random, but of sizes that keep activations, attention, routing and logits like a trained model's; the
 same seed gives the same bytes on every machine. No download, no quantiser. q4_k_m mixes Q4_K and Q6_K by layer as
 llama.cpp does. Presets: tiny (4 layers, hidden 256, 12 experts of which 3 are used; 6 MB as q4_k_m), qwen3-30b-a3b
-(the shapes of Qwen3-30B-A3B; 17.28 GiB as q4_k_m, 48 layers).
+(the shapes of Qwen3-30B-A3B; 17.28 GiB as q4_k_m, 48 layers), tiny-qwen2moe and qwen1.5-moe-a2.7b (the same of
+Qwen2-MoE: 7 MB, and the shapes of Qwen1.5-MoE-A2.7B with 24 layers).
 
 Examples:
   moe-diag synth tiny.gguf                                           something to try contracts on

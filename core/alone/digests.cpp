@@ -115,7 +115,12 @@ class Reader {
     Digests::Key key{text(json, "prompt"), text(json, "lane"), {}, 0};
     const std::string stage = text(json, "stage");
     key.site.stage = stages_.find(stage);
-    if (!key.site.stage) refuse(fmt::format("\"stage\": the model has no stage '{}'", shown(stage)));
+    if (!key.site.stage)
+      throw Error(
+          ErrorKind::absent,
+          fmt::format("{}: holds digests of the stage '{}', which this model does not have: they are of another "
+                      "model, write them anew with `moe-diag digest`",
+                      path_, shown(stage)));
     const Json& layer = member(json, "layer");
     key.site.layer = layer.is_null() ? -1 : whole(layer, "a layer");
     if (key.site.layer > most_layers) refuse("a layer is too large");

@@ -34,7 +34,7 @@ struct ModelConfig;
 
 // A size that the rows of a stage are made of. Positions, the first dimension, are always there.
 struct Dim {
-  std::string_view symbol = "";                                   // "d"; empty: no dimension
+  std::string_view symbol{};                                      // "d"; empty: no dimension
   std::int64_t (*size)(const ModelConfig&, int layer) = nullptr;  // null: the length of the sequence
 };
 
@@ -46,9 +46,9 @@ struct StageInfo {
   Role role = Role::value;
   std::array<Dim, 2> row{};                   // after the position
   std::array<std::string_view, 3> weights{};  // GGUF names within the layer, ".weight" left out
-  std::string_view llama_cpp = "";            // what llama.cpp's graph calls it; empty: not there
-  std::string_view hf = "";                   // where HF transformers shows it; empty: fused away
-  std::string_view alias = "";                // empty: none
+  std::string_view llama_cpp{};               // what llama.cpp's graph calls it; empty: not there
+  std::string_view hf{};                      // where HF transformers shows it; empty: fused away
+  std::string_view alias{};                   // empty: none
   bool of_heads = false;                      // a row is vectors of head_dim values, one for each head
   bool sums_to_one = false;                   // the values of a row do
 

@@ -74,6 +74,7 @@ std::string stages_listed(Stages stages, const std::function<bool(Stage)>& fit) 
   std::vector<std::string> fitting, others;
   for (const Stage stage : stages) (fit(stage) ? fitting : others).emplace_back(name_of(stage));
   if (others.empty()) return "every stage";
+  if (fitting.empty()) return "no stage of the model's architecture";
   return fitting.size() > others.size() ? "every stage but " + listed(others) : listed(fitting);
 }
 

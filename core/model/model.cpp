@@ -158,7 +158,7 @@ class Finder {
 
   static std::string_view what_it_may_be(std::string_view name) {
     const auto has = [name](std::string_view part) { return name.find(part) != std::string_view::npos; };
-    if (name.ends_with(".bias")) return "biases are not supported";
+    if (name.ends_with(".bias")) return "this bias is not supported";
     if (has("_shexp")) return "shared experts are not supported";
     if (has("rope_freqs") || has("rope_factors")) return "RoPE frequency factors are not supported";
     if (has("attn_qkv") || has("ffn_gate_up_exps")) return "fused tensors are not supported";

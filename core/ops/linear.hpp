@@ -21,9 +21,9 @@ namespace moe_diag {
 
 extern const Operator linear_op;
 
-// Errors are expected in proportion to results. A matmul of one row has one, which may be near 0 where its terms cancel:
-// the root of the sum of their squares, by the result, and at least 1. For all other steps, 1. `input`: a row of the
-// step's first.
+// Errors are expected in proportion to results. A matmul of one row has one, which may be near 0 where its terms
+// cancel: the root of the sum of their squares, by the result, and at least 1. For all other steps, 1. `input`: a row
+// of the step's first.
 double cancellation(const Step& step, std::span<const double> input, double result);
 
 }  // namespace moe_diag

@@ -39,10 +39,11 @@ struct Cost {
 
 // The inputs of a step for some rows of a pass, on the host.
 struct StepInputs {
-  std::vector<int> positions;      // of the rows
-  int total = 0;                   // length of the whole sequence
-  std::array<host::Values, most_inputs> in;  // as Step::in, [rows, ...]; what is cached: of all positions up to the last
-  std::vector<int> stale;          // positions that stale_kv is planted at
+  std::vector<int> positions;  // of the rows
+  int total = 0;               // length of the whole sequence
+  std::array<host::Values, most_inputs>
+      in;                  // as Step::in, [rows, ...]; what is cached: of all positions up to the last
+  std::vector<int> stale;  // positions that stale_kv is planted at
 };
 
 // The rows of one step, to be computed rightly or with a fault.

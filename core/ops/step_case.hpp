@@ -42,7 +42,7 @@ std::string_view name_of(StepCause cause);  // "operator" for the last
 struct StepCase {
   const Step* step = nullptr;
   Stage stage;                           // the output of the step that is looked at
-  std::array<Tensor, most_inputs> in;              // as the lane had them, as step->in; null: not known
+  std::array<Tensor, most_inputs> in;    // as the lane had them, as step->in; null: not known
   std::span<const std::int32_t> tokens;  // of the rows; only for embed
   Tensor a, b;                           // the lane's output and the oracle's
   Tensor routing_a, routing_b;           // moe_router_indices, as each lane had them; only for per-expert stages

@@ -151,8 +151,15 @@ void read_expert_widths(const GgufFile& file, const MetadataReader& metadata, st
                         ModelConfig& c) {
   const std::string key = metadata.full("expert_feed_forward_length");
   const GgufEntry* entry = file.find(key);
-  if (!entry && when_absent) c.expert_width = *when_absent;
+  if (!entry && when_absent) {
+    if (*when_absent < 1)
+      refuse_file(file, "metadata key '{}' is missing, and what stands for it, '{}' by '{}', is {}", key,
+                  metadata.full("feed_forward_length"), metadata.full("expert_used_count"), *when_absent);
+    c.expert_width = *when_absent;
+  }
   if (entry && entry->type == GgufType::array) {
+    if (entry->count > 0 && file.integers(key).empty())
+      refuse_file(file, "metadata key '{}' is an array of {}, expected integers", key, name_of(entry->element));
     const std::vector<std::int64_t> widths = file.integers(key);
     if (widths.size() != static_cast<std::size_t>(c.layers))
       refuse_file(file, "metadata key '{}' has {} integers, expected one for each of {} layers", key, widths.size(),

@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "core/api/output_file.hpp"
@@ -31,6 +33,21 @@ bool is_manifest(const fs::path& path) {
   return json.is_object() && json.value("format", nlohmann::json()) == capture_format;
 }
 
+// The arrays that a complete capture lists: its stages may be those of another architecture.
+std::set<std::string> listed_in(const fs::path& manifest) {
+  std::set<std::string> files;
+  if (!fs::exists(manifest)) return files;
+  std::ifstream file(manifest, std::ios::binary);
+  const auto json = nlohmann::json::parse(file, nullptr, false);
+  if (!json.is_object() || json.value("format", nlohmann::json()) != capture_format) return files;
+  const auto tensors = json.find("tensors");
+  if (tensors == json.end() || !tensors->is_array()) return files;
+  for (const auto& tensor : *tensors)
+    if (tensor.is_object() && tensor.contains("file") && tensor["file"].is_string())
+      files.insert(tensor["file"].get<std::string>());
+  return files;
+}
+
 bool is_mark(const fs::path& path) {
   const std::string_view first_line = mark_text.substr(0, mark_text.find('\n'));
   std::string line;
@@ -44,16 +61,25 @@ bool is_layer_folder(std::string_view name) {
   return name.find_first_not_of("0123456789", prefix.size()) == std::string_view::npos;
 }
 
-bool is_array_name(std::string_view name, Stages stages, bool in_layer) {
+// What a capture may hold.
+struct Known {
+  Stages stages;
+  std::set<std::string> listed;  // relative paths
+};
+
+bool is_array_name(const fs::path& relative, const Known& known, bool in_layer) {
   const std::string_view suffix = ".npy";
+  const std::string file = relative.filename().string();
+  std::string_view name = file;
   if (!name.ends_with(suffix)) return false;
+  if (known.listed.count(relative.generic_string()) > 0) return true;
   name.remove_suffix(suffix.size());
-  const Stage stage = stages.find(name);
+  const Stage stage = known.stages.find(name);
   return stage && (info(stage).scope == Scope::layer) == in_layer;
 }
 
 // True for what a capture may hold at this place: <prompt>/<lane>/[layer_07/]<stage>.npy and the two files on top.
-bool belongs(const fs::path& relative, const fs::file_status& status, Stages stages) {
+bool belongs(const fs::path& relative, const fs::file_status& status, const Known& known) {
   const std::vector<std::string> parts(relative.begin(), relative.end());
   const std::string& name = parts.back();
   if (fs::is_directory(status)) return parts.size() <= 2 || (parts.size() == 3 && is_layer_folder(name));
@@ -61,8 +87,8 @@ bool belongs(const fs::path& relative, const fs::file_status& status, Stages sta
   if (parts.size() == 1)
     return name == manifest_name || name == mark_name || name.starts_with(std::string(manifest_name) + ".partial-") ||
            name.starts_with(std::string(mark_name) + ".partial-");
-  if (parts.size() == 3) return is_array_name(name, stages, false);
-  return parts.size() == 4 && is_layer_folder(parts[2]) && is_array_name(name, stages, true);
+  if (parts.size() == 3) return is_array_name(relative, known, false);
+  return parts.size() == 4 && is_layer_folder(parts[2]) && is_array_name(relative, known, true);
 }
 
 struct Content {
@@ -71,12 +97,13 @@ struct Content {
 };
 
 Content content_of(const fs::path& root, Stages stages) {
+  const Known known{stages, listed_in(root / manifest_name)};
   Content content;
   std::error_code error;
   fs::recursive_directory_iterator entry(root, error), end;
   for (; !error && entry != end; entry.increment(error)) {
     const fs::file_status status = entry->symlink_status();
-    if (!belongs(entry->path().lexically_relative(root), status, stages) &&
+    if (!belongs(entry->path().lexically_relative(root), status, known) &&
         (content.foreign.empty() || entry->path() < content.foreign))
       content.foreign = entry->path();
     (fs::is_directory(status) ? content.folders : content.files).push_back(entry->path());

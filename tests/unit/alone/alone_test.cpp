@@ -350,13 +350,17 @@ TEST_CASE("a file that holds no digests ends the run before anything is computed
   refused(changed("\"moe-diag digests\"", "\"moe-diag capture\""), "not a file of digests");
   refused(changed("\"format_version\": 2", "\"format_version\": 1"), "format_version");
   refused(changed("\"sites\"", "\"places\""), "\"sites\" is missing");
-  refused(changed("\"stage\":\"embedding\"", "\"stage\":\"embeding\""), "the model has no stage");
   refused(changed("\"positions\":[0,", "\"positions\":["), "4 positions and 5 digests");
   refused(changed("\"positions\":[0,1", "\"positions\":[1,1"), "two digests of one row");
   refused(changed("\"positions\":[0,", "\"positions\":[-1,"), "position");
   refused(changed("\"xxh3\":[\"", "\"xxh3\":[\"x"), "hexadecimal");
   refused(changed("\"tokens\":[3", "\"tokens\":[1e9"), "token");
   refused(changed("\"numerics\":\"f32\"", "\"numerics\":32"), "\"numerics\": expected text");
+  // Of a model with other stages.
+  write_text(made.file(), changed("\"stage\":\"embedding\"", "\"stage\":\"moe_shared_out\""));
+  const Finished other = made.run();
+  CHECK(other.code == 3);
+  CHECK_THAT(other.out, Contains("the stage 'moe_shared_out', which this model does not have"));
 }
 
 TEST_CASE("what has nothing to digest says so") {

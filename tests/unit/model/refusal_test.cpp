@@ -242,7 +242,7 @@ TEST_CASE("missing, misshapen, mistyped and extra tensors are refused by name") 
     return refused.of([&name](Draft& d) { d.tensors[name] = {BlockType::f32, {8}}; });
   };
   CHECK(with("blk.0.attn_q.bias") ==
-        "tensor 'blk.0.attn_q.bias' is no part of a qwen3moe model: biases are not supported");
+        "tensor 'blk.0.attn_q.bias' is no part of a qwen3moe model: this bias is not supported");
   CHECK_THAT(with("rope_freqs.weight"), Catch::Matchers::Contains("RoPE frequency factors are not supported"));
   CHECK_THAT(with("blk.0.ffn_up_shexp.weight"), Catch::Matchers::Contains("shared experts are not supported"));
   CHECK_THAT(with("blk.0.ffn_gate.weight"), Catch::Matchers::Contains("dense feed-forward layers"));

@@ -168,6 +168,19 @@ TEST_CASE("a capture that is there is refused, and replaced whole with overwrite
   CHECK(open(true) == "no error");
 }
 
+TEST_CASE("a complete capture of another architecture is replaced, too") {
+  TemporaryFolder folder;
+  MadeRun run(folder.str());
+  capture(run.info, {made_event(0, 0, {stages::q_norm, 1}, {9}, DType::f32, {4, 6}, 5)});
+  run.info.model.config.stages = qwen2moe.stages;
+  run.info.overwrite = false;
+  const auto open = [&] { return error_of([&] { loaded_sink("npy", {{"dir", "dump"}})->open(run.info); }); };
+  CHECK_THAT(open(), Contains("holds a complete capture"));
+  run.info.overwrite = true;
+  CHECK(open() == "no error");
+  CHECK_FALSE(fs::exists(folder / "dump/short"));
+}
+
 TEST_CASE("files of somebody else are never removed") {
   const std::vector<std::string> foreign = {"notes.txt",
                                             "short/notes.txt",
