@@ -51,8 +51,8 @@ struct ModelConfig {
   }
 };
 
-// By stage: the layer whose rows are the longest; -1 for stages of no layer. A buffer that holds one layer at a time is
-// as large.
+// The layer in which each stage has its longest rows; -1 for stages of no layer. A buffer that holds one layer at a
+// time needs the room of that one.
 inline std::vector<int> widest_layers(const ModelConfig& config) {
   std::vector<int> widest;
   for (const Stage stage : config.stages) {

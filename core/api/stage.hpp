@@ -12,11 +12,12 @@
 
 namespace moe_diag {
 
-// Where in a forward pass a stage stands.
+// A stage stands before the layers, in each of them, or behind them.
 enum class Scope : std::uint8_t { before_layers, layer, after_layers };
 enum class Payload : std::uint8_t { values, indices };
 
-// What a stage is to the rest of its model. Of roles that name one stage an architecture has one or none.
+// The part that a stage plays in its model. An architecture has several stages of the roles value, key_values and
+// expert_values, and at most one of every other role.
 enum class Role : std::uint8_t {
   value,           // none of those below
   key_values,      // [T, heads, S]: a value for each key up to the row's own position
@@ -52,7 +53,7 @@ struct StageInfo {
   bool of_heads = false;                      // a row is vectors of head_dim values, one for each head
   bool sums_to_one = false;                   // the values of a row do
 
-  // Where it stands in the table of its architecture, which has `count` rows in forward order.
+  // Place in the table of its architecture, which has `count` rows in forward order.
   std::uint16_t index = 0, count = 1;
 };
 
@@ -129,7 +130,7 @@ class Stages {
   constexpr std::size_t size() const { return rows_.size(); }
   constexpr Stage operator[](std::size_t index) const { return Stage(rows_[index]); }
 
-  // By name; no stage when there is none of it.
+  // The stage of that name; no stage when there is none.
   constexpr Stage find(std::string_view name) const {
     for (const StageInfo& row : rows_)
       if (row.name == name) return Stage(row);

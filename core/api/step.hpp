@@ -56,7 +56,7 @@ struct Step {
   Params params;
   bool want = true;  // false: nobody looks at the outputs, a backend need not store them
 
-  // Of weight i; null when it has none.
+  // The bias of weight i; null when it has none.
   const Weight* bias(std::size_t i) const { return i < biases.size() ? biases[i] : nullptr; }
 };
 

@@ -66,7 +66,7 @@ ModelConfig read_config(const GgufFile& file) {
   const MetadataReader metadata(file, qwen2moe.name);
   sizes::refuse_others(metadata, known_keys, switches);
   ModelConfig config = sizes::read(file, metadata, sizes::HeadDim::by_default);
-  // Where they are absent llama.cpp takes both widths from that of dense layers.
+  // llama.cpp derives both widths from feed_forward_length where their keys are absent.
   const bool has_dense = file.find(metadata.full("feed_forward_length")) != nullptr;
   std::optional<int> dense;
   if (has_dense) dense = metadata.size("feed_forward_length");

@@ -30,7 +30,7 @@ class Sighting {
 
   // Another stage of the same layer as the lane holds it now, replaced inputs included.
   Tensor now(int lane, Stage stage);
-  // That of a role; null when the model has none.
+  // The stage of that role; null when the model has none.
   Tensor now(int lane, Role role) {
     const Stage stage = site.stage.sibling(role);
     return stage ? now(lane, stage) : Tensor();

@@ -136,7 +136,8 @@ double error_of(const StepCase& c, const StepUnit& unit, std::span<const std::in
   for (std::size_t k = 0; k < elements.size(); ++k) {
     const double a = value_at(c.a, unit.in_a(elements[k])), p = predicted[k];
     const bool finite = std::fabs(p) <= largest;  // false for NaN
-    // Near the largest value one may overflow and the other not. A NaN comes of no overflow of one product.
+    // One of two values near the largest may overflow. A NaN in the prediction is no overflow: it comes from the
+    // weights.
     if (finite != std::isfinite(a) && !std::isnan(p) && std::fmin(std::fabs(p), std::fabs(a)) > largest / 1e4) continue;
     if (finite != std::isfinite(a)) return std::numeric_limits<double>::infinity();
     if (!finite) continue;

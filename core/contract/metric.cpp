@@ -40,7 +40,7 @@ bool has_stage(Metric metric) {
 
 namespace {
 
-// Of a row of one value, which may be near 0, errors in proportion say nothing.
+// A row of one value may be near 0: its relative error says nothing.
 bool has_one_value(Stage stage) { return info(stage).row[0].symbol == "1"; }
 
 }  // namespace

@@ -55,7 +55,7 @@ constexpr const MetricInfo& info(Metric metric) { return metric_table[static_cas
 std::vector<std::string> metric_names();
 // The stages that fit, for messages: "every stage but moe_router_indices".
 std::string stages_listed(Stages stages, const std::function<bool(Stage)>& fit);
-// Those at which the metric can be computed.
+// The stages at which the metric can be computed, listed as above.
 std::string fitting_stages(Metric metric, Stages stages);
 
 // Why the bound is no claim about the metric (it holds or fails whatever is computed, or points the wrong way); empty

@@ -27,7 +27,7 @@ struct SyntheticSpec {
 };
 
 std::vector<std::string_view> synthetic_presets();
-// Of the preset of that name. Throws Error(usage) when there is none.
+// The architecture of a preset. Throws Error(usage) for a name that no preset has.
 const Architecture& synthetic_architecture(std::string_view preset);
 std::vector<std::string_view> synthetic_quants();
 

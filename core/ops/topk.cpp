@@ -37,7 +37,7 @@ double squared_error(const Step& step, const ModelConfig& config, const Predicte
   return (used > 1 ? 2 + (used - 1) / 2 : 1) * numerics.unit;
 }
 
-// What a slot gets, from the probabilities of the experts chosen. `total` is what they are divided by: their sum, or 1.
+// The weight of a slot, made from the probabilities of the experts chosen. `total` is their divisor: their sum, or 1.
 using Share = double (*)(const host::Values& chosen, std::size_t slot, double total);
 
 double sum(const host::Values& chosen) {

@@ -50,7 +50,7 @@ Model made(const std::string& preset, const std::string& quant, int layers) {
   return Model::synthetic(spec);
 }
 
-// Of rows of one value, which may be near 0: in proportion to the terms that it is the sum of.
+// The largest error of rows of one value, each in proportion to the terms of its sum: the value may be near 0.
 double worst_value(const Step& step, const Tensor& input, const Tensor& a, const Tensor& b) {
   double worst = 0;
   for (std::int64_t r = 0; r < b.shape[0]; ++r) {

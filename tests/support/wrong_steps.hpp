@@ -280,7 +280,7 @@ class Faults {
       add(StepCause::wrong_tensor, "another layer's norm", norm(host::decode_row(Matrix(other_layer(0)), 0), true));
   }
 
-  // What of the row is rotated.
+  // The columns of a row that are rotated.
   Values heads(std::int64_t r) const {
     const Values row = host::values_of(case_.in[0], r, 1);
     const auto from = row.begin() + step_.params.offset;

@@ -9,11 +9,11 @@
 // The steps and tensors that layers of several architectures have, as core/arch/shared/stage_rows.hpp has their stages.
 namespace moe_diag::layers {
 
-// From the rotated queries and keys to the residual stream: reads `x`, which goes past the attention, and writes
+// Attention, from the rotated queries and keys to the residual stream: reads `x`, which goes past it, and writes
 // post_attn_residual.
 void add_attention(ProgramBuilder& program, int layer, std::string_view x);
 
-// From ffn_norm to the sum of the experts chosen, moe_ffn_out.
+// Router and experts, from ffn_norm to the sum of the experts chosen, moe_ffn_out.
 // `renormalised`: the weights of the experts chosen are divided by their sum.
 void add_experts(ProgramBuilder& program, int layer, bool renormalised);
 

@@ -86,7 +86,7 @@ class CpuLane final : public Lane {
 
   std::vector<T>& slot(Stage stage) { return values_[stage.index()]; }
   T* row(Stage stage, std::int64_t r) { return slot(stage).data() + (r - first_row(stage)) * row_size(stage); }
-  // Of the layer that its buffer holds.
+  // Values of a row of the stage, in the layer that its buffer holds.
   std::int64_t row_size(Stage stage) const {
     return config_.shape_of({stage, layer_[stage.index()]}, 1, pass_total_).count();
   }

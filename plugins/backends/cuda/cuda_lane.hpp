@@ -99,7 +99,7 @@ class CudaLane final : public Lane {
   float* slot(Stage stage) const { return buffers_[stage.index()].as<float>(); }
   std::int32_t* indices() const { return buffers_[config_.stages.of(Role::choice).index()].as<std::int32_t>(); }
   float* row(Stage stage, std::int64_t r) const { return slot(stage) + (r - first_row(stage)) * row_size(stage); }
-  // Of the layer that its buffer holds.
+  // Values of a row of the stage, in the layer that its buffer holds.
   std::int64_t row_size(Stage stage) const {
     return config_.shape_of({stage, layer_[stage.index()]}, 1, total_).count();
   }

@@ -15,7 +15,7 @@ bool are(std::span<const Step> steps, std::initializer_list<Op> ops) {
 // True when input `i` of `to` is the first output of `from`.
 bool feeds(const Step& from, const Step& to, std::size_t i) { return to.in[i] == from.out[0]; }
 
-// True when the step computes nothing else than these parameters say, with so many weights.
+// True when the step has exactly these parameters, so many weights, and no bias.
 bool has_only(const Step& step, const Params& params, std::size_t weights = 0) {
   return step.params == params && step.weights.size() == weights && step.biases.size() == 0;
 }

@@ -61,7 +61,7 @@ bool is_layer_folder(std::string_view name) {
   return name.find_first_not_of("0123456789", prefix.size()) == std::string_view::npos;
 }
 
-// What a capture may hold.
+// The arrays that a capture may hold.
 struct Known {
   Stages stages;
   std::set<std::string> listed;  // relative paths

@@ -356,7 +356,7 @@ TEST_CASE("a file that holds no digests ends the run before anything is computed
   refused(changed("\"xxh3\":[\"", "\"xxh3\":[\"x"), "hexadecimal");
   refused(changed("\"tokens\":[3", "\"tokens\":[1e9"), "token");
   refused(changed("\"numerics\":\"f32\"", "\"numerics\":32"), "\"numerics\": expected text");
-  // Of a model with other stages.
+  // A model with other stages wrote these.
   write_text(made.file(), changed("\"stage\":\"embedding\"", "\"stage\":\"moe_shared_out\""));
   const Finished other = made.run();
   CHECK(other.code == 3);
