@@ -7,8 +7,8 @@
 #include <limits>
 #include <span>
 
-#include "core/forward/program.hpp"
 #include "core/lane/lanes.hpp"
+#include "core/model/program.hpp"
 #include "core/plan/workload.hpp"
 
 namespace moe_diag {

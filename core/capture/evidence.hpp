@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "core/forward/program.hpp"
+#include "core/model/program.hpp"
 #include "core/plan/plan.hpp"
 #include "core/verdict/verdict.hpp"
 

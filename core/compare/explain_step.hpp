@@ -4,8 +4,8 @@
 #include <string>
 
 #include "core/compare/footprint.hpp"
-#include "core/forward/program.hpp"
 #include "core/model/model.hpp"
+#include "core/model/program.hpp"
 #include "core/ops/step_case.hpp"
 
 namespace moe_diag {

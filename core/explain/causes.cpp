@@ -10,7 +10,7 @@
 #include <tuple>
 
 #include "core/explain/model_blocks.hpp"
-#include "core/forward/program.hpp"
+#include "core/model/program.hpp"
 #include "core/verdict/controls.hpp"
 
 namespace moe_diag {

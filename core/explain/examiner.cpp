@@ -6,7 +6,7 @@
 
 #include "core/compare/measure.hpp"
 #include "core/compare/step_units.hpp"
-#include "core/forward/program.hpp"
+#include "core/model/program.hpp"
 #include "core/ops/operator.hpp"
 #include "core/ops/predicted.hpp"
 #include "core/ops/values.hpp"

@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "core/forward/program.hpp"
 #include "core/lane/lanes.hpp"
+#include "core/model/program.hpp"
 
 namespace moe_diag {
 

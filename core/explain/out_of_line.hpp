@@ -4,8 +4,8 @@
 #include <span>
 #include <vector>
 
-#include "core/forward/program.hpp"
 #include "core/lane/lanes.hpp"
+#include "core/model/program.hpp"
 
 namespace moe_diag {
 

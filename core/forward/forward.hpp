@@ -8,7 +8,7 @@
 #include "core/bus/bus.hpp"
 #include "core/bus/fault.hpp"
 #include "core/forward/given_inputs.hpp"
-#include "core/forward/program.hpp"
+#include "core/model/program.hpp"
 
 namespace moe_diag {
 

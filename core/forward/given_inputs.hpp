@@ -5,9 +5,9 @@
 
 #include "core/api/step.hpp"
 #include "core/contract/contract.hpp"
-#include "core/forward/program.hpp"
 #include "core/forward/sequence.hpp"
 #include "core/lane/lanes.hpp"
+#include "core/model/program.hpp"
 
 namespace moe_diag {
 

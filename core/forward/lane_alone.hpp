@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/bus/bus.hpp"
-#include "core/forward/program.hpp"
+#include "core/model/program.hpp"
 
 namespace moe_diag {
 

@@ -9,10 +9,10 @@
 
 #include "core/api/stage.hpp"
 #include "core/contract/contract.hpp"
-#include "core/forward/program.hpp"
 #include "core/forward/sequence.hpp"
 #include "core/lane/lanes.hpp"
 #include "core/model/model.hpp"
+#include "core/model/program.hpp"
 
 namespace moe_diag {
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "core/api/sink.hpp"
-#include "core/forward/program.hpp"
+#include "core/model/program.hpp"
 #include "core/ops/operator.hpp"
 #include "core/plan/plan.hpp"
 

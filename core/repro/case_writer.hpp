@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "core/forward/program.hpp"
 #include "core/forward/sequences.hpp"
 #include "core/model/model.hpp"
+#include "core/model/program.hpp"
 #include "core/plugin/host.hpp"
 #include "core/repro/case_folder.hpp"
 #include "core/repro/case_text.hpp"

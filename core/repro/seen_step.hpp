@@ -5,7 +5,7 @@
 
 #include "core/bus/bus.hpp"
 #include "core/contract/contract.hpp"
-#include "core/forward/program.hpp"
+#include "core/model/program.hpp"
 
 namespace moe_diag {
 

@@ -9,7 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/compare/measure.hpp"
-#include "core/forward/program.hpp"
+#include "core/model/program.hpp"
 #include "core/ops/linear.hpp"
 #include "core/ops/predicted.hpp"
 #include "tests/support/caches.hpp"

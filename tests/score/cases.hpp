@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "core/contract/fault.hpp"
-#include "core/forward/program.hpp"
 #include "core/model/model.hpp"
+#include "core/model/program.hpp"
 
 namespace moe_diag::score {
 

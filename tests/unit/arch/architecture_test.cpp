@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "core/forward/program.hpp"
 #include "core/model/model.hpp"
+#include "core/model/program.hpp"
 #include "tests/support/catch.hpp"
 
 namespace moe_diag {

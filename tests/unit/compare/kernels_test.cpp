@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "core/compare/explain_step.hpp"
-#include "core/forward/program.hpp"
+#include "core/model/program.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/stages.hpp"
 

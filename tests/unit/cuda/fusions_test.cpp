@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "core/forward/program.hpp"
 #include "core/model/model.hpp"
+#include "core/model/program.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/stages.hpp"
 

@@ -7,7 +7,7 @@
 
 #include "core/compare/measure.hpp"
 #include "core/compare/samples.hpp"
-#include "core/forward/program.hpp"
+#include "core/model/program.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
 #include "tests/support/stages.hpp"

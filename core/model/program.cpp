@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/forward/program.hpp"
+#include "core/model/program.hpp"
 
 #include <algorithm>
 #include <vector>
