@@ -44,7 +44,8 @@ ALIASES = {
     "moe_expert_swigl": "moe_expert_swiglu",
     "layer_output": "post_ffn_residual",
 }
-DTYPES = {"f32": numpy.dtype("<f4"), "f64": numpy.dtype("<f8"), "i32": numpy.dtype("<i4")}
+DTYPES = {"f32": numpy.dtype("<f4"), "f64": numpy.dtype("<f8"), "i32": numpy.dtype("<i4"), "f16": numpy.dtype("<f2"),
+          "bf16": numpy.dtype("V2")}  # fmt: skip
 FORMAT, NEWEST_VERSION = "moe-diag capture", 1
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PIECE = 1 << 24  # bytes that are digested at a time
@@ -62,7 +63,7 @@ class Tensor:
     lane: str
     layer: int | None  # None: a stage of the whole model
     stage: str
-    dtype: str  # f32, f64 or i32
+    dtype: str  # f32, f64, i32, f16 or bf16; numpy has no bf16, so that such an array is read as float32, exactly
     shape: tuple  # positions first
     positions: tuple = field(repr=False)  # absolute, ascending: one a row
     place: str = field(repr=False)  # file in the folder, or array in the file
@@ -283,16 +284,20 @@ class _Folder:
         ]
 
     def read(self, tensor):
+        array = self._load(tensor)
+        return _single(array) if array.dtype == DTYPES["bf16"] else array
+
+    def _load(self, tensor):
         return numpy.load(self.path / tensor.place, mmap_mode="r" if 0 not in tensor.shape else None, allow_pickle=False)
 
     def mistake(self, tensor):
         try:
-            array = self.read(tensor)
+            array = self._load(tensor)
         except (OSError, ValueError) as error:
             return f"cannot be read: {error}"
         size = (self.path / tensor.place).stat().st_size - 128
         wanted = array.nbytes
-        return _mistake(tensor, array) or (f"has {size} bytes of values, expected {wanted}" if size != wanted else "")
+        return _mistake(tensor, array, array.dtype) or (f"has {size} bytes of values, expected {wanted}" if size != wanted else "")
 
     def pieces(self, tensor):
         with open(self.path / tensor.place, "rb") as file:
@@ -327,7 +332,8 @@ class _File:
         if not isinstance(item, self._dataset):
             return
         at = {key: _plain(value) for key, value in item.attrs.items()}
-        dtype = next((name for name, dtype in DTYPES.items() if dtype == item.dtype), str(item.dtype))
+        stored = _stored_type(item)
+        dtype = next((name for name, dtype in DTYPES.items() if dtype == stored), str(stored))
         positions = tuple(int(p) for p in at["positions"])
         self.tensors.append(Tensor(at["prompt"], at["lane"], at.get("layer"), at["stage"], dtype, item.shape, positions,
                                    place, at["xxh3"]))  # fmt: skip
@@ -348,7 +354,7 @@ class _File:
         return self._file[tensor.place][...]
 
     def mistake(self, tensor):
-        return _mistake(tensor, self._file[tensor.place])
+        return _mistake(tensor, self._file[tensor.place], _stored_type(self._file[tensor.place]))
 
     def pieces(self, tensor):
         array = self._file[tensor.place]
@@ -356,7 +362,8 @@ class _File:
             return
         rows = max(1, PIECE // (array.nbytes // len(array)))
         for first in range(0, len(array), rows):
-            yield numpy.ascontiguousarray(array[first : first + rows])
+            piece = numpy.ascontiguousarray(array[first : first + rows])
+            yield (piece.view("<u4") >> 16).astype("<u2") if tensor.dtype == "bf16" else piece
 
 
 def _capture_in(folder):
@@ -417,10 +424,20 @@ def _check_format(path, manifest):
         )
 
 
-def _mistake(tensor, array):
-    """Why an array is not what is said of it; empty: it is."""
-    if array.dtype != DTYPES.get(tensor.dtype) or array.shape != tensor.shape:
-        return f"is {array.dtype} {array.shape}, expected {tensor.dtype} {tensor.shape}"
+def _single(array):
+    """The values of an array of bf16, which numpy reads as pairs of bytes."""
+    return (numpy.ascontiguousarray(array).view("<u2").astype("<u4") << 16).view("<f4")
+
+
+def _stored_type(dataset):
+    """h5py reads bf16 as float32."""
+    return DTYPES["bf16"] if dataset.dtype == DTYPES["f32"] and dataset.id.get_type().get_size() == 2 else dataset.dtype
+
+
+def _mistake(tensor, array, dtype):
+    """Why an array of that type is not what is said of it; empty: it is."""
+    if dtype != DTYPES.get(tensor.dtype) or array.shape != tensor.shape:
+        return f"is {dtype} {array.shape}, expected {tensor.dtype} {tensor.shape}"
     if len(array) != len(tensor.positions):
         return f"has {len(array)} rows, expected one for each of {len(tensor.positions)} positions"
     return ""

@@ -30,6 +30,13 @@ Contract alone_with_threads(const LaneSpec& spec, int threads) {
   return contract;
 }
 
+float printed(F16 value) { return value; }
+float printed(BF16 value) { return value; }
+template <class T>
+T printed(T value) {
+  return value;
+}
+
 // A value so that it can be told from any other; NaN with its bits.
 template <class T, class Bits>
 std::string exact(const std::byte* at) {
@@ -37,13 +44,18 @@ std::string exact(const std::byte* at) {
   Bits bits;
   std::memcpy(&value, at, sizeof value);
   std::memcpy(&bits, at, sizeof bits);
-  return std::isnan(static_cast<double>(value)) ? fmt::format("nan (0x{:x})", bits) : fmt::format("{}", value);
+  return std::isnan(static_cast<double>(value)) ? fmt::format("nan (0x{:x})", bits) : fmt::format("{}", printed(value));
 }
 
 std::string exact(const SeenRow& row, std::size_t element) {
   const std::byte* at = row.bytes.data() + element * size_of(row.dtype);
-  if (row.dtype == DType::f64) return exact<double, std::uint64_t>(at);
-  if (row.dtype == DType::f32) return exact<float, std::uint32_t>(at);
+  switch (row.dtype) {
+    case DType::f64: return exact<double, std::uint64_t>(at);
+    case DType::f32: return exact<float, std::uint32_t>(at);
+    case DType::f16: return exact<F16, std::uint16_t>(at);
+    case DType::bf16: return exact<BF16, std::uint16_t>(at);
+    case DType::i32: break;
+  }
   return exact<std::int32_t, std::uint32_t>(at);
 }
 
@@ -143,13 +155,13 @@ void Identity::record_on(Lanes& lanes, int lane, const Circumstances& how, SeenR
   std::vector<bool> active(lanes.size(), false);
   active[static_cast<std::size_t>(lane)] = true;
   std::optional<Forward> faulty;
-  if (fault) faulty.emplace(parts_.model, lanes, bus, std::vector<PlantedFault>{{lane, *fault}}, active);
-  LaneAlone alone(parts_.model, lanes, lane);
+  if (fault) faulty.emplace(lanes, bus, std::vector<PlantedFault>{{lane, *fault}}, active);
+  LaneAlone alone(lanes, lane);
   for (std::size_t p = 0; p < watched_.positions.size(); ++p) {
     if (watched_.positions[p].empty()) continue;
     const auto prompt = static_cast<int>(p);
     for (const Stretch& stretch : stretches(prompt, how)) {
-      const Pass pass = pass_over(parts_.sequences.tokens(prompt), stretch, parts_.plan.head_first[p]);
+      const Pass pass = pass_over(parts_.sequences.sequence(prompt), stretch, parts_.plan.head_first[p]);
       if (faulty)
         faulty->pass(pass, prompt);
       else

@@ -38,8 +38,8 @@ class Stopwatch {
         spec_(parts.contract.prompts[static_cast<std::size_t>(prompt)]),
         prompt_(prompt),
         everything_(lane),
-        alone_(parts.model, parts.lanes, lane),
-        watched_(parts.model, parts.lanes, bus_, {}, only(lane)) {
+        alone_(parts.lanes, lane),
+        watched_(parts.lanes, bus_, {}, only(lane)) {
     bus_.add(everything_);
   }
 
@@ -68,7 +68,7 @@ class Stopwatch {
   Times time(const RunPass& run) {
     Times times;
     for (const Stretch& stretch : parts_.sequences.stretches(prompt_)) {
-      const Pass pass = pass_over(parts_.sequences.tokens(prompt_), stretch,
+      const Pass pass = pass_over(parts_.sequences.sequence(prompt_), stretch,
                                   parts_.plan.head_first[static_cast<std::size_t>(prompt_)]);
       const auto start = std::chrono::steady_clock::now();
       run(pass);

@@ -19,10 +19,14 @@ struct PromptInfo {
   int generated = 0;
 };
 
+struct ModelInfo;
+
 struct LaneInfo {
   std::string_view name, backend, numerics, device, instruction_set;
-  DType values = DType::f32;
-  bool runs = true;  // false: its backend or device is absent, no event comes from it
+  DType values = DType::f32;         // type of its values, where `storage` does not say otherwise
+  bool runs = true;                  // false: its backend or device is absent, no event comes from it
+  std::span<const DType> storage{};  // by Stage::index(): the type that the values of a stage are kept in; may be empty
+  const ModelInfo* model = nullptr;  // that it computes
 };
 
 // Digests a model behind the run.

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/api/blocks.hpp"
+#include "core/api/cache.hpp"
 #include "core/api/stage.hpp"
 #include "core/api/tensor.hpp"
 
@@ -30,8 +31,9 @@ struct ModelConfig {
   float rope_theta = 0;
   bool tied_output = false;             // no output.weight: the head uses token_embd.weight
   std::vector<int> expert_widths = {};  // of each layer, where they differ
-  std::array<int, 8> own = {};          // numbers that the architecture alone knows
+  std::array<double, 16> own = {};      // numbers that the architecture alone knows
   Stages stages = {};                   // of its architecture
+  Caches caches = {};                   // of its architecture
 
   int q_width() const { return heads * head_dim; }
   int kv_width() const { return kv_heads * head_dim; }
@@ -48,6 +50,14 @@ struct ModelConfig {
       if (!dim.symbol.empty())
         shape.dims[static_cast<std::size_t>(shape.rank++)] = dim.size ? dim.size(*this, site.layer) : sequence;
     return shape;
+  }
+
+  // Values that a cache has of one position of a layer, or of its state. 0: the layer has no such cache.
+  std::int64_t cache_width(Cache cache, int layer) const {
+    std::int64_t width = 1;
+    for (const Dim& dim : info(cache).row)
+      if (!dim.symbol.empty()) width *= dim.size(*this, layer);
+    return width;
   }
 };
 

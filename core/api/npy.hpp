@@ -26,6 +26,8 @@ constexpr std::string_view npy_type(DType dtype) {
     case DType::f32: return "<f4";
     case DType::f64: return "<f8";
     case DType::i32: return "<i4";
+    case DType::f16: return "<f2";
+    case DType::bf16: return "<V2";  // numpy has no such type: two bytes, as ml_dtypes writes them
   }
   return "";
 }

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <initializer_list>
 #include <type_traits>
+#include <variant>
 
+#include "core/api/cache.hpp"
 #include "core/api/model.hpp"
 #include "core/api/op.hpp"
+#include "core/api/params.hpp"
 #include "core/api/stage.hpp"
 
 namespace moe_diag {
@@ -26,23 +30,24 @@ class Few {
   constexpr std::size_t size() const { return size_; }
   constexpr const T& operator[](std::size_t i) const { return items_[i]; }
 
+  friend constexpr bool operator==(const Few& a, const Few& b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end());
+  }
+
  private:
   std::array<T, N> items_{};
   std::size_t size_ = 0;
 };
 
-inline constexpr std::size_t most_inputs = 6, most_outputs = 2, most_weights = 4;  // of a step
+inline constexpr std::size_t most_inputs = 6, most_outputs = 2, most_weights = 4, most_caches = 2;  // of a step
 
-struct Params {
-  int offset = 0;             // rms_norm, rope, mix: first column read
-  int width = 0;              // rms_norm: values per group
-  double eps = 0;             // rms_norm
-  double theta = 0;           // rope
-  double scale = 1;           // scores
-  bool causal = false;        // softmax
-  bool renormalised = false;  // topk: the weights are divided by their sum
+// A cache that a step reads, of all positions up to the last of the pass.
+struct CacheUse {
+  Cache cache;
+  int input = -1;  // the input whose rows of the pass it gets before; -1: the operator itself moves a state on
+  int column = 0;  // the first column that goes into it, of as many as a row of the cache has
 
-  friend constexpr bool operator==(const Params&, const Params&) = default;
+  friend constexpr bool operator==(const CacheUse&, const CacheUse&) = default;
 };
 
 // One operator of the program at one layer.
@@ -53,14 +58,29 @@ struct Step {
   Few<Stage, most_outputs> out;
   Few<const Weight*, most_weights> weights;
   Few<const Weight*, most_weights> biases;  // linear: as many as weights, or none; null where one weight has none
-  Params params;
+  Few<CacheUse, most_caches> caches;
+  Params params;     // of the operator's own type
   bool want = true;  // false: nobody looks at the outputs, a backend need not store them
+
+  // The parameters, of the type that the operator has.
+  template <class P>
+  constexpr const P& as() const {
+    return std::get<P>(params);
+  }
 
   // The bias of weight i; null when it has none.
   const Weight* bias(std::size_t i) const { return i < biases.size() ? biases[i] : nullptr; }
+
+  // The cache that gets the rows of input i; null when none does. The step reads that input of all positions so far.
+  const CacheUse* cached(std::size_t i) const {
+    for (const CacheUse& use : caches)
+      if (use.input == static_cast<int>(i)) return &use;
+    return nullptr;
+  }
+
+  friend bool operator==(const Step&, const Step&) = default;
 };
 
-// Lanes compare steps byte by byte.
-static_assert(std::is_trivially_copyable_v<Step>);
+static_assert(std::is_trivially_copyable_v<Step>, "steps are plain data");
 
 }  // namespace moe_diag

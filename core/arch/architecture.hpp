@@ -58,6 +58,7 @@ struct Architecture {
   std::string_view dense;  // the architecture of the same family that has no experts, for a message; may be empty
 
   Stages stages;  // a table of its own, in the order in which a forward pass writes them
+  Caches caches;  // a table of its own
 
   // The configuration in a file's metadata; sizes that only tensors show (vocabulary, tied output) come from the tensor
   // table. Throws Error (environment) for a missing or impossible value, and every key that would change the

@@ -17,7 +17,9 @@ namespace {
 enum Own : std::size_t { shared_width };  // of ModelConfig::own
 constexpr std::string_view own_names[] = {"shared_expert_width"};
 
-constexpr Dim shared{"fs", [](const ModelConfig& c, int) -> std::int64_t { return c.own[shared_width]; }};
+std::int64_t shared_width_of(const ModelConfig& c) { return static_cast<std::int64_t>(c.own[shared_width]); }
+
+constexpr Dim shared{"fs", [](const ModelConfig& c, int) -> std::int64_t { return shared_width_of(c); }};
 constexpr Dim one{"1", [](const ModelConfig&, int) -> std::int64_t { return 1; }};
 
 constexpr StageInfo router_weights = [] {
@@ -79,12 +81,12 @@ ModelConfig read_config(const GgufFile& file) {
 void add_config(GgufHeader& header, const ModelConfig& config, int dense_width) {
   sizes::add(header, qwen2moe.name, config, dense_width);
   sizes::add_expert_widths(header, qwen2moe.name, config);
-  header.add("qwen2moe.expert_shared_feed_forward_length", static_cast<std::uint32_t>(config.own[shared_width]));
+  header.add("qwen2moe.expert_shared_feed_forward_length", static_cast<std::uint32_t>(shared_width_of(config)));
   header.add("qwen2moe.vocab_size", static_cast<std::uint32_t>(config.vocab));
 }
 
 std::vector<TensorSpec> layer_tensors(const ModelConfig& c, int l) {
-  const std::int64_t width = c.own[shared_width];
+  const std::int64_t width = shared_width_of(c);
   std::vector<TensorSpec> specs = layers::attention(l, c);
   for (const auto& [role, rows] : {std::pair<std::string_view, int>{"attn_q.bias", c.q_width()},
                                    {"attn_k.bias", c.kv_width()},
@@ -111,8 +113,8 @@ void add_layer(ProgramBuilder& p, int l, std::string_view x) {
   const ModelConfig& c = p.config();
   p.norm(l, x, "attn_norm", "attn_norm", c.hidden);
   p.add(l, Op::linear, {"attn_norm"}, {"attn_q", "attn_k", "attn_v"}, {"qkv_matmul"});
-  p.add(l, Op::rope, {"qkv_matmul"}, {}, {"q_post_rope"}).theta = c.rope_theta;
-  p.add(l, Op::rope, {"qkv_matmul"}, {}, {"k_post_rope"}) = {.offset = c.q_width(), .theta = c.rope_theta};
+  p.add(l, Op::rope, {"qkv_matmul"}, {}, {"q_post_rope"}) = RopeParams{.theta = c.rope_theta};
+  p.add(l, Op::rope, {"qkv_matmul"}, {}, {"k_post_rope"}) = RopeParams{.offset = c.q_width(), .theta = c.rope_theta};
   layers::add_attention(p, l, x);
   p.norm(l, "post_attn_residual", "ffn_norm", "ffn_norm", c.hidden);
   layers::add_experts(p, l, false);
@@ -159,6 +161,7 @@ const Architecture qwen2moe{
     .name = "qwen2moe",
     .dense = "qwen2",
     .stages = Stages(stage_rows),
+    .caches = Caches(kv_caches),
     .read_config = read_config,
     .add_config = add_config,
     .first_tensors = layers::first_tensors,

@@ -76,8 +76,8 @@ void add_layer(ProgramBuilder& p, int l, std::string_view x) {
   p.add(l, Op::linear, {"attn_norm"}, {"attn_q", "attn_k", "attn_v"}, {"qkv_matmul"});
   p.norm(l, "qkv_matmul", "attn_q_norm", "q_norm", c.head_dim);  // of each head
   p.norm(l, "qkv_matmul", "attn_k_norm", "k_norm", c.head_dim, c.q_width());
-  p.add(l, Op::rope, {"q_norm"}, {}, {"q_post_rope"}).theta = c.rope_theta;
-  p.add(l, Op::rope, {"k_norm"}, {}, {"k_post_rope"}).theta = c.rope_theta;
+  p.add(l, Op::rope, {"q_norm"}, {}, {"q_post_rope"}) = RopeParams{.theta = c.rope_theta};
+  p.add(l, Op::rope, {"k_norm"}, {}, {"k_post_rope"}) = RopeParams{.theta = c.rope_theta};
   layers::add_attention(p, l, x);
   p.norm(l, "post_attn_residual", "ffn_norm", "ffn_norm", c.hidden);
   layers::add_experts(p, l, true);
@@ -123,6 +123,7 @@ const Architecture qwen3moe{
     .name = "qwen3moe",
     .dense = "qwen3",
     .stages = Stages(stage_rows),
+    .caches = Caches(kv_caches),
     .read_config = read_config,
     .add_config = add_config,
     .first_tensors = layers::first_tensors,

@@ -33,8 +33,8 @@ Tensor Sighting::tensor(int lane) {
 
 Tensor Sighting::now(int lane, Stage stage) { return read(lane, stage, rows_of(stage)); }
 
-Tensor Sighting::cache(int lane, CachePart part) {
-  return lanes_[static_cast<std::size_t>(lane)].read_cache(part, site.layer, {0, pass.first + pass.rows()},
+Tensor Sighting::cached(int lane, Cache cache) {
+  return lanes_[static_cast<std::size_t>(lane)].read_cache(cache, site.layer, {0, pass.first + pass.rows()},
                                                            lanes_.config());
 }
 
@@ -47,7 +47,7 @@ Tensor Sighting::read(int lane, Stage stage, Rows rows) {
   if (tensor && (!(tensor.shape == expected) || (tensor.dtype == DType::i32) != indices))
     throw Error(ErrorKind::environment, fmt::format("{}: read: {} came as {} {}, expected {} {}", from.label(),
                                                     name_of(stage), name_of(tensor.dtype), text_of(tensor.shape),
-                                                    indices ? "i32" : "f32 or f64", text_of(expected)));
+                                                    indices ? "i32" : "values", text_of(expected)));
   return tensor;
 }
 

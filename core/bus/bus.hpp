@@ -36,9 +36,9 @@ class Sighting {
     return stage ? now(lane, stage) : Tensor();
   }
 
-  // What the lane's cache has of the layer's positions, up to the pass's last: [positions, Hk h]. For outputs of steps
-  // that read it. Null when the lane does not show its cache.
-  Tensor cache(int lane, CachePart part);
+  // What a cache of the lane has of the layer's positions, up to the pass's last: [positions, width]. For outputs of
+  // steps that read it. Null when the lane does not show its caches.
+  Tensor cached(int lane, Cache cache);
 
  private:
   Tensor read(int lane, Stage stage, Rows rows);

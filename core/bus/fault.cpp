@@ -24,9 +24,10 @@ bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)
 // Bit -1 is the highest of the mantissa: the value changes by a quarter to a half of itself.
 template <class T>
 T with_bit_flipped(T value, int bit) {
-  using Bits = std::conditional_t<sizeof(T) == 8, std::uint64_t, std::uint32_t>;
-  if (bit < 0) bit = std::numeric_limits<T>::digits - 2;
-  return std::bit_cast<T>(std::bit_cast<Bits>(value) ^ Bits{1} << bit);
+  using Bits = std::conditional_t<sizeof(T) == 8, std::uint64_t,
+                                  std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint16_t>>;
+  if (bit < 0) bit = precision_of(dtype_of<T>()).digits - 2;
+  return std::bit_cast<T>(static_cast<Bits>(std::bit_cast<Bits>(value) ^ Bits{1} << bit));
 }
 
 // One row of values; `beside` is what the lane holds of the stage the fault reads for this row, if it reads one.
@@ -34,8 +35,8 @@ template <class T>
 void edit_values(const FaultSpec& spec, std::span<T> row, std::span<const double> beside) {
   T& element = row[static_cast<std::size_t>(spec.index)];
   switch (spec.kind) {
-    case Kind::nan: element = std::numeric_limits<T>::quiet_NaN(); break;
-    case Kind::inf: element = std::numeric_limits<T>::infinity(); break;
+    case Kind::nan: element = static_cast<T>(std::numeric_limits<double>::quiet_NaN()); break;
+    case Kind::inf: element = static_cast<T>(std::numeric_limits<double>::infinity()); break;
     case Kind::bitflip: element = with_bit_flipped(element, spec.bit); break;
     case Kind::scale:
       for (T& v : row) v = static_cast<T>(v * spec.factor);
@@ -43,10 +44,12 @@ void edit_values(const FaultSpec& spec, std::span<T> row, std::span<const double
     case Kind::zero: {
       const std::size_t width = beside.empty() ? row.size() : row.size() / beside.size();
       for (std::size_t i = 0; i < row.size(); ++i)
-        if (beside.empty() || beside[i / width] == spec.expert) row[i] = 0;
+        if (beside.empty() || beside[i / width] == spec.expert) row[i] = static_cast<T>(0);
       break;
     }
-    case Kind::uniform_weights: std::fill(row.begin(), row.end(), T{1} / static_cast<T>(row.size())); break;
+    case Kind::uniform_weights:
+      std::fill(row.begin(), row.end(), static_cast<T>(1.0 / static_cast<double>(row.size())));
+      break;
     default: break;
   }
 }
@@ -72,8 +75,12 @@ void edit_choice(const FaultSpec& spec, std::span<std::int32_t> row, int experts
 FaultPlanter::FaultPlanter(PlantedFault fault, const Step& step) : fault_(std::move(fault)), step_(step) {}
 
 std::vector<Stage> FaultPlanter::reads() const {
-  if (is_computed(fault_.spec) && reads_cache(step_)) return {step_.in[0]};  // and the cache
-  if (is_computed(fault_.spec)) return {step_.in.begin(), step_.in.end()};
+  if (is_computed(fault_.spec)) {
+    std::vector<Stage> stages;
+    for (std::size_t i = 0; i < step_.in.size(); ++i)
+      if (!step_.cached(i)) stages.push_back(step_.in[i]);
+    return stages;
+  }
   if (fault_.spec.kind == Kind::swap_tie) return {step_.in[0]};
   if (fault_.spec.expert >= 0) return {fault_.spec.stage.sibling(Role::choice)};
   return {};
@@ -83,6 +90,8 @@ void FaultPlanter::plant(Sighting& sighting, Lanes& lanes) {
   const Tensor held = sighting.now(fault_.lane, sighting.site.stage);
   if (!held) return;
   switch (held.dtype) {
+    case DType::f16: return replace<F16>(held, sighting, lanes);
+    case DType::bf16: return replace<BF16>(held, sighting, lanes);
     case DType::f32: return replace<float>(held, sighting, lanes);
     case DType::f64: return replace<double>(held, sighting, lanes);
     case DType::i32: return replace<std::int32_t>(held, sighting, lanes);
@@ -126,9 +135,9 @@ Values FaultPlanter::read_rows(Stage stage, Sighting& sighting) const {
 }
 
 // Of all positions so far.
-Values FaultPlanter::read_keys(Sighting& sighting) const {
-  const Tensor keys = sighting.cache(fault_.lane, CachePart::keys);
-  return keys ? host::values_of(keys) : Values{};
+Values FaultPlanter::read_cache(Cache cache, Sighting& sighting) const {
+  const Tensor cached = sighting.cached(fault_.lane, cache);
+  return cached ? host::values_of(cached) : Values{};
 }
 
 // Where the wrong computation and the right one differ, the lane gets the wrong one's values. Elsewhere it keeps its
@@ -140,7 +149,8 @@ void FaultPlanter::recompute(std::span<T> values, Sighting& sighting, const Mode
   if (fault_.spec.kind == Kind::stale_kv) inputs.stale = fault_.spec.positions.resolve(inputs.total);
   const std::vector<int> rows = rows_to_change(sighting);
   for (std::size_t i = 0; i < step_.in.size(); ++i) {
-    inputs.in[i] = i == 1 && reads_cache(step_) ? read_keys(sighting) : read_rows(step_.in[i], sighting);
+    const CacheUse* use = step_.cached(i);
+    inputs.in[i] = use ? read_cache(use->cache, sighting) : read_rows(step_.in[i], sighting);
     if (inputs.in[i].empty()) return;
   }
   for (int r : rows) inputs.positions.push_back(sighting.position(r));

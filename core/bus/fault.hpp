@@ -46,7 +46,7 @@ class FaultPlanter {
   void recompute(std::span<T> values, Sighting& sighting, const ModelConfig& config);
   template <class T>
   void edit(std::span<T> values, Sighting& sighting, const ModelConfig& config) const;
-  host::Values read_keys(Sighting& sighting) const;
+  host::Values read_cache(Cache cache, Sighting& sighting) const;
   host::Values read_rows(Stage stage, Sighting& sighting) const;
   std::vector<int> rows_to_change(const Sighting& sighting) const;
 

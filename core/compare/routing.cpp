@@ -29,9 +29,7 @@ class Logits {
 
   int experts() const { return static_cast<int>(logits_.shape.row()); }
   double size() const { return size_; }  // of the largest, at least 1
-  double epsilon() const {
-    return logits_.dtype == DType::f64 ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
-  }
+  double epsilon() const { return precision_of(logits_.dtype).epsilon(); }
   double value(int expert) const {
     if (expert < 0 || expert >= experts()) return nan;
     return with_values(logits_, row_ * logits_.shape.row() + expert,
@@ -44,9 +42,7 @@ class Logits {
   }
 
  private:
-  double smallest() const {
-    return logits_.dtype == DType::f64 ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
-  }
+  double smallest() const { return precision_of(logits_.dtype).smallest; }
 
   const Tensor& logits_;
   const int row_;

@@ -100,7 +100,7 @@ void check_case(const StepCase& c, const ModelConfig& config) {
     fail(c, "the output has not the stage's shape");
   for (std::size_t i = 0; i < c.step->in.size(); ++i) {
     if (!c.in[i]) continue;
-    const bool history = i == 1 && reads_cache(*c.step);
+    const bool history = c.step->cached(i) != nullptr;
     const std::int64_t rows = c.a.shape[0] + (history ? c.first_position : 0);
     const int width = c.in[i].shape.rank == 3 ? static_cast<int>(c.in[i].shape[2]) : 0;
     if (c.in[i].shape != config.shape_of({c.step->in[i], c.step->layer}, rows, width))
@@ -130,8 +130,7 @@ std::vector<StepUnit> units_of(const StepCase& c, const ModelConfig& config) {
 
 double error_of(const StepCase& c, const StepUnit& unit, std::span<const std::int64_t> elements,
                 std::span<const double> predicted) {
-  const double largest =
-      c.a.dtype == DType::f32 ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
+  const double largest = precision_of(c.a.dtype).largest;
   double off = 0, all = 0, count = 0;
   for (std::size_t k = 0; k < elements.size(); ++k) {
     const double a = value_at(c.a, unit.in_a(elements[k])), p = predicted[k];

@@ -54,9 +54,10 @@ class MadeLane final : public Lane {
     if (is(stage, Role::logits) && values_ == DType::f32) spoil(reinterpret_cast<float*>(to.bytes.data()));
     return {to.bytes.data(), tensor.dtype, shape};
   }
+  Abilities abilities() const override { return {.shows_caches = false}; }
   void write(Site /*site*/, Rows /*rows*/, const Tensor& /*values*/) override {}
-  Tensor read_cache(CachePart /*part*/, int /*layer*/, Stretch /*positions*/) override { return {}; }
-  void write_cache(CachePart /*part*/, int /*layer*/, Stretch /*positions*/, const Tensor& /*values*/) override {}
+  Tensor read_cache(Cache /*cache*/, int /*layer*/, Stretch /*positions*/) override { return {}; }
+  void write_cache(Cache /*cache*/, int /*layer*/, Stretch /*positions*/, const Tensor& /*values*/) override {}
 
  private:
   struct Slot {

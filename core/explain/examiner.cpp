@@ -335,8 +335,9 @@ void Examiner::compare_lanes(Sighting& sighting) {
 void Examiner::add_inputs(const Subject& subject, Sighting& sighting, StepCase& c) {
   c.tokens = sighting.pass.tokens;
   for (std::size_t i = 0; i < c.step->in.size(); ++i) {
-    if (i == 1 && reads_cache(*c.step) && sighting.pass.first > 0) {
-      c.in[i] = read_from_cache(subject, sighting, *c.step);
+    const CacheUse* use = c.step->cached(i);
+    if (use && sighting.pass.first > 0) {
+      c.in[i] = read_from_cache(subject, sighting, *c.step, *use);
       continue;
     }
     const Stage stage = c.step->in[i];
@@ -349,12 +350,13 @@ void Examiner::add_inputs(const Subject& subject, Sighting& sighting, StepCase& 
 
 // The keys, or the columns of values, of all positions so far: as the oracle has them, rounded as the fed lane was
 // given them. What that lane has in its cache may be what is wrong.
-Tensor Examiner::read_from_cache(const Subject& subject, Sighting& sighting, const Step& step) {
-  const Tensor kept = sighting.cache(parts_.oracle, cache_part(step));
+Tensor Examiner::read_from_cache(const Subject& subject, Sighting& sighting, const Step& step, const CacheUse& use) {
+  const Tensor kept = sighting.cached(parts_.oracle, use.cache);
   if (!kept) return {};
-  const bool single = parts_.lanes[static_cast<std::size_t>(subject.fed)].description.values == DType::f32;
-  const Shape shape = parts_.model.config().shape_of({step.in[1], step.layer}, static_cast<int>(kept.shape[0]), 0);
-  const std::int64_t row = shape.row(), width = kept.shape.row(), first = row - width;
+  const Stage stage = step.in[static_cast<std::size_t>(use.input)];
+  const bool single = parts_.lanes[static_cast<std::size_t>(subject.fed)].description.stored(stage) == DType::f32;
+  const Shape shape = parts_.model.config().shape_of({stage, step.layer}, static_cast<int>(kept.shape[0]), 0);
+  const std::int64_t row = shape.row(), width = kept.shape.row(), first = use.column;
   cached_.assign(static_cast<std::size_t>(shape.count()), 0.0);
   for (std::int64_t i = 0; i < kept.shape.count(); ++i) {
     const double value = kept.value(i);

@@ -127,7 +127,7 @@ class Examiner final : public Hook {
   void compare_lanes(Sighting& sighting);
   StepCase case_of(const Subject& subject, Sighting& sighting) const;
   void add_inputs(const Subject& subject, Sighting& sighting, StepCase& step_case);
-  Tensor read_from_cache(const Subject& subject, Sighting& sighting, const Step& step);
+  Tensor read_from_cache(const Subject& subject, Sighting& sighting, const Step& step, const CacheUse& use);
   std::optional<double> error_of(int lane, Sighting& sighting, int row, int expert) const;
 
   const Parts parts_;

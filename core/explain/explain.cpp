@@ -92,13 +92,13 @@ Explanations::Explanations(const Parts& parts, Verdict& verdict)
                                  : "none of what is falsified is about a step";
 }
 
-bool Explanations::is_recorded(int lane) const {
-  return lane >= 0 && parts_.contract.lanes[static_cast<std::size_t>(lane)].recorded;
+bool Explanations::recomputes(int lane) const {
+  return lane < 0 || parts_.lanes[static_cast<std::size_t>(lane)].abilities().recomputes;
 }
 
 void Explanations::select(std::size_t f) {
   const WatchedFalsifier& watched = parts_.plan.falsifiers[f];
-  if (!unexplainable(watched, oracle_).empty() || is_recorded(watched.lane) || is_recorded(watched.against)) return;
+  if (!unexplainable(watched, oracle_).empty() || !recomputes(watched.lane) || !recomputes(watched.against)) return;
   const Sample& s = verdict_.judgements[f].leading_failure()->first_failing;
   if (!parts_.watch->is_finite(s.prompt, s.site, s.position)) {
     beside_nonfinite_ = true;  // that is the cause, and no lane can be held against it
@@ -243,7 +243,7 @@ std::unique_ptr<Examiner> Explanations::run(const std::vector<Subject>& subjects
   for (auto& [prompt, again] : again_) {
     const StandIn replayed(parts_.lanes[static_cast<std::size_t>(oracle_)], oracle_stages(prompt),
                            parts_.model.config(), parts_.plan.program);
-    Forward forward(parts_.model, parts_.lanes, bus, planted(subjects), lanes, feed_ ? &*feed_ : nullptr);
+    Forward forward(parts_.lanes, bus, planted(subjects), lanes, feed_ ? &*feed_ : nullptr);
     lead_up(again, lanes, progress);
     if (again.first > 0 && last_read_of_cache(again) && !show_caches(subjects, lanes)) again.first = 0;
     forward.end_after(again.last);
@@ -258,18 +258,17 @@ std::unique_ptr<Examiner> Explanations::run(const std::vector<Subject>& subjects
 void Explanations::lead_up(const Again& again, const std::vector<bool>& active, Progress& progress) {
   const std::optional<Site> last = last_read_of_cache(again);
   if (again.first == 0 || !last) return;
-  const auto tokens = parts_.sequences.tokens(again.prompt);
-  const Pass pass = pass_over(tokens, {again.first, again.end - again.first}, 0);
+  const Pass pass = pass_over(parts_.sequences.sequence(again.prompt), {again.first, again.end - again.first}, 0);
   std::vector<int> behind;
   for (int lane = 0; lane < static_cast<int>(parts_.lanes.size()); ++lane) {
     const RunningLane& running = parts_.lanes[static_cast<std::size_t>(lane)];
     if (active[static_cast<std::size_t>(lane)] && running.inputs < 0 &&
-        !running.has_cached(tokens.data(), again.first) && !parts_.kept.restore(again.prompt, lane, pass))
+        !running.has_cached(pass.sequence, again.first) && !parts_.kept.restore(again.prompt, lane, pass))
       behind.push_back(lane);
   }
   if (behind.empty()) return;
   Bus nobody;
-  Forward forward(parts_.model, parts_.lanes, nobody, parts_.planted, with_feeders(behind, parts_.lanes));
+  Forward forward(parts_.lanes, nobody, parts_.planted, with_feeders(behind, parts_.lanes));
   forward.end_after(*last);
   walk(forward, again.prompt, {0, again.first}, progress);
 }
@@ -278,10 +277,10 @@ void Explanations::walk(Forward& forward, int prompt, Stretch positions, Progres
   const std::vector<Stretch> stretches = passes(prompt, positions);
   const int layers = parts_.model.config().layers;
   progress.total += static_cast<std::int64_t>(stretches.size()) * layers;
-  const auto tokens = parts_.sequences.tokens(prompt);
+  const TokenSequence sequence = parts_.sequences.sequence(prompt);
   const int head_first = parts_.plan.head_first[static_cast<std::size_t>(prompt)];
   for (const Stretch& stretch : stretches) {
-    forward.pass(feed_ ? feed_->pass_over(tokens, stretch) : pass_over(tokens, stretch, head_first), prompt,
+    forward.pass(feed_ ? feed_->pass_over(sequence, stretch) : pass_over(sequence, stretch, head_first), prompt,
                  [&](int layer) { progress.tell(progress.done + layer, progress.total); });
     progress.done += layers;
   }
@@ -299,10 +298,7 @@ std::vector<Stretch> Explanations::passes(int prompt, Stretch positions) const {
 
 // True when those behind others can be run without them: their keys and values can be given to lanes that are fed.
 bool Explanations::show_caches(const std::vector<Subject>& subjects, const std::vector<bool>& active) const {
-  const auto shows = [&](int lane) {
-    RunningLane& running = parts_.lanes[static_cast<std::size_t>(lane)];
-    return static_cast<bool>(running.read_cache(CachePart::keys, 0, {0, 1}, parts_.model.config()));
-  };
+  const auto shows = [&](int lane) { return parts_.lanes[static_cast<std::size_t>(lane)].abilities().shows_caches; };
   if (parts_.lanes[static_cast<std::size_t>(oracle_)].inputs >= 0) return false;
   for (int lane = 0; lane < static_cast<int>(parts_.contract.lanes.size()); ++lane) {
     const bool is_fed = parts_.lanes[static_cast<std::size_t>(lane)].inputs >= 0;

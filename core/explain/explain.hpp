@@ -70,7 +70,7 @@ class Explanations {
   };
 
   const KeptStages* oracle_stages(int prompt) const;
-  bool is_recorded(int lane) const;
+  bool recomputes(int lane) const;
   void select(std::size_t falsifier);
   void widen(Again& again) const;
   void add_lane(int lane);

@@ -12,13 +12,13 @@
 
 namespace moe_diag {
 
-// Keys and values that lanes had of the prompts of a run, on the host: what failed late in a prompt can be run again
-// without the positions before it, though other prompts came after. Lanes with inputs take theirs over, and are left
-// out.
+// What lanes had in their caches behind the prompts of a run, on the host: what failed late in a prompt can be run
+// again without the positions before it, though other prompts came after. Lanes with inputs take theirs over, and are
+// left out.
 class KeptCaches {
  public:
-  // Both outlive it.
-  KeptCaches(const Program& program, Lanes& lanes) : program_(program), lanes_(lanes) {}
+  // `lanes` outlives it.
+  KeptCaches(const Program& program, Lanes& lanes);
 
   // What so many positions of these lanes take.
   std::uint64_t bytes(std::int64_t positions, const std::vector<bool>& active) const;
@@ -30,15 +30,19 @@ class KeptCaches {
   bool restore(int prompt, int lane, const Pass& pass);
 
  private:
+  struct Values {
+    DType dtype = DType::f32;
+    std::vector<std::byte> bytes;
+  };
   struct Kept {
     int positions = 0;
-    DType dtype = DType::f32;
-    std::vector<std::byte> values;  // per step that reads the cache: [positions, Hk h]
+    std::vector<Values> caches;  // as `sites_`: [positions, width]; of a state [1, width]
   };
+  static Stretch kept_of(Cache cache, int positions);
   bool is_kept(std::size_t lane, const std::vector<bool>& active) const;
 
-  const Program& program_;
   Lanes& lanes_;
+  std::vector<CacheSite> sites_;              // that the program reads
   std::map<std::pair<int, int>, Kept> kept_;  // by prompt and lane
 };
 

@@ -2,7 +2,6 @@
 #include "core/explain/kept_cases.hpp"
 
 #include <algorithm>
-#include <array>
 #include <numeric>
 
 namespace moe_diag {
@@ -11,7 +10,9 @@ namespace {
 // All tensors of a case; some may be null.
 template <class Case>
 auto tensors_of(Case& c) {
-  return std::array{&c.in[0], &c.in[1], &c.a, &c.b, &c.routing_a, &c.routing_b};
+  std::vector tensors{&c.a, &c.b, &c.routing_a, &c.routing_b};
+  for (auto& tensor : c.in) tensors.push_back(&tensor);
+  return tensors;
 }
 
 std::uint64_t bytes_of(const StepCase& c) {

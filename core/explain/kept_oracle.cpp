@@ -12,7 +12,7 @@ KeptOracle::KeptOracle(const Contract& contract, const Plan& plan, const Lanes& 
     : program_(plan.program),
       config_(lanes.config()),
       oracle_(lanes.index_of(contract.oracle)),
-      dtype_(lanes[static_cast<std::size_t>(oracle_)].description.values),
+      description_(lanes[static_cast<std::size_t>(oracle_)].description),
       most_bytes_(most_bytes) {
   const auto runs = [&](int lane) { return lane < 0 || lanes[static_cast<std::size_t>(lane)].absent.empty(); };
   for (std::size_t p = 0; p < contract.prompts.size(); ++p) {
@@ -38,7 +38,7 @@ std::uint64_t KeptOracle::bytes_of(const PromptSpec& prompt, int head_first) con
       for (Stage stage : step.out) {
         const int head = std::min(std::max(head_first, pass.first), pass.end() - 1);
         const int rows = is_of_head(stage) ? pass.end() - head : pass.count;
-        const DType dtype = payload_of(stage) == Payload::indices ? DType::i32 : dtype_;
+        const DType dtype = payload_of(stage) == Payload::indices ? DType::i32 : description_.stored(stage);
         bytes += KeptStages::taken_by(
             static_cast<std::size_t>(config_.shape_of(site_of(step, stage), rows, prompt.length()).count()) *
             size_of(dtype));

@@ -39,7 +39,7 @@ class KeptOracle final : public Hook {
   const Program& program_;
   const ModelConfig& config_;
   const int oracle_;
-  const DType dtype_;
+  const Description& description_;
   const std::uint64_t most_bytes_;
   std::vector<std::uint64_t> bytes_;  // per prompt; 0: it is not kept
   std::uint64_t kept_bytes_ = 0;

@@ -46,12 +46,14 @@ std::vector<int> out_of_line_before(Stretch looked_at, int lane, int oracle, Lan
                                     int rows) {
   std::vector<std::vector<double>> errors;
   for (const Step& step : steps) {
-    if (!reads_cache(step)) continue;
-    const auto read = [&](int from) {
-      return lanes[static_cast<std::size_t>(from)].read_cache(cache_part(step), step.layer, {0, looked_at.end()},
-                                                              lanes.config());
-    };
-    errors.push_back(errors_of_rows(read(lane), read(oracle)));
+    for (const CacheUse& use : step.caches) {
+      if (info(use.cache).is_state) continue;  // of one position only
+      const auto read = [&](int from) {
+        return lanes[static_cast<std::size_t>(from)].read_cache(use.cache, step.layer, {0, looked_at.end()},
+                                                                lanes.config());
+      };
+      errors.push_back(errors_of_rows(read(lane), read(oracle)));
+    }
   }
   std::vector<int> found;
   std::vector<bool> looked(static_cast<std::size_t>(looked_at.end()), false);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "core/forward/forward.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <span>
 #include <utility>
@@ -14,14 +16,20 @@ namespace {
 bool has(const Step& step, Stage stage) { return std::find(step.out.begin(), step.out.end(), stage) != step.out.end(); }
 bool writes(const Step& step, Site site) { return step.layer == site.layer && has(step, site.stage); }
 
+std::vector<Program> programs_of(const Lanes& lanes) {
+  std::vector<Program> programs;
+  for (std::size_t lane = 0; lane < lanes.size(); ++lane) programs.push_back(lanes.program(lane));
+  return programs;
+}
+
 }  // namespace
 
-Forward::Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults,
-                 const std::vector<bool>& active, GivenInputs* feed)
+Forward::Forward(Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults, const std::vector<bool>& active,
+                 GivenInputs* feed)
     : lanes_(lanes),
       bus_(bus),
       feed_(feed),
-      programs_(lanes.size(), build_program(model)),
+      programs_(programs_of(lanes)),
       fault_needs_(lanes.size(), std::vector<bool>(programs_.front().size())),
       feeding_order_(lanes.feeding_order()),
       steps_(programs_.front().size()) {
@@ -91,12 +99,11 @@ void Forward::pass(const Pass& pass, int prompt, const std::function<void(int)>&
 }
 
 void Forward::begin(const Pass& pass) {
-  const std::int32_t* sequence = pass.tokens.data() - pass.first;
   std::vector<bool> knows(lanes_.size(), false);
   ran_.assign(lanes_.size(), 0);
   for (int lane : launch_order_) {
     RunningLane& running = lanes_[static_cast<std::size_t>(lane)];
-    knows[static_cast<std::size_t>(lane)] = running.has_cached(sequence, pass.first);
+    knows[static_cast<std::size_t>(lane)] = running.has_cached(pass.sequence, pass.first);
     running.begin(pass);
     if (feed_) feed_->feed(pass, running);
   }
@@ -104,17 +111,28 @@ void Forward::begin(const Pass& pass) {
     const int from = lanes_[static_cast<std::size_t>(lane)].inputs;
     if (pass.first == 0 || from < 0 || knows[static_cast<std::size_t>(lane)] || !knows[static_cast<std::size_t>(from)])
       continue;
-    take_over_cache(lane, from, {0, pass.first});
+    take_over_caches(lane, from, {0, pass.first});
     knows[static_cast<std::size_t>(lane)] = true;
   }
 }
 
-void Forward::take_over_cache(int lane, int from, Stretch positions) {
+void Forward::take_over_caches(int lane, int from, Stretch positions) {
   for (const Step& step : std::span(programs_.front()).first(steps_))
-    if (reads_cache(step))
-      lanes_[static_cast<std::size_t>(lane)].write_cache(
-          cache_part(step), step.layer, positions,
-          lanes_[static_cast<std::size_t>(from)].read_cache(cache_part(step), step.layer, positions, lanes_.config()));
+    for (const CacheUse& use : step.caches) take_over_cache(lane, from, {use.cache, step.layer}, positions);
+}
+
+// Of a state there is one value, behind the last position.
+void Forward::take_over_cache(int lane, int from, CacheSite at, Stretch positions) {
+  if (info(at.cache).is_state) positions = {positions.end() - 1, 1};
+  RunningLane& feeder = lanes_[static_cast<std::size_t>(from)];
+  const Tensor values = feeder.read_cache(at.cache, at.layer, positions, lanes_.config());
+  if (!values)
+    throw Error(
+        ErrorKind::environment,
+        fmt::format("{}: read_cache gave nothing of the {} of layer {}, positions {} to {}; a lane that shows no "
+                    "caches says so in abilities()",
+                    feeder.label(), name_of(at.cache), at.layer, positions.first, positions.end() - 1));
+  lanes_[static_cast<std::size_t>(lane)].write_cache(at.cache, at.layer, positions, values);
 }
 
 // Up to where somebody looks at the lane again, whatever is looked at of others until then.
@@ -184,11 +202,16 @@ void Forward::stop(const Step& step, const Pass& pass, int prompt) {
     plant(sighting);
     if (!feed_ || feed_->is_shown(pass)) bus_.deliver(sighting, feeding_order_);
   }
-  // Only now: the outputs of one step belong together, as the router's weights belong to its indices.
+  // Only now: the outputs of one step belong together, as the router's weights belong to its indices, and a state to
+  // what the step made of it. Rows of an input that went into a cache are the feeder's already.
   for (Stage stage : step.out) {
     Sighting sighting(lanes_, pass, prompt, site_of(step, stage));
     hand_over(sighting);
   }
+  for (const CacheUse& use : step.caches)
+    for (int lane : feeding_order_)
+      if (const int from = lanes_[static_cast<std::size_t>(lane)].inputs; from >= 0 && use.input < 0)
+        take_over_cache(lane, from, {use.cache, step.layer}, {pass.first, pass.rows()});
 }
 
 // Of several faults at one site, those of the computation come first: they would undo the others.

@@ -19,7 +19,7 @@ class Forward {
  public:
   // Of the lanes that run, only the active ones take part; the feeders of an active lane must be active. `feed` gives
   // the one step of a part of a model what it reads; null: the model is whole.
-  Forward(const Model& model, Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults, const std::vector<bool>& active,
+  Forward(Lanes& lanes, Bus& bus, std::vector<PlantedFault> faults, const std::vector<bool>& active,
           GivenInputs* feed = nullptr);
 
   // Passes end behind the step that writes the site, instead of at the program's end.
@@ -35,7 +35,8 @@ class Forward {
  private:
   void prepare(PlantedFault fault);
   void begin(const Pass& pass);
-  void take_over_cache(int lane, int from, Stretch positions);
+  void take_over_caches(int lane, int from, Stretch positions);
+  void take_over_cache(int lane, int from, CacheSite at, Stretch positions);
   void plan_stops(int prompt);
   std::size_t span_end(std::size_t at, const std::vector<bool>& stops, bool by_layer) const;
   void run_on(int lane, bool by_layer);

@@ -27,7 +27,11 @@ std::vector<Stage> stages_given(const Step& step) {
   return stages;
 }
 
-bool is_of_all_positions(const Step& step, Stage stage) { return reads_cache(step) && stage == step.in[1]; }
+bool is_of_all_positions(const Step& step, Stage stage) {
+  for (std::size_t i = 0; i < step.in.size(); ++i)
+    if (step.in[i] == stage && step.cached(i)) return true;
+  return false;
+}
 
 std::vector<Stretch> GivenInputs::stretches() const {
   const Stretch looked_at{spec_.first, spec_.count};
@@ -36,7 +40,7 @@ std::vector<Stretch> GivenInputs::stretches() const {
 }
 
 // The head's stages have every row where the step is one of them; else only the one that each pass has.
-Pass GivenInputs::pass_over(std::span<const std::int32_t> sequence, Stretch stretch) const {
+Pass GivenInputs::pass_over(const TokenSequence& sequence, Stretch stretch) const {
   const bool of_head = is_of_head(step_.out[0]);
   return moe_diag::pass_over(sequence, stretch, of_head ? stretch.first : stretch.end() - 1);
 }

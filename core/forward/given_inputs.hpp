@@ -30,7 +30,7 @@ class GivenInputs {
   std::vector<Stretch> stretches() const;
   bool is_shown(const Pass& pass) const { return pass.first == spec_.first; }
   // Of a stretch of the prompt's tokens.
-  Pass pass_over(std::span<const std::int32_t> sequence, Stretch stretch) const;
+  Pass pass_over(const TokenSequence& sequence, Stretch stretch) const;
 
   // After begin(), before run().
   void feed(const Pass& pass, RunningLane& lane);

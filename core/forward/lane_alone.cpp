@@ -7,8 +7,8 @@
 
 namespace moe_diag {
 
-LaneAlone::LaneAlone(const Model& model, Lanes& lanes, int lane)
-    : lanes_(lanes), lane_(lane), program_(build_program(model)) {
+LaneAlone::LaneAlone(Lanes& lanes, int lane)
+    : lanes_(lanes), lane_(lane), program_(lanes.program(static_cast<std::size_t>(lane))) {
   for (Step& step : program_)
     step.want = std::any_of(step.out.begin(), step.out.end(), [](Stage stage) { return is_of_head(stage); });
 }

@@ -15,11 +15,13 @@ std::vector<Stretch> stretches_of(int prompt, int length, int chunk) {
   return stretches;
 }
 
-Pass pass_over(std::span<const std::int32_t> sequence, Stretch stretch, int head_first) {
+Pass pass_over(const TokenSequence& sequence, Stretch stretch, int head_first) {
   Pass pass;
-  pass.tokens = sequence.subspan(static_cast<std::size_t>(stretch.first), static_cast<std::size_t>(stretch.count));
+  pass.sequence = sequence.id;
+  pass.tokens =
+      sequence.tokens.subspan(static_cast<std::size_t>(stretch.first), static_cast<std::size_t>(stretch.count));
   pass.first = stretch.first;
-  pass.total = static_cast<int>(sequence.size());
+  pass.total = static_cast<int>(sequence.tokens.size());
   pass.head_first = std::clamp(head_first - stretch.first, 0, stretch.count - 1);
   return pass;
 }

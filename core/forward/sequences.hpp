@@ -24,6 +24,7 @@ class Sequences final : public Hook {
 
   // Of the whole sequence; -1 where a token is not known. The memory stays where it is.
   std::span<const std::int32_t> tokens(int prompt) const { return at(prompt).tokens; }
+  TokenSequence sequence(int prompt) const { return {prompt, tokens(prompt)}; }
   // How many tokens are known, from the first on.
   int known(int prompt) const { return at(prompt).known; }
   // The passes of a prompt as the contract cuts them, as far as its tokens are known.

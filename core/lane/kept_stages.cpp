@@ -45,28 +45,32 @@ Tensor KeptStages::at(Site site, Stretch positions) const {
   return {};
 }
 
-Tensor KeptStages::last_columns(Site site, Stretch positions, std::int64_t columns, std::vector<std::byte>& to) const {
+Tensor KeptStages::columns(Site site, Stretch positions, std::int64_t first, std::int64_t columns,
+                           std::vector<std::byte>& to) const {
   const auto found = rows_.find(site);
   if (found == rows_.end()) return {};
   const DType dtype = found->second.front().tensor.dtype;
   const std::size_t width = static_cast<std::size_t>(columns) * size_of(dtype);
+  const std::size_t skipped = static_cast<std::size_t>(first) * size_of(dtype);
   to.resize(static_cast<std::size_t>(positions.count) * width);
   int copied = 0;
   for (const Rows& rows : found->second) {
     const int end = std::min(positions.end(), rows.first + static_cast<int>(rows.tensor.shape[0]));
     for (int p = std::max(positions.first, rows.first); p < end; ++p, ++copied)
       std::memcpy(to.data() + static_cast<std::size_t>(p - positions.first) * width,
-                  row_of(rows.tensor, p - rows.first + 1) - width, width);
+                  row_of(rows.tensor, p - rows.first) + skipped, width);
   }
   if (copied < positions.count) return {};
   return {to.data(), dtype, Shape{positions.count, columns}};
 }
 
 ReplayedLane::ReplayedLane(const KeptStages& kept, Lane& lane, const ModelConfig& config, const Program& program)
-    : kept_(kept), lane_(lane), config_(config), layer_(config.stages.size()), is_computed_(config.stages.size()) {
-  for (const Step& step : program)
-    if (reads_cache(step)) appended_[static_cast<std::size_t>(cache_part(step))] = step.in[1];
-}
+    : kept_(kept),
+      lane_(lane),
+      config_(config),
+      program_(program),
+      layer_(config.stages.size()),
+      is_computed_(config.stages.size()) {}
 
 void ReplayedLane::begin(const Pass& pass) {
   pass_ = pass;
@@ -103,12 +107,17 @@ Tensor ReplayedLane::read(Site site, Rows rows) {
   return kept_.at(site, {pass_.first + rows.first, rows.count});
 }
 
-Tensor ReplayedLane::read_cache(CachePart part, int layer, Stretch positions) {
-  const Stage stage = appended_[static_cast<std::size_t>(part)];
-  return kept_.last_columns({stage, layer}, positions, config_.kv_width(), cached_);
+// From the stage whose rows went into the cache.
+Tensor ReplayedLane::read_cache(Cache cache, int layer, Stretch positions) {
+  for (const Step& step : program_)
+    for (const CacheUse& use : step.caches)
+      if (step.layer == layer && use.cache == cache && use.input >= 0)
+        return kept_.columns({step.in[static_cast<std::size_t>(use.input)], layer}, positions, use.column,
+                             config_.cache_width(cache, layer), cached_);
+  return {};
 }
 
 void ReplayedLane::write(Site, Rows, const Tensor&) { refuse(); }
-void ReplayedLane::write_cache(CachePart, int, Stretch, const Tensor&) { refuse(); }
+void ReplayedLane::write_cache(Cache, int, Stretch, const Tensor&) { refuse(); }
 
 }  // namespace moe_diag

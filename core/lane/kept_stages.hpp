@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <map>
 #include <vector>
@@ -28,9 +27,10 @@ class KeptStages {
   // These rows as one pass wrote them, [positions.count, ...]. Null when none wrote them all.
   Tensor at(Site site, Stretch positions) const;
 
-  // The last `columns` of these rows, whichever passes wrote them, one after the other: null when one is not there. The
-  // values lie in `to`.
-  Tensor last_columns(Site site, Stretch positions, std::int64_t columns, std::vector<std::byte>& to) const;
+  // `width` columns of these rows from `first` on, whichever passes wrote them, one after the other: null when one is
+  // not there. The values lie in `to`.
+  Tensor columns(Site site, Stretch positions, std::int64_t first, std::int64_t width,
+                 std::vector<std::byte>& to) const;
 
  private:
   struct Rows {
@@ -52,10 +52,12 @@ class ReplayedLane final : public Lane {
   void begin(const Pass& pass) override;
   void run(std::span<const Step> steps) override;
   Tensor read(Site site, Rows rows) override;
-  Tensor read_cache(CachePart part, int layer, Stretch positions) override;
+  Tensor read_cache(Cache cache, int layer, Stretch positions) override;
+  Abilities abilities() const override { return {.recomputes = false}; }
+  bool has(Site site, Stretch positions) const override { return static_cast<bool>(kept_.at(site, positions)); }
   // What was computed once is not replaced: both throw Error(environment).
   void write(Site site, Rows rows, const Tensor& values) override;
-  void write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) override;
+  void write_cache(Cache cache, int layer, Stretch positions, const Tensor& values) override;
 
  private:
   void compute(const Step& step);
@@ -64,7 +66,7 @@ class ReplayedLane final : public Lane {
   Lane& lane_;
   const ModelConfig& config_;
   Pass pass_;
-  std::array<Stage, 2> appended_;  // by CachePart: the stage whose rows go into it
+  const Program& program_;
   std::vector<int> layer_;         // of each stage: that which the last step wrote
   std::vector<bool> is_computed_;  // of each stage: by the lane itself, in this pass
   std::vector<std::byte> cached_;  // what read_cache gave last

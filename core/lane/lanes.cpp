@@ -5,6 +5,7 @@
 
 #include <utility>
 
+#include "core/lane/assisted_lane.hpp"
 #include "core/lane/recorded_lane.hpp"
 #include "core/plugin/guard.hpp"
 
@@ -32,13 +33,20 @@ CallPlace place_of(std::span<const Step> steps) {
 RunningLane::RunningLane(const LaneSpec& spec)
     : name(spec.name), backend(spec.backend), label_(fmt::format("lane '{}' (backend {})", spec.name, spec.backend)) {}
 
+void RunningLane::attach(std::unique_ptr<Lane> lane) {
+  lane_ = std::move(lane);
+  if (lane_) abilities_ = guard({label_, "abilities"}, [&] { return lane_->abilities(); });
+  forget_caches();
+}
+
 std::unique_ptr<Lane> RunningLane::replace(std::unique_ptr<Lane> lane) {
-  forget_cache();
-  return std::exchange(lane_, std::move(lane));
+  std::unique_ptr<Lane> before = std::move(lane_);
+  attach(std::move(lane));
+  return before;
 }
 
 void RunningLane::begin(const Pass& pass) {
-  sequence_ = pass.tokens.data() - pass.first;
+  sequence_ = pass.sequence;
   cached_ = pass.first + pass.rows();
   guard({label_, "begin"}, [&] { lane_->begin(pass); });
 }
@@ -52,18 +60,19 @@ void RunningLane::write(Site site, Rows rows, const Tensor& values) {
   guard({label_, "write"}, [&] { lane_->write(site, rows, values); });
 }
 
-Tensor RunningLane::read_cache(CachePart part, int layer, Stretch positions, const ModelConfig& config) {
-  const Tensor tensor = guard({label_, "read_cache"}, [&] { return lane_->read_cache(part, layer, positions); });
-  const Shape expected{positions.count, config.kv_width()};
+Tensor RunningLane::read_cache(Cache cache, int layer, Stretch positions, const ModelConfig& config) {
+  if (!abilities_.shows_caches) return {};
+  const Tensor tensor = guard({label_, "read_cache"}, [&] { return lane_->read_cache(cache, layer, positions); });
+  const Shape expected{positions.count, config.cache_width(cache, layer)};
   if (tensor && (!(tensor.shape == expected) || tensor.dtype == DType::i32))
     throw Error(ErrorKind::environment,
-                fmt::format("{}: read_cache: {} of layer {} came as {} [{}, {}], expected f32 or f64 [{}, {}]", label_,
-                            part == CachePart::keys ? "keys" : "values", layer, name_of(tensor.dtype), tensor.shape[0],
-                            tensor.shape[1], expected[0], expected[1]));
+                fmt::format("{}: read_cache: {} of layer {} came as {} [{}, {}], expected values [{}, {}]", label_,
+                            name_of(cache), layer, name_of(tensor.dtype), tensor.shape[0], tensor.shape[1], expected[0],
+                            expected[1]));
   return tensor;
 }
-void RunningLane::write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) {
-  guard({label_, "write_cache"}, [&] { lane_->write_cache(part, layer, positions, values); });
+void RunningLane::write_cache(Cache cache, int layer, Stretch positions, const Tensor& values) {
+  guard({label_, "write_cache"}, [&] { lane_->write_cache(cache, layer, positions, values); });
 }
 
 DeviceMemory RunningLane::device_memory() const {
@@ -71,7 +80,12 @@ DeviceMemory RunningLane::device_memory() const {
 }
 
 Lanes::Lanes(const Contract& contract, const Model& model, PluginHost& host, const Request& request)
-    : contract_(contract), model_(model) {
+    : Lanes(contract, std::vector(contract.lanes.size(), &model), host, request) {}
+
+Lanes::Lanes(const Contract& contract, std::vector<const Model*> models, PluginHost& host, const Request& request)
+    : contract_(contract), models_(std::move(models)) {
+  for (const Model* model : models_)
+    if (programs_.count(model) == 0) programs_[model] = build_program(*model);
   for (const LaneSpec& spec : contract.lanes) {
     lanes_.emplace_back(spec);
     backend_of_.push_back(nullptr);
@@ -109,7 +123,7 @@ void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
     if (!backend) backend = host.make_backend(spec.backend, spec.options);
     backend_of_[i] = backend.get();
     lane.description =
-        guard({lane.label(), "describe"}, [&] { return backend->describe(model_.view(), spec.options, request); });
+        guard({lane.label(), "describe"}, [&] { return backend->describe(models_[i]->view(), spec.options, request); });
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::absent) throw;
     lane.absent = e.what();
@@ -119,8 +133,17 @@ void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
 }
 
 std::unique_ptr<Lane> Lanes::opened(std::size_t i) const {
-  if (contract_.lanes[i].recorded) return std::make_unique<RecordedLane>(*contract_.step, model_.config());
-  return backend_of_[i]->open(model_.view(), contract_.lanes[i].options);
+  if (contract_.lanes[i].recorded) return std::make_unique<RecordedLane>(*contract_.step, config());
+  std::unique_ptr<Lane> lane = backend_of_[i]->open(models_[i]->view(), contract_.lanes[i].options);
+  if (!lane || left_to_plain_operators(*lane, program(i)).empty()) return lane;
+  return std::make_unique<AssistedLane>(std::move(lane), config(), program(i));
+}
+
+// A lane of the contract's lane i.
+void Lanes::attach(std::size_t i, RunningLane& lane) const {
+  std::unique_ptr<Lane> from_backend = guard({lane.label(), "open"}, [&] { return opened(i); });
+  if (!from_backend) throw Error(ErrorKind::environment, lane.label() + ": open: returned no lane");
+  lane.attach(std::move(from_backend));
 }
 
 void Lanes::open(const std::vector<bool>& needed) {
@@ -128,9 +151,7 @@ void Lanes::open(const std::vector<bool>& needed) {
     RunningLane& lane = lanes_[i];
     if (!needed[i] || !lane.absent.empty() || lane.runs()) continue;
     try {
-      std::unique_ptr<Lane> from_backend = guard({lane.label(), "open"}, [&] { return opened(i); });
-      if (!from_backend) throw Error(ErrorKind::environment, lane.label() + ": open: returned no lane");
-      lane.attach(std::move(from_backend));
+      attach(i, lane);
     } catch (const Error& e) {
       if (e.kind() != ErrorKind::absent) throw;
       lane.absent = e.what();
@@ -146,14 +167,15 @@ int Lanes::add_fed_copy(int lane, int feeder) {
   RunningLane copy(spec);
   copy.description = lanes_[i].description;
   copy.inputs = feeder;
-  copy.attach(guard({copy.label(), "open"}, [&] { return backend_of_[i]->open(model_.view(), spec.options); }));
-  if (!copy.runs()) throw Error(ErrorKind::environment, copy.label() + ": open: returned no lane");
+  attach(i, copy);
   lanes_.push_back(std::move(copy));
+  models_.push_back(models_[i]);
   return static_cast<int>(lanes_.size()) - 1;
 }
 
 void Lanes::drop_copies() {
   lanes_.erase(lanes_.begin() + static_cast<std::ptrdiff_t>(contract_.lanes.size()), lanes_.end());
+  models_.resize(contract_.lanes.size());
 }
 
 int Lanes::index_of(std::string_view name) const {

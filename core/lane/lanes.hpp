@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "core/api/backend.hpp"
 #include "core/contract/contract.hpp"
 #include "core/model/model.hpp"
+#include "core/model/program.hpp"
 #include "core/plugin/host.hpp"
 
 namespace moe_diag {
@@ -28,39 +30,44 @@ class RunningLane {
 
   bool runs() const { return lane_ != nullptr && absent.empty(); }
   const std::string& label() const { return label_; }  // for messages: "lane 'cpu' (backend cpu)"
-  void attach(std::unique_ptr<Lane> lane) { lane_ = std::move(lane); }
+  void attach(std::unique_ptr<Lane> lane);
   // Gives back what computed so far.
   std::unique_ptr<Lane> replace(std::unique_ptr<Lane> lane);
 
   void begin(const Pass& pass);
-  // True when the cache has the first `positions` of this sequence, which is known by where its tokens lie: of the
+  const Abilities& abilities() const { return abilities_; }
+  // True when a pass over this sequence can begin behind its first `positions`, by what the caches have: those of the
   // layers that its passes went through, once they are done.
-  bool has_cached(const std::int32_t* sequence, int positions) const {
-    return sequence_ == sequence && cached_ >= positions;
+  bool has_cached(std::int64_t sequence, int positions) const {
+    return sequence_ == sequence && (abilities_.rewinds ? cached_ >= positions : cached_ == positions);
   }
-  // What the cache has is no longer what the lane computes in lockstep with others.
-  void forget_cache() { sequence_ = nullptr; }
+  // What the caches have is no longer what the lane computes in lockstep with others.
+  void forget_caches() { sequence_.reset(); }
   void run(std::span<const Step> steps);
   Tensor read(Site site, Rows rows);
   void write(Site site, Rows rows, const Tensor& values);
-  // Null when the lane does not show its cache. Throws Error(environment) when the backend gives another shape.
-  Tensor read_cache(CachePart part, int layer, Stretch positions, const ModelConfig& config);
-  void write_cache(CachePart part, int layer, Stretch positions, const Tensor& values);
+  // Null when the lane does not show its caches, or lacks one of the positions. Throws Error(environment) when the
+  // backend gives another shape.
+  Tensor read_cache(Cache cache, int layer, Stretch positions, const ModelConfig& config);
+  void write_cache(Cache cache, int layer, Stretch positions, const Tensor& values);
   DeviceMemory device_memory() const;
 
  private:
   std::string label_;
   std::unique_ptr<Lane> lane_;
-  const std::int32_t* sequence_ = nullptr;  // that the cache is of; null: of none
-  int cached_ = 0;                          // positions of it
+  Abilities abilities_;
+  std::optional<std::int64_t> sequence_;  // that the caches are of
+  int cached_ = 0;                        // positions of it
 };
 
 // The lanes of one contract, in its order; backends are shared by the lanes of one device.
 class Lanes {
  public:
   // Describes every lane; nothing large is allocated. A lane whose backend or device is not there is kept, marked
-  // absent, and so is every lane it feeds.
+  // absent, and so is every lane it feeds. All that is given outlives it.
   Lanes(const Contract& contract, const Model& model, PluginHost& host, const Request& request);
+  // As many models as lanes, which differ in their weights only.
+  Lanes(const Contract& contract, std::vector<const Model*> models, PluginHost& host, const Request& request);
 
   // Opens the lanes that `needed` marks and that are not absent.
   void open(const std::vector<bool>& needed);
@@ -70,7 +77,9 @@ class Lanes {
   int add_fed_copy(int lane, int feeder);
   void drop_copies();
 
-  const ModelConfig& config() const { return model_.config(); }
+  const ModelConfig& config() const { return models_.front()->config(); }
+  // What the lane computes, with the weights of its model.
+  const Program& program(std::size_t lane) const { return programs_.at(models_[lane]); }
   std::size_t size() const { return lanes_.size(); }
   RunningLane& operator[](std::size_t i) { return lanes_[i]; }
   const RunningLane& operator[](std::size_t i) const { return lanes_[i]; }
@@ -82,10 +91,12 @@ class Lanes {
  private:
   void describe(std::size_t i, PluginHost& host, const Request& request);
   std::unique_ptr<Lane> opened(std::size_t i) const;
+  void attach(std::size_t i, RunningLane& lane) const;
   void mark_unfed();
 
   const Contract& contract_;
-  const Model& model_;
+  std::vector<const Model*> models_;  // per lane
+  std::map<const Model*, Program> programs_;
   std::map<std::pair<std::string, std::string>, std::unique_ptr<Backend>> backends_;  // by plugin and device
   std::vector<Backend*> backend_of_;
   std::vector<RunningLane> lanes_;  // those of the contract, then copies

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "core/lane/recorded_lane.hpp"
 
-#include "core/ops/operator.hpp"
-
 namespace moe_diag {
 
 Description RecordedLane::description(const StepSpec& step) {
@@ -19,7 +17,6 @@ void RecordedLane::begin(const Pass& pass) {
   pass_first_ = pass.first;
   total_ = pass.total;
   for (Written& written : written_) written = {};
-  for (std::vector<double>& part : cache_) part.resize(static_cast<std::size_t>(total_ * config_.kv_width()));
 }
 
 Tensor RecordedLane::read(Site site, Rows rows) {
@@ -40,33 +37,39 @@ void RecordedLane::write(Site site, Rows rows, const Tensor& values) {
   written_[site.stage.index()] = {rows, values.dtype, {data, data + values.bytes()}};
 }
 
-// The cache gets what the step would append to it.
+// The caches get what the step would append to them.
 void RecordedLane::run(std::span<const Step> steps) {
-  for (const Step& step : steps) {
-    if (!reads_cache(step)) continue;
-    const Written& written = written_[step.in[1].index()];
-    const Shape shape = config_.shape_of({step.in[1], step.layer}, written.rows.count, total_);
-    if (!written.bytes.empty())
-      keep(cache_part(step), pass_first_ + written.rows.first, {written.bytes.data(), written.dtype, shape},
-           step.params.offset);
-  }
+  for (const Step& step : steps)
+    for (const CacheUse& use : step.caches) {
+      if (use.input < 0) continue;
+      const Stage stage = step.in[static_cast<std::size_t>(use.input)];
+      const Written& written = written_[stage.index()];
+      if (written.bytes.empty()) continue;
+      const Shape shape = config_.shape_of({stage, step.layer}, written.rows.count, total_);
+      keep(use.cache, step.layer, pass_first_ + written.rows.first, {written.bytes.data(), written.dtype, shape},
+           use.column);
+    }
 }
 
 // Of each row, what stands from `column` on.
-void RecordedLane::keep(CachePart part, int position, const Tensor& values, std::int64_t column) {
-  const std::int64_t width = config_.kv_width();
-  double* to = cache_[static_cast<std::size_t>(part)].data() + position * width;
+void RecordedLane::keep(Cache cache, int layer, int position, const Tensor& values, std::int64_t column) {
+  const std::int64_t width = config_.cache_width(cache, layer);
+  std::vector<double>& kept = cache_[cache.index()];
+  kept.resize(static_cast<std::size_t>(total_ * width));
   for (std::int64_t i = 0; i < values.shape[0] * width; ++i)
-    to[i] = values.value(i / width * values.shape.row() + column + i % width);
+    kept[static_cast<std::size_t>(position * width + i)] =
+        values.value(i / width * values.shape.row() + column + i % width);
 }
 
-Tensor RecordedLane::read_cache(CachePart part, int, Stretch positions) {
-  return {cache_[static_cast<std::size_t>(part)].data() + positions.first * config_.kv_width(), DType::f64,
-          Shape{positions.count, config_.kv_width()}};
+Tensor RecordedLane::read_cache(Cache cache, int layer, Stretch positions) {
+  const std::int64_t width = config_.cache_width(cache, layer);
+  const std::vector<double>& kept = cache_[cache.index()];
+  if (static_cast<std::int64_t>(kept.size()) < positions.end() * width) return {};
+  return {kept.data() + positions.first * width, DType::f64, Shape{positions.count, width}};
 }
 
-void RecordedLane::write_cache(CachePart part, int, Stretch positions, const Tensor& values) {
-  keep(part, positions.first, values, 0);
+void RecordedLane::write_cache(Cache cache, int layer, Stretch positions, const Tensor& values) {
+  keep(cache, layer, positions.first, values, 0);
 }
 
 }  // namespace moe_diag

@@ -237,6 +237,7 @@ void Model::Impl::read(const GgufFile& file) {
   architecture = &architecture_of(file);
   config = architecture->read_config(file);
   config.stages = architecture->stages;
+  config.caches = architecture->caches;
   part = read_part(file, config);
   weights = make_weights(file);
   Finder finder(file, weights, *architecture, config, part, lacked);

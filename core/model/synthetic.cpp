@@ -105,6 +105,7 @@ class Layout {
     if (spec.layers > 0) config_.layers = spec.layers;
     const Architecture& architecture = *preset_.architecture;
     config_.stages = architecture.stages;
+    config_.caches = architecture.caches;
     add(architecture.first_tensors(config_));
     for (int l = 0; l < config_.layers; ++l) add(architecture.layer_tensors(config_, l));
     add(architecture.last_tensors(config_));

@@ -19,6 +19,8 @@ Values add(std::span<const double> a, std::span<const double> b) {
 namespace moe_diag {
 namespace {
 
+host::Values compute(const StepRows& rows) { return host::add(rows.inputs.in[0], rows.inputs.in[1]); }
+
 void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list) {
   for (std::size_t i = 0; i < 2; ++i)
     list.add(StepCause::skipped, fmt::format("{} was not added", name_of(o.step.in[1 - i])),
@@ -31,6 +33,7 @@ const Operator add_op{
     .name = "add",
     .squared_error = squared_error_of<2>,
     .cost = cost_of_weights,
+    .compute = compute,
     .add_hypotheses = add_hypotheses,
 };
 

@@ -44,14 +44,15 @@ struct Cached {
   host::Values truth;  // [positions, Hk h]
   std::int64_t width = 0;
 
-  explicit Cached(const Operands& operands) : o(operands), width(o.config.kv_width()) {
-    const std::int64_t offset = is_scores() ? 0 : o.step.params.offset;
+  explicit Cached(const Operands& operands)
+      : o(operands), width(o.config.cache_width(o.step.caches[0].cache, o.step.layer)) {
+    const std::int64_t offset = o.step.caches[0].column;
     for (std::int64_t s = 0; s < o.c.in[1].shape[0]; ++s) {
       const host::Values row = host::values_of(o.c.in[1], s, 1);
       truth.insert(truth.end(), row.begin() + offset, row.begin() + offset + width);
     }
   }
-  bool is_scores() const { return operator_of(o.step).cache == CachePart::keys; }
+  bool is_scores() const { return o.step.op == Op::scores; }
   std::string_view entry() const { return is_scores() ? "key" : "value"; }
 
   void copy(host::Values& cache, std::int64_t from, std::int64_t to) const {
@@ -66,8 +67,8 @@ struct Cached {
     const host::Attention attention{o.config.heads, o.config.kv_heads, h, seen, total};
     host::Values x = o.input(0, unit);
     if (in_turn) x = reordered(x, is_scores() ? h : total, false);
-    host::Values out =
-        is_scores() ? host::scores(attention, x, cache, o.step.params.scale) : host::mix(attention, x, cache);
+    host::Values out = is_scores() ? host::scores(attention, x, cache, o.step.as<ScoresParams>().scale)
+                                   : host::mix(attention, x, cache);
     if (in_turn) out = reordered(out, is_scores() ? total : h, true);
     if (!is_scores()) return out;
     host::Values compared;  // without the keys after the own position
@@ -142,6 +143,11 @@ void add_stale(const Cached& cached, const FailingUnits& failing, HypothesisList
 }
 
 }  // namespace
+
+host::Attention attention_of(const StepRows& rows, std::size_t row) {
+  const ModelConfig& config = rows.config;
+  return {config.heads, config.kv_heads, config.head_dim, rows.inputs.positions[row] + 1, rows.inputs.total};
+}
 
 void add_attention_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisList& list) {
   const Cached cached(o);

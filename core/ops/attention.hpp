@@ -29,6 +29,9 @@ std::span<const double> cached(const Attention& attention, std::span<const doubl
 
 namespace moe_diag {
 
+// Of one row of a step.
+host::Attention attention_of(const StepRows& rows, std::size_t row);
+
 // As all values of the cache: as many products a row.
 Cost cost_of_attention(const Step& step, const ModelConfig& config, double rows, int total);
 

@@ -27,13 +27,18 @@ double squared_error(const Step&, const ModelConfig&, const PredictedNumerics& n
   return (2 + keys / 2.0) * numerics.unit;
 }
 
+host::Values compute(const StepRows& rows) {
+  return rows.by_row(
+      [&](std::size_t r) { return host::mix(attention_of(rows, r), rows.row(0, r), rows.inputs.in[1]); });
+}
+
 }  // namespace
 
 const Operator mix_op{
     .name = "mix",
-    .cache = CachePart::values,
     .squared_error = squared_error,
     .cost = cost_of_attention,
+    .compute = compute,
     .add_hypotheses = add_attention_hypotheses,
 };
 

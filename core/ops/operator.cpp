@@ -59,10 +59,9 @@ host::Values StepRows::operand() const {
   return host::rounded(inputs.in[0], fault->block == 32 ? host::Rounding::q8_0 : host::Rounding::q8_k);
 }
 
-host::Values compute(const Step& step, const ModelConfig& config, const StepInputs& inputs, const Fault* fault) {
-  const Operator& op = operator_of(step);
-  if (!op.compute) throw Error(ErrorKind::environment, fmt::format("no fault computes the operator {}", op.name));
-  return op.compute({step, config, inputs, fault});
+host::Values compute(const Step& step, const ModelConfig& config, const StepInputs& inputs, const Fault* fault,
+                     std::size_t output) {
+  return operator_of(step).compute({step, config, inputs, fault, output});
 }
 
 Cost cost_of_weights(const Step& step, const ModelConfig&, double rows, int) {

@@ -3,7 +3,6 @@
 
 #include <array>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -42,8 +41,9 @@ struct StepInputs {
   std::vector<int> positions;  // of the rows
   int total = 0;               // length of the whole sequence
   std::array<host::Values, most_inputs>
-      in;                  // as Step::in, [rows, ...]; what is cached: of all positions up to the last
-  std::vector<int> stale;  // positions that stale_kv is planted at
+      in;                            // as Step::in, [rows, ...]; what is cached: of all positions up to the last
+  std::vector<std::int32_t> tokens;  // of the rows, for a step that reads tokens
+  std::vector<int> stale;            // positions that stale_kv is planted at
 };
 
 // The rows of one step, to be computed rightly or with a fault.
@@ -51,7 +51,8 @@ struct StepRows {
   const Step& step;
   const ModelConfig& config;
   const StepInputs& inputs;
-  const Fault* fault;  // null: rightly
+  const Fault* fault;      // null: rightly
+  std::size_t output = 0;  // which of the step's outputs
 
   bool is(Fault::Kind kind) const { return fault && fault->kind == kind; }
   std::size_t count() const { return inputs.positions.size(); }
@@ -79,8 +80,8 @@ struct StepRows {
 struct Operator {
   std::string_view name;
   WeightRows weights = WeightRows::none;
-  // The part of the cache that it appends its pass to. It reads all positions of that part as its second input.
-  std::optional<CachePart> cache = {};
+  // What a step has until its architecture sets it; of the type that the operator has.
+  Params params = {};
   bool chooses_experts = false;
 
   // Square of the relative error that a step is expected to make: see expected_error(). `keys` is how many positions
@@ -90,7 +91,7 @@ struct Operator {
   // The cost of `rows` rows of a sequence of `total` positions.
   Cost (*cost)(const Step&, const ModelConfig&, double rows, int total) = nullptr;
 
-  // The output, [rows, ...]; of operators whose computation a fault can change.
+  // An output, [rows, ...].
   host::Values (*compute)(const StepRows&) = nullptr;
 
   // A unit's output had it been computed with that matrix; of operators that read weights and are no product.
@@ -106,21 +107,18 @@ struct Operator {
 const Operator& operator_of(Op op);
 inline const Operator& operator_of(const Step& step) { return operator_of(step.op); }
 
-// True for a step that puts keys or values of its pass into the cache, and reads those of all positions so far as its
-// second input.
-inline bool reads_cache(const Step& step) { return operator_of(step).cache.has_value(); }
-// The part of the cache that such a step reads.
-inline CachePart cache_part(const Step& step) { return *operator_of(step).cache; }
+// True for a step that reads what other passes left.
+inline bool reads_cache(const Step& step) { return step.caches.size() > 0; }
 
 // True for a product with matrices: it multiplies its first input.
 inline bool is_product(const Operator& op) {
   return op.weights == WeightRows::all || op.weights == WeightRows::of_experts;
 }
 
-// The step's output for those rows in double, [rows, ...]: as the fault makes it, or as it should be without one
-// (null). For the operators that is_computed() faults fit. Throws Error(environment) when the inputs do not fit the
-// step.
-host::Values compute(const Step& step, const ModelConfig& config, const StepInputs& inputs, const Fault* fault);
+// An output of the step for those rows in double, [rows, ...]: as the fault makes it, or as it should be without one
+// (null). Throws Error(environment) when the inputs do not fit the step.
+host::Values compute(const Step& step, const ModelConfig& config, const StepInputs& inputs, const Fault* fault,
+                     std::size_t output = 0);
 
 // The cost of operators that read all of their weights, or none.
 Cost cost_of_weights(const Step& step, const ModelConfig& config, double rows, int total);

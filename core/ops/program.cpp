@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "core/api/error.hpp"
+#include "core/ops/operator.hpp"
 
 namespace moe_diag {
 
@@ -19,6 +20,7 @@ Params& ProgramBuilder::add(int layer, Op op, const Names& in, const Names& role
   Step& step = program_.emplace_back();
   step.op = op;
   step.layer = layer;
+  step.params = operator_of(op).params;
   for (const std::string_view name : in) step.in.push_back(stage(name));
   for (const std::string_view name : out) step.out.push_back(stage(name));
   std::vector<const Weight*> biases;
@@ -35,10 +37,13 @@ Params& ProgramBuilder::add(int layer, Op op, const Names& in, const Names& role
 
 void ProgramBuilder::norm(int layer, std::string_view in, std::string_view role, std::string_view out, int width,
                           int offset) {
-  Params& params = add(layer, Op::rms_norm, {in}, {role}, {out});
-  params.offset = offset;
-  params.width = width;
-  params.eps = config_.rms_eps;
+  add(layer, Op::rms_norm, {in}, {role}, {out}) = RmsNormParams{offset, width, config_.rms_eps};
+}
+
+void ProgramBuilder::read_cache(std::string_view name, int input, int column) {
+  const Cache cache = config_.caches.find(name);
+  if (!cache) throw Error(ErrorKind::environment, fmt::format("the architecture has no cache '{}'", name));
+  program_.back().caches.push_back({cache, input, column});
 }
 
 }  // namespace moe_diag

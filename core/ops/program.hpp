@@ -29,6 +29,9 @@ class ProgramBuilder {
   // Appends a step; its parameters may be set until the next one comes. A linear step has the biases that the model has
   // of its weights. Throws Error(environment) for a stage or a role that the architecture lacks.
   Params& add(int layer, Op op, const Names& in, const Names& roles, const Names& out);
+  // The step appended last reads a cache, into which its input goes, from `column` on; -1: a state, which the operator
+  // moves on. Throws Error(environment) for a cache that the architecture lacks.
+  void read_cache(std::string_view name, int input, int column = 0);
   // An RMSNorm of groups of `width` values, the first of which starts at column `offset`.
   void norm(int layer, std::string_view in, std::string_view role, std::string_view out, int width, int offset = 0);
 

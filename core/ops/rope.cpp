@@ -39,13 +39,13 @@ constexpr std::array well_known_thetas{1e4, 5e5, 1e6, 1e7};
 constexpr double pi = 3.14159265358979323846;
 
 host::Values compute(const StepRows& rows) {
-  host::RopeOptions options{rows.step.params.theta};
+  host::RopeOptions options{rows.step.as<RopeParams>().theta};
   if (rows.is(Fault::Kind::rope_theta)) options.theta = rows.fault->theta;
   if (rows.is(Fault::Kind::rope_interleaved)) options.pairs = host::RopePairs::neighbours;
   const int later = rows.is(Fault::Kind::off_by_one_position) ? 1 : 0;
   return rows.by_row([&](std::size_t r) {
     const auto width = static_cast<std::size_t>(rows.config.shape_of({rows.step.out[0], rows.step.layer}, 1, 0).row());
-    const std::span<const double> heads = rows.row(0, r).subspan(host::at(rows.step.params.offset), width);
+    const std::span<const double> heads = rows.row(0, r).subspan(host::at(rows.step.as<RopeParams>().offset), width);
     return host::rope(heads, rows.config.head_dim, rows.inputs.positions[r] + later, options);
   });
 }
@@ -53,7 +53,7 @@ host::Values compute(const StepRows& rows) {
 // The heads that a unit is made of: they may stand among others.
 host::Values heads_of(const Operands& o, const StepUnit& unit) {
   const host::Values row = o.input(0, unit);
-  const auto from = row.begin() + o.step.params.offset;
+  const auto from = row.begin() + o.step.as<RopeParams>().offset;
   return {from, from + unit.size};
 }
 
@@ -81,7 +81,7 @@ double angle_of(const Operands& o, const StepUnit& unit, const host::Values& x, 
 // pairs out looks the same: a partial one, or one with its angles scaled.
 bool turns_the_same_pairs(const Operands& o, const FailingUnits& failing, double theta) {
   constexpr double seen = 1e-5;  // radians, beyond the error that is explained in f32
-  const double h = o.config.head_dim, own = o.step.params.theta;
+  const double h = o.config.head_dim, own = o.step.as<RopeParams>().theta;
   double farthest = 0;
   for (const StepUnit* unit : failing) farthest = std::max(farthest, static_cast<double>(o.position(*unit)));
   const auto turned = [&](double base, double pair) { return farthest * std::pow(base, -2 * pair / h) > seen; };
@@ -115,7 +115,7 @@ void add_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisLi
       return host::rope(heads_of(o, unit), o.config.head_dim, o.position(unit) + shift, options);
     };
   };
-  const double theta = o.step.params.theta;
+  const double theta = o.step.as<RopeParams>().theta;
   const int first = o.c.first_position;
   // The one row of a pass that starts again turns by nothing, as one that is not rotated does.
   if (first > 0 && o.c.a.shape[0] == 1)
@@ -141,6 +141,7 @@ void add_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisLi
 
 const Operator rope_op{
     .name = "rope",
+    .params = RopeParams{},
     .squared_error = squared_error_of<4>,
     .cost = cost_of_weights,
     .compute = compute,

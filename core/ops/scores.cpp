@@ -30,7 +30,7 @@ double squared_error(const Step&, const ModelConfig& config, const PredictedNume
 // At the fault's positions the key of the one before.
 host::Values stale_keys(const StepRows& rows) {
   const host::Values& keys = rows.inputs.in[1];
-  const auto width = static_cast<std::size_t>(rows.config.kv_width());
+  const auto width = static_cast<std::size_t>(rows.config.cache_width(rows.step.caches[0].cache, rows.step.layer));
   host::Values stale = keys;
   for (int position : rows.inputs.stale) {
     const std::size_t at = static_cast<std::size_t>(position) * width;
@@ -41,11 +41,8 @@ host::Values stale_keys(const StepRows& rows) {
 
 host::Values compute(const StepRows& rows) {
   const host::Values keys = rows.is(Fault::Kind::stale_kv) ? stale_keys(rows) : rows.inputs.in[1];
-  const ModelConfig& config = rows.config;
   return rows.by_row([&](std::size_t r) {
-    const host::Attention attention{config.heads, config.kv_heads, config.head_dim, rows.inputs.positions[r] + 1,
-                                    rows.inputs.total};
-    return host::scores(attention, rows.row(0, r), keys, rows.step.params.scale);
+    return host::scores(attention_of(rows, r), rows.row(0, r), keys, rows.step.as<ScoresParams>().scale);
   });
 }
 
@@ -53,7 +50,7 @@ host::Values compute(const StepRows& rows) {
 
 const Operator scores_op{
     .name = "scores",
-    .cache = CachePart::keys,
+    .params = ScoresParams{},
     .squared_error = squared_error,
     .cost = cost_of_attention,
     .compute = compute,

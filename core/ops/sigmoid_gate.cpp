@@ -25,6 +25,10 @@ Values sigmoid_gate(std::span<const double> x, double gate) { return times(x, si
 namespace moe_diag {
 namespace {
 
+host::Values compute(const StepRows& rows) {
+  return rows.by_row([&](std::size_t r) { return host::sigmoid_gate(rows.row(0, r), rows.row(1, r).front()); });
+}
+
 void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list) {
   const auto by = [o](auto factor) {
     return
@@ -46,6 +50,7 @@ const Operator sigmoid_gate_op{
     .name = "sigmoid_gate",
     .squared_error = squared_error_of<6 + of_exponential>,
     .cost = cost_of_weights,
+    .compute = compute,
     .add_hypotheses = add_hypotheses,
 };
 

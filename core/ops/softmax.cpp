@@ -32,12 +32,21 @@ namespace {
 constexpr double logit_size = 4;
 
 double squared_error(const Step& step, const ModelConfig& config, const PredictedNumerics& numerics, int keys) {
-  const int width = step.params.causal ? keys : config.experts;
+  const int width = step.as<SoftmaxParams>().causal ? keys : config.experts;
   return (width > 1 ? square(logit_size) + 3 : 1) * numerics.unit;
 }
 
+host::Values compute(const StepRows& rows) {
+  const bool causal = rows.step.as<SoftmaxParams>().causal;
+  return rows.by_row([&](std::size_t r) {
+    const std::span<const double> x = rows.row(0, r);
+    const std::int64_t width = causal ? rows.inputs.total : host::size_of(x);
+    return host::softmax(x, width, causal ? rows.inputs.positions[r] + 1 : width);
+  });
+}
+
 void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list) {
-  if (!o.step.params.causal) {
+  if (!o.step.as<SoftmaxParams>().causal) {
     list.add(StepCause::skipped, "the softmax was left out: the input passed through",
              [o](const StepUnit& unit) { return o.input(0, unit); });
     return;
@@ -65,8 +74,10 @@ void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list
 
 const Operator softmax_op{
     .name = "softmax",
+    .params = SoftmaxParams{},
     .squared_error = squared_error,
     .cost = cost_of_weights,
+    .compute = compute,
     .add_hypotheses = add_hypotheses,
 };
 

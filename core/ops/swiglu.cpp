@@ -19,6 +19,8 @@ Values swiglu(std::span<const double> gate, std::span<const double> up) {
 namespace moe_diag {
 namespace {
 
+host::Values compute(const StepRows& rows) { return host::swiglu(rows.inputs.in[0], rows.inputs.in[1]); }
+
 void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list) {
   list.add(StepCause::skipped, "gate * up, without silu", [o](const StepUnit& unit) {
     host::Values out = o.input(0, unit);
@@ -36,6 +38,7 @@ const Operator swiglu_op{
     .name = "swiglu",
     .squared_error = squared_error_of<6>,
     .cost = cost_of_weights,
+    .compute = compute,
     .add_hypotheses = add_hypotheses,
 };
 

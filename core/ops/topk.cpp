@@ -32,9 +32,17 @@ namespace moe_diag {
 namespace {
 
 double squared_error(const Step& step, const ModelConfig& config, const PredictedNumerics& numerics, int) {
-  if (!step.params.renormalised) return numerics.unit;
+  if (!step.as<TopkParams>().renormalised) return numerics.unit;
   const double used = config.used;
   return (used > 1 ? 2 + (used - 1) / 2 : 1) * numerics.unit;
+}
+
+// The ids, or the weights of the experts chosen.
+host::Values compute(const StepRows& rows) {
+  return rows.by_row([&](std::size_t r) {
+    const host::Chosen chosen = host::topk(rows.row(0, r), rows.config.used, rows.step.as<TopkParams>().renormalised);
+    return rows.output == 0 ? host::Values(chosen.experts.begin(), chosen.experts.end()) : chosen.weights;
+  });
 }
 
 // The weight of a slot, made from the probabilities of the experts chosen. `total` is their divisor: their sum, or 1.
@@ -55,14 +63,15 @@ void add_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisLi
       for (int slot = 0; slot < o.config.used; ++slot)
         chosen.push_back(ids[slot] >= 0 && ids[slot] < o.config.experts ? probs[host::at(ids[slot])] : NAN);
       for (const Segment& s : unit.segments) {
-        out.push_back(share(chosen, host::at(s.a % o.config.used), o.step.params.renormalised ? sum(chosen) : 1));
+        out.push_back(
+            share(chosen, host::at(s.a % o.config.used), o.step.as<TopkParams>().renormalised ? sum(chosen) : 1));
         if (out.back() == 0 && value_at(o.c.a, s.a) != 0)
           return host::Values{};  // an expert left out weighs nothing at all
       }
       return out;
     };
   };
-  if (o.step.params.renormalised)
+  if (o.step.as<TopkParams>().renormalised)
     list.add(StepCause::skipped, "the weights are not divided by their sum",
              shared([](const host::Values& chosen, std::size_t slot, double) { return chosen[slot]; }));
   list.add(
@@ -73,7 +82,7 @@ void add_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisLi
            shared([](const host::Values& chosen, std::size_t slot, double total) {
              return slot == 0 ? 0 : chosen[slot] / total;
            }));
-  if (o.step.params.renormalised)
+  if (o.step.as<TopkParams>().renormalised)
     list.add(StepCause::dropped_expert, "the best expert weighs nothing, the others share its weight",
              shared([](const host::Values& chosen, std::size_t slot, double total) {
                return slot == 0 ? 0 : chosen[slot] / (total - chosen[0]);
@@ -96,9 +105,11 @@ bool chose_without_best(const StepCase& c, const ModelConfig& config, int row) {
 
 const Operator topk_op{
     .name = "topk",
+    .params = TopkParams{},
     .chooses_experts = true,
     .squared_error = squared_error,
     .cost = cost_of_weights,
+    .compute = compute,
     .add_hypotheses = add_hypotheses,
 };
 

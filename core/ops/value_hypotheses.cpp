@@ -100,15 +100,16 @@ void add_scale(const StepCase& c, const FailingUnits& failing, std::vector<Hypot
 
 // ---- one bit -------------------------------------------------------------------------------------------------------
 
-// Element i of the tensor with a bit flipped. From its bytes: a NaN's do not survive a conversion.
-template <class Value, class Bits>
+// Element i of the tensor with a bit flipped. In its bytes: a NaN's do not survive a conversion.
 double flipped(const Tensor& tensor, std::int64_t i, int bit) {
-  Bits bits;
-  std::memcpy(&bits, tensor.as<Value>() + i, sizeof bits);
-  bits ^= Bits{1} << bit;
-  Value value;
-  std::memcpy(&value, &bits, sizeof value);
-  return static_cast<double>(value);
+  return with_values(tensor, i, [bit](const auto* p) {
+    auto value = *p;
+    unsigned char bytes[sizeof value];
+    std::memcpy(bytes, &value, sizeof value);
+    bytes[bit / 8] = static_cast<unsigned char>(bytes[bit / 8] ^ 1u << bit % 8);
+    std::memcpy(&value, bytes, sizeof value);
+    return static_cast<double>(value);
+  });
 }
 
 struct Flip {
@@ -121,14 +122,11 @@ bool is_of_arithmetic(const Tensor& tensor, std::int64_t i) {
   const double value = value_at(tensor, i);
   if (std::isinf(value)) return true;
   if (!std::isnan(value)) return false;
-  if (tensor.dtype == DType::f64) {
-    std::uint64_t bits = 0;
-    std::memcpy(&bits, tensor.as<double>() + i, sizeof bits);
-    return (bits << 13) == 0;  // all of the mantissa but the quiet bit
-  }
-  std::uint32_t bits = 0;
-  std::memcpy(&bits, tensor.as<float>() + i, sizeof bits);
-  return (bits << 10) == 0;
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, tensor.as<std::byte>() + static_cast<std::size_t>(i) * size_of(tensor.dtype),
+              size_of(tensor.dtype));
+  const int below_quiet_bit = precision_of(tensor.dtype).digits - 2;
+  return bits << (64 - below_quiet_bit) == 0;
 }
 
 // The element of a unit that is farthest off, and the one bit that makes it right.
@@ -151,10 +149,9 @@ std::optional<Flip> flip_of(const StepCase& c, const StepUnit& unit) {
       std::fabs(std::remainder(std::log2(std::fabs(value_at(c.a, place) / value_at(c.b, unit.in_b(0)))), 1)) < 1e-4)
     return std::nullopt;
   const double b = value_at(c.b, unit.in_b(found.element)), tolerance = unit.tolerance(explained_error, std::fabs(b));
-  const bool wide = c.a.dtype == DType::f64;
-  for (int bit = 0; bit < (wide ? 64 : 32); ++bit) {
-    const double back =
-        wide ? flipped<double, std::uint64_t>(c.a, place, bit) : flipped<float, std::uint32_t>(c.a, place, bit);
+  const int bits = 8 * static_cast<int>(size_of(c.a.dtype));
+  for (int bit = 0; bit < bits; ++bit) {
+    const double back = flipped(c.a, place, bit);
     if (!(std::fabs(back - b) <= tolerance)) continue;
     if (found.bit >= 0) return std::nullopt;
     found.bit = bit;

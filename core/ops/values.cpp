@@ -13,13 +13,7 @@ Values values_of(const Tensor& tensor, std::int64_t first, std::int64_t count) {
   const std::int64_t rows = tensor.shape.rank == 0 ? 0 : tensor.shape[0];
   if (first < 0 || count < 0 || first + count > rows) refuse("values", "rows", rows, first + count);
   const std::int64_t from = first * tensor.shape.row(), n = count * tensor.shape.row();
-  const auto copy = [&](const auto* p) { return Values(p + from, p + from + n); };
-  switch (tensor.dtype) {
-    case DType::f32: return copy(tensor.as<float>());
-    case DType::f64: return copy(tensor.as<double>());
-    case DType::i32: return copy(tensor.as<std::int32_t>());
-  }
-  return {};
+  return with_values(tensor, from, [&](const auto* p) { return Values(p, p + n); });
 }
 Values values_of(const Tensor& tensor) { return values_of(tensor, 0, tensor.shape.rank == 0 ? 0 : tensor.shape[0]); }
 

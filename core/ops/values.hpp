@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -16,6 +17,8 @@ auto with_values(const Tensor& t, std::int64_t at, F f) {
   switch (t.dtype) {
     case DType::f64: return f(t.as<double>() + at);
     case DType::i32: return f(t.as<std::int32_t>() + at);
+    case DType::f16: return f(t.as<F16>() + at);
+    case DType::bf16: return f(t.as<BF16>() + at);
     case DType::f32: break;
   }
   return f(t.as<float>() + at);
@@ -36,6 +39,24 @@ inline std::int64_t argmax(const Tensor& a, std::int64_t at, std::int64_t n) {
     }
     return best;
   });
+}
+
+// Of a type of values: bits of the significand, and its range.
+struct Precision {
+  int digits;
+  double smallest, largest;  // normal number; finite number
+
+  double epsilon() const { return std::ldexp(1.0, 1 - digits); }
+};
+constexpr Precision precision_of(DType dtype) {
+  switch (dtype) {
+    case DType::f64: return {53, 0x1p-1022, std::numeric_limits<double>::max()};
+    case DType::f16: return {11, 0x1p-14, 65504};
+    case DType::bf16: return {8, 0x1p-126, 0x1.FEp127};
+    case DType::i32:
+    case DType::f32: break;
+  }
+  return {24, 0x1p-126, std::numeric_limits<float>::max()};
 }
 
 // x - x is 0 for finite x and NaN otherwise: a test that vectorises.

@@ -20,6 +20,8 @@ Values weigh(std::span<const double> x, std::span<const double> weights) {
 namespace moe_diag {
 namespace {
 
+host::Values compute(const StepRows& rows) { return host::weigh(rows.inputs.in[0], rows.inputs.in[1]); }
+
 void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list) {
   const auto by = [o](auto factor) {
     return [o, factor](const StepUnit& unit) { return host::weigh(o.input(0, unit), host::Values{factor(unit)}); };
@@ -41,6 +43,7 @@ const Operator weigh_op{
     .name = "weigh",
     .squared_error = squared_error_of<3>,
     .cost = cost_of_weights,
+    .compute = compute,
     .add_hypotheses = add_hypotheses,
 };
 

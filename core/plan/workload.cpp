@@ -137,7 +137,7 @@ Load load_of(const std::vector<const WatchedCapture*>& captures, const Contract&
   for (const auto& [key, positions] : rows) {
     const auto& [p, lane, site] = key;
     const auto count = static_cast<std::int64_t>(positions.size());
-    const DType values = lanes[static_cast<std::size_t>(lane)].description.values;
+    const DType values = lanes[static_cast<std::size_t>(lane)].description.stored(site.stage);
     const bool indices = payload_of(site.stage) == Payload::indices;
     const int length = contract.prompts[static_cast<std::size_t>(p)].length();
     const Shape shape = lanes.config().shape_of(site, count, length);

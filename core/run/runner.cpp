@@ -83,14 +83,14 @@ void Runner::open_sinks(Capture& capture) {
   if (options_.out.empty()) throw Error(ErrorKind::usage, "the contract has sinks: an output folder is needed");
   prompt_infos_.clear();
   lane_infos_.clear();
+  RunInfo info;
   for (const PromptSpec& p : contract_.prompts)
     prompt_infos_.push_back({p.id, sequences_->tokens(static_cast<int>(prompt_infos_.size())), p.generate});
   for (const LaneReport& l : verdict_.lanes) {
-    const DType values = (*lanes_)[lane_infos_.size()].description.values;
-    const bool runs = (*lanes_)[lane_infos_.size()].runs();
-    lane_infos_.push_back({l.name, l.backend, l.numerics, l.device, l.instruction_set, values, runs});
+    const RunningLane& lane = (*lanes_)[lane_infos_.size()];
+    lane_infos_.push_back({l.name, l.backend, l.numerics, l.device, l.instruction_set, lane.description.values,
+                           lane.runs(), lane.description.storage, &info.model});
   }
-  RunInfo info;
   info.contract = contract_.metadata.id;
   info.contract_version = contract_.metadata.version;
   info.tool_version = options_.tool_version;
@@ -252,7 +252,7 @@ void Runner::judge_alone() {
     verdict_.judgements[f] = plan_.falsifiers[f].spec->metric == Metric::identical
                                  ? Identity(parts, f).judge(witnesses_[f].get()).judgement
                                  : judge_timing(parts, f);
-    (*lanes_)[static_cast<std::size_t>(plan_.falsifiers[f].lane)].forget_cache();
+    (*lanes_)[static_cast<std::size_t>(plan_.falsifiers[f].lane)].forget_caches();
     verdict_.judgements[f].seconds = seconds() - start;
   }
   verdict_.timing.solo = seconds() - before;
@@ -284,7 +284,7 @@ std::vector<std::int64_t> Runner::walk(const std::vector<Hook*>& hooks, std::vec
   for (Hook* hook : hooks) bus.add(*hook);
   std::optional<GivenInputs> feed;
   if (contract_.step) feed.emplace(*contract_.step, plan_.program.front(), model_->config());
-  Forward forward(*model_, *lanes_, bus, std::move(faults), active, feed ? &*feed : nullptr);
+  Forward forward(*lanes_, bus, std::move(faults), active, feed ? &*feed : nullptr);
   const int layers = model_->config().layers;
   const auto count = static_cast<int>(contract_.prompts.size());
   std::int64_t done = 0, total = 0;  // passes
@@ -304,8 +304,8 @@ std::vector<std::int64_t> Runner::walk(const std::vector<Hook*>& hooks, std::vec
       };
       if (stretch.end() <= sequences_->known(p)) {
         end = stretch.end();
-        forward.pass(feed ? feed->pass_over(sequences_->tokens(p), stretch)
-                          : pass_over(sequences_->tokens(p), stretch, plan_.head_first[static_cast<std::size_t>(p)]),
+        forward.pass(feed ? feed->pass_over(sequences_->sequence(p), stretch)
+                          : pass_over(sequences_->sequence(p), stretch, plan_.head_first[static_cast<std::size_t>(p)]),
                      p, options_.progress || options_.interrupted ? std::function<void(int)>(at_layer) : nullptr);
       }
       ++done;

@@ -135,12 +135,12 @@ void Runner::check_bits() const {
       for (const FaultSpec& fault : falsifier.controls) faults.emplace_back(contract_.at(fault.where), fault);
   for (const auto& [place, fault] : faults) {
     const RunningLane& lane = (*lanes_)[static_cast<std::size_t>(lanes_->index_of(fault.lane))];
-    const int bits = static_cast<int>(size_of(lane.description.values)) * 8;
+    const DType type = lane.description.stored(fault.stage);
+    const int bits = static_cast<int>(size_of(type)) * 8;
     if (lane.absent.empty() && fault.bit >= bits)
-      throw Error(ErrorKind::usage,
-                  fmt::format("{}: fault '{}': bit {} is not there, the values of lane '{}' are {} "
-                              "and have bits 0 to {}",
-                              place, fault.text, fault.bit, lane.name, name_of(lane.description.values), bits - 1));
+      throw Error(ErrorKind::usage, fmt::format("{}: fault '{}': bit {} is not there, the values of lane '{}' are {} "
+                                                "and have bits 0 to {}",
+                                                place, fault.text, fault.bit, lane.name, name_of(type), bits - 1));
   }
 }
 

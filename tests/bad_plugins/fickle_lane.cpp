@@ -43,8 +43,9 @@ class FickleLane final : public Lane {
     return {values_.data(), DType::f32, shape};
   }
   void write(Site, Rows, const Tensor&) override {}
-  Tensor read_cache(CachePart, int, Stretch) override { return {}; }
-  void write_cache(CachePart, int, Stretch, const Tensor&) override {}
+  Abilities abilities() const override { return {.shows_caches = false}; }
+  Tensor read_cache(Cache, int, Stretch) override { return {}; }
+  void write_cache(Cache, int, Stretch, const Tensor&) override {}
   DeviceMemory device_memory() override { return {3 << 20, 4 << 20}; }
 
  private:

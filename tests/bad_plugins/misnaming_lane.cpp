@@ -43,8 +43,9 @@ class MisnamingLane final : public Lane {
     return {ids_.data(), DType::i32, shape};
   }
   void write(Site, Rows, const Tensor&) override {}
-  Tensor read_cache(CachePart, int, Stretch) override { return {}; }
-  void write_cache(CachePart, int, Stretch, const Tensor&) override {}
+  Abilities abilities() const override { return {.shows_caches = false}; }
+  Tensor read_cache(Cache, int, Stretch) override { return {}; }
+  void write_cache(Cache, int, Stretch, const Tensor&) override {}
 
  private:
   std::int32_t expert(int position, int slot) const {

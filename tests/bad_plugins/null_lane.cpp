@@ -13,8 +13,9 @@ class NullLane final : public Lane {
   void run(std::span<const Step>) override {}
   Tensor read(Site, Rows) override { return {}; }
   void write(Site, Rows, const Tensor&) override {}
-  Tensor read_cache(CachePart, int, Stretch) override { return {}; }
-  void write_cache(CachePart, int, Stretch, const Tensor&) override {}
+  Abilities abilities() const override { return {.shows_caches = false}; }
+  Tensor read_cache(Cache, int, Stretch) override { return {}; }
+  void write_cache(Cache, int, Stretch, const Tensor&) override {}
 };
 
 class NullBackend final : public Backend {

@@ -52,7 +52,7 @@ class Bench {
     const std::vector<std::int32_t> tokens = tokens_of(count, lockstep_.model().config().vocab);
     Bus bus;
     if (hook) bus.add(*hook);
-    Forward forward(lockstep_.model(), lockstep_.lanes(), bus, {}, active());
+    Forward forward(lockstep_.lanes(), bus, {}, active());
     forward.pass({tokens, 0, count, hook ? 0 : count - 1}, 0);
     lane().read({stages::lm_head, -1}, {count - 1, 1});
   }
@@ -63,7 +63,7 @@ class Bench {
     const std::span<const std::int32_t> all = tokens;
     const int total = before + count;
     Bus bus;
-    Forward forward(lockstep_.model(), lockstep_.lanes(), bus, {}, active());
+    Forward forward(lockstep_.lanes(), bus, {}, active());
     forward.pass({all.subspan(0, static_cast<std::size_t>(before)), 0, total, before - 1}, 0);
     double start = 0;
     for (int i = 0; i < count; ++i) {

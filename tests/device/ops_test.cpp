@@ -347,7 +347,7 @@ TEST_CASE("rms_norm of rows and of heads", "[ops]") {
     const auto check = [&](Stage in, const Weight& w, int offset, Stage out) {
       const std::vector<float> x = op.fill(in);
       Step step = step_of(Op::rms_norm, {in}, {&w}, {out});
-      step.params = {offset, static_cast<int>(w.cols), 1e-6};
+      step.params = RmsNormParams{offset, static_cast<int>(w.cols), 1e-6};
       op.run(step);
       const std::size_t stride = x.size() / static_cast<std::size_t>(op.rows());
       const std::size_t width = op.count(out) / static_cast<std::size_t>(op.rows());
@@ -387,7 +387,7 @@ TEST_CASE("rope, scores, softmax and mix, from the start and behind what is cach
         const auto total = static_cast<std::size_t>(op.total());
         const std::vector<float> x = op.fill(stages::q_norm);
         Step rope = step_of(Op::rope, {stages::q_norm}, {}, {stages::q_post_rope});
-        rope.params.theta = c.rope_theta;
+        rope.params = RopeParams{.theta = c.rope_theta};
         op.run(rope);
         std::vector<double> rotated(x.size());
         for (std::size_t i = 0; i < x.size(); i += h)
@@ -402,7 +402,8 @@ TEST_CASE("rope, scores, softmax and mix, from the start and behind what is cach
         const std::vector<float> q = op.fill(stages::q_post_rope), k = op.fill(stages::k_post_rope);
         keys.insert(keys.end(), k.begin(), k.end());
         Step scores = step_of(Op::scores, {stages::q_post_rope, stages::k_post_rope}, {}, {stages::attn_scores});
-        scores.params.scale = 0.125;
+        scores.params = ScoresParams{0.125};
+        scores.caches.push_back({caches::keys, 1, 0});
         op.run(scores);
         std::vector<double> expected(op.count(stages::attn_scores));
         for (std::size_t i = 0; i < expected.size(); ++i) {
@@ -416,7 +417,7 @@ TEST_CASE("rope, scores, softmax and mix, from the start and behind what is cach
 
         const std::vector<float> s = op.fill(stages::attn_scores);
         Step softmax = step_of(Op::softmax, {stages::attn_scores}, {}, {stages::attn_softmax});
-        softmax.params.causal = true;
+        softmax.params = SoftmaxParams{.causal = true};
         op.run(softmax);
         std::vector<double> shares(s.size());
         for (std::size_t i = 0; i < s.size(); i += total) {
@@ -433,7 +434,7 @@ TEST_CASE("rope, scores, softmax and mix, from the start and behind what is cach
           values.insert(values.end(), v, v + kv);
         }
         Step mix = step_of(Op::mix, {stages::attn_softmax, stages::qkv_matmul}, {}, {stages::attention});
-        mix.params.offset = c.q_width() + c.kv_width();
+        mix.caches.push_back({caches::values, 1, c.q_width() + c.kv_width()});
         op.run(mix);
         std::vector<double> mixed(op.count(stages::attention));
         for (std::size_t i = 0; i < mixed.size(); ++i) {
@@ -474,7 +475,7 @@ TEST_CASE("the router's softmax and topk", "[ops]") {
       const bool renormalised = rows % 2 == 1;
       Step topk =
           step_of(Op::topk, {stages::moe_router_probs}, {}, {stages::moe_router_indices, stages::moe_router_weights});
-      topk.params.renormalised = renormalised;
+      topk.params = TopkParams{renormalised};
       op.run(topk);
       std::vector<std::int32_t> ids;
       std::vector<double> weights;

@@ -32,7 +32,7 @@ inline int changed_by_late_start(const std::string& backend, const std::string& 
   const Recorder expected = lockstep.record_passes(tokens, {4, from, 12}, all);
   lockstep.record_passes(others, {12}, {true, true, false, false});
   lockstep.record_passes(tokens, {4, from}, without_fed);
-  if (!knows) lockstep.lanes()[0].forget_cache();
+  if (!knows) lockstep.lanes()[0].forget_caches();
   const Recorder late = lockstep.record_passes(tokens, {12}, all, from);
   REQUIRE(late.all().size() == expected.all().size());
   int changed = 0;
@@ -54,28 +54,28 @@ inline void check_cache(const std::string& backend, const std::string& numerics)
   const ModelConfig& config = lockstep.model().config();
   for (int lane : {0, 1}) {
     RunningLane& running = lockstep.lanes()[static_cast<std::size_t>(lane)];
-    const Tensor keys = running.read_cache(CachePart::keys, 2, {1, 5}, config);
+    const Tensor keys = running.read_cache(caches::keys, 2, {1, 5}, config);
     const Tensor all_keys = seen.at(lane, {stages::k_post_rope, 2}).tensor();
     for (std::int64_t i = 0; i < keys.shape.count(); ++i)
       REQUIRE(keys.value(i) == all_keys.value(i + config.kv_width()));
-    const Tensor values = running.read_cache(CachePart::values, 2, {1, 5}, config);
+    const Tensor values = running.read_cache(caches::values, 2, {1, 5}, config);
     const Tensor qkv = seen.at(lane, {stages::qkv_matmul, 2}).tensor();
     const std::int64_t width = config.kv_width(), row = qkv.shape.row();
     for (std::int64_t i = 0; i < values.shape.count(); ++i)
       REQUIRE(values.value(i) == qkv.value((i / width + 1) * row + (row - width) + i % width));
   }
-  const Tensor truth = lockstep.lanes()[0].read_cache(CachePart::values, 3, {0, 2}, config);
+  const Tensor truth = lockstep.lanes()[0].read_cache(caches::values, 3, {0, 2}, config);
   RunningLane& free = lockstep.lanes()[1];
-  free.write_cache(CachePart::values, 3, {0, 2}, truth);
-  const Tensor written = free.read_cache(CachePart::values, 3, {0, 2}, config);
+  free.write_cache(caches::values, 3, {0, 2}, truth);
+  const Tensor written = free.read_cache(caches::values, 3, {0, 2}, config);
   REQUIRE(written.dtype == DType::f32);
   for (std::int64_t i = 0; i < written.shape.count(); ++i)
     REQUIRE(written.as<float>()[i] == static_cast<float>(truth.as<double>()[i]));
   CHECK_THROWS_WITH(
-      free.read_cache(CachePart::keys, 2, {4, 3}, config),
+      free.read_cache(caches::keys, 2, {4, 3}, config),
       Catch::Matchers::Contains("3 positions from 4 on of the cache of layer 2 asked for, it has 6 positions"));
-  CHECK_THROWS_WITH(free.read_cache(CachePart::keys, 4, {0, 1}, config), Catch::Matchers::Contains("of 4 layers"));
-  CHECK_THROWS_WITH(free.write_cache(CachePart::keys, 2, {0, 1}, truth),
+  CHECK_THROWS_WITH(free.read_cache(caches::keys, 4, {0, 1}, config), Catch::Matchers::Contains("of 4 layers"));
+  CHECK_THROWS_WITH(free.write_cache(caches::keys, 2, {0, 1}, truth),
                     Catch::Matchers::Contains("256 values written to the cache, expected 128"));
 }
 

@@ -103,17 +103,22 @@ class Lockstep {
   const Model& model() const { return model_; }
   Lanes& lanes() { return *lanes_; }
 
+  // A sequence is known by where its tokens lie.
+  static std::int64_t id_of(const std::vector<std::int32_t>& tokens) {
+    return reinterpret_cast<std::intptr_t>(tokens.data());
+  }
+
   // The whole sequence in passes of at most `chunk` rows; rows of the head from `head_first` on in each.
   void run(const std::vector<std::int32_t>& tokens, const std::vector<Hook*>& hooks,
            std::vector<PlantedFault> faults = {}, int chunk = 1 << 20, int head_first = 0) {
     Bus bus;
     for (Hook* hook : hooks) bus.add(*hook);
-    Forward forward(model_, *lanes_, bus, std::move(faults), std::vector<bool>(lanes_->size(), true));
+    Forward forward(*lanes_, bus, std::move(faults), std::vector<bool>(lanes_->size(), true));
     const int total = static_cast<int>(tokens.size());
     for (int first = 0; first < total; first += chunk) {
       const std::span<const std::int32_t> all = tokens;
       const auto count = static_cast<std::size_t>(std::min(chunk, total - first));
-      forward.pass({all.subspan(static_cast<std::size_t>(first), count), first, total, head_first}, 0);
+      forward.pass({all.subspan(static_cast<std::size_t>(first), count), first, total, head_first, id_of(tokens)}, 0);
     }
   }
   // Passes of the active lanes that end at these positions, the first of them from position `first` on.
@@ -122,10 +127,10 @@ class Lockstep {
     Recorder recorder(active);
     Bus bus;
     bus.add(recorder);
-    Forward forward(model_, *lanes_, bus, {}, active);
+    Forward forward(*lanes_, bus, {}, active);
     for (const int end : ends) {
       const std::span<const std::int32_t> all(tokens.data() + first, tokens.data() + end);
-      forward.pass({all, first, static_cast<int>(tokens.size()), 0}, 0);
+      forward.pass({all, first, static_cast<int>(tokens.size()), 0, id_of(tokens)}, 0);
       first = end;
     }
     return recorder;

@@ -60,6 +60,8 @@ inline void fill(MadeEvent& e, unsigned seed) {
     const double v = normal(random);
     if (e.dtype == DType::f64) e.values<double>()[i] = v;
     if (e.dtype == DType::f32) e.values<float>()[i] = static_cast<float>(v);
+    if (e.dtype == DType::f16) e.values<F16>()[i] = F16(v);
+    if (e.dtype == DType::bf16) e.values<BF16>()[i] = BF16(v);
   }
 }
 
@@ -161,6 +163,19 @@ inline std::vector<MadeEvent> made_events() {
       }
   add(0, 0, {stages::final_norm, -1}, {});
   set_totals(events);
+  return events;
+}
+
+// The same with values of 16 bits: those of the first lane in f16, those of the second in bf16.
+inline std::vector<MadeEvent> made_16_bit_events() {
+  std::vector<MadeEvent> events = made_events();
+  unsigned seed = 1;
+  for (MadeEvent& event : events) {
+    if (event.dtype == DType::i32) continue;
+    event.dtype = event.lane == 0 ? DType::f16 : DType::bf16;
+    event.bytes.resize(static_cast<std::size_t>(event.shape.count()) * size_of(event.dtype));
+    fill(event, seed++);
+  }
   return events;
 }
 

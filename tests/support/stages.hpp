@@ -38,4 +38,12 @@ inline const Stage final_norm = qwen3moe.stages.find("final_norm");
 inline const Stage lm_head = qwen3moe.stages.find("lm_head");
 
 }  // namespace stages
+
+// Its caches.
+namespace caches {
+
+inline const Cache keys = qwen3moe.caches.find("keys");
+inline const Cache values = qwen3moe.caches.find("values");
+
+}  // namespace caches
 }  // namespace moe_diag

@@ -26,7 +26,7 @@ class UnknownSteps {
       case Op::expert_linear: of_product(); break;
       case Op::rope: of_rope(); break;
       case Op::scores: of_scores(); break;
-      case Op::softmax: step_.params.causal ? of_attention() : of_gating(); break;
+      case Op::softmax: step_.as<SoftmaxParams>().causal ? of_attention() : of_gating(); break;
       case Op::mix: of_mix(); break;
       case Op::topk: of_choice(); break;
       case Op::swiglu: of_activation(); break;
@@ -73,7 +73,7 @@ class UnknownSteps {
         const Values all = input(0, r);
         Values out;
         for (std::int64_t group = 0; group < width_; group += together) {
-          const double* x = all.data() + step_.params.offset + group;
+          const double* x = all.data() + step_.as<RmsNormParams>().offset + group;
           double mean = 0, squares = 0;
           for (std::int64_t i = 0; centred && i < together; ++i) mean += x[i] / static_cast<double>(together);
           for (std::int64_t i = 0; i < together; ++i) squares += (x[i] - mean) * (x[i] - mean);
@@ -85,7 +85,7 @@ class UnknownSteps {
       });
     };
     const auto own = static_cast<std::int64_t>(w.size());
-    const double eps = step_.params.eps;
+    const double eps = step_.as<RmsNormParams>().eps;
     for (const double other : {1e-5, 1e-3, 0.0})
       if (other != eps) add(fmt::format("eps {:g}", other), norm(other, 0, false, own));
     add("weight + 1", norm(eps, 1, false, own));
@@ -203,7 +203,7 @@ class UnknownSteps {
   void of_rope() {
     const auto h = static_cast<double>(config_.head_dim);
     const auto turn = [&](std::int64_t i, double rotated) {
-      return std::pow(step_.params.theta, -2.0 * static_cast<double>(i) / rotated);
+      return std::pow(step_.as<RopeParams>().theta, -2.0 * static_cast<double>(i) / rotated);
     };
     add("positions divided by 4", rotated([&](std::int64_t i) { return turn(i, h) / 4; }, 1));
     add("turned the other way", rotated([&](std::int64_t i) { return -turn(i, h); }, 1));
@@ -270,7 +270,7 @@ class UnknownSteps {
         Values cache;
         for (std::int64_t s = 0; s < case_.in[1].shape[0]; ++s) {
           const Values row = host::values_of(case_.in[1], s, 1);
-          const Values own(row.begin() + step_.params.offset, row.begin() + step_.params.offset + width);
+          const Values own(row.begin() + step_.caches[0].column, row.begin() + step_.caches[0].column + width);
           for (const double v : value_of(own)) cache.push_back(v);
         }
         const host::Attention attention{config_.heads, config_.kv_heads, h, case_.first_position + r + 1, total};

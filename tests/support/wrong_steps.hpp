@@ -268,9 +268,9 @@ class Faults {
     const auto norm = [&](const Values& weight, bool normalise) {
       return by_row([&](std::int64_t r) {
         const Values x = host::values_of(case_.in[0], r, 1);
-        return host::rms_norm(
-            std::span(x).subspan(static_cast<std::size_t>(step_.params.offset), static_cast<std::size_t>(width_)),
-            weight, {step_.params.eps, normalise});
+        return host::rms_norm(std::span(x).subspan(static_cast<std::size_t>(step_.as<RmsNormParams>().offset),
+                                                   static_cast<std::size_t>(width_)),
+                              weight, {step_.as<RmsNormParams>().eps, normalise});
       });
     };
     add(StepCause::skipped, "not normalised", norm(w, false));
@@ -283,7 +283,7 @@ class Faults {
   // The columns of a row that are rotated.
   Values heads(std::int64_t r) const {
     const Values row = host::values_of(case_.in[0], r, 1);
-    const auto from = row.begin() + step_.params.offset;
+    const auto from = row.begin() + step_.as<RopeParams>().offset;
     return {from, from + width_};
   }
 
@@ -306,15 +306,16 @@ class Faults {
     };
     for (double theta : {1e4, 5e5, 1e7, 2.5e5, 12300.0, 5e6})
       add(StepCause::rope_theta, fmt::format("theta {}", theta), rope(0, {theta}));
-    add(StepCause::permutation, "pairs of neighbours", rope(0, {step_.params.theta, host::RopePairs::neighbours}));
-    add(StepCause::shifted_position, "one position on", rope(1, {step_.params.theta}));
-    add(StepCause::shifted_position, "one position back", rope(-1, {step_.params.theta}));
+    add(StepCause::permutation, "pairs of neighbours",
+        rope(0, {step_.as<RopeParams>().theta, host::RopePairs::neighbours}));
+    add(StepCause::shifted_position, "one position on", rope(1, {step_.as<RopeParams>().theta}));
+    add(StepCause::shifted_position, "one position back", rope(-1, {step_.as<RopeParams>().theta}));
     add(StepCause::skipped, "not rotated", by_row([&](std::int64_t r) { return heads(r); }));
-    add(StepCause::plain_operator, "seven positions on", rope(7, {step_.params.theta}));
+    add(StepCause::plain_operator, "seven positions on", rope(7, {step_.as<RopeParams>().theta}));
   }
 
   void of_cache() {
-    const std::int64_t width = config_.kv_width(), offset = step_.op == Op::mix ? step_.params.offset : 0;
+    const std::int64_t width = config_.kv_width(), offset = step_.caches[0].column;
     Values cache;
     for (std::int64_t r = 0; r < rows_; ++r) {
       const Values row = host::values_of(case_.in[1], r, 1);
@@ -326,7 +327,7 @@ class Faults {
         edit(edited, r);
         const host::Attention attention{config_.heads, config_.kv_heads, config_.head_dim, r + 1, rows_};
         const Values x = host::values_of(case_.in[0], r, 1);
-        return step_.op == Op::scores ? host::scores(attention, x, edited, step_.params.scale)
+        return step_.op == Op::scores ? host::scores(attention, x, edited, step_.as<ScoresParams>().scale)
                                       : host::mix(attention, x, edited);
       });
     };
@@ -347,7 +348,7 @@ class Faults {
   }
 
   void of_softmax() {
-    if (!step_.params.causal) return;
+    if (!step_.as<SoftmaxParams>().causal) return;
     add(StepCause::skipped, "no mask",
         by_row([&](std::int64_t r) { return host::softmax(host::values_of(case_.in[0], r, 1), rows_, rows_); }));
   }
@@ -356,7 +357,7 @@ class Faults {
     const auto shares = [&](auto share) {
       return by_row([&](std::int64_t r) {
         const Values probs = host::values_of(case_.in[0], r, 1);
-        const host::Chosen chosen = host::topk(probs, config_.used, step_.params.renormalised);
+        const host::Chosen chosen = host::topk(probs, config_.used, step_.as<TopkParams>().renormalised);
         Values out;
         for (std::size_t slot = 0; slot < chosen.weights.size(); ++slot)
           out.push_back(share(chosen.weights, probs[static_cast<std::size_t>(chosen.experts[slot])], slot));

@@ -7,9 +7,11 @@ namespace moe_diag::layers {
 
 void add_attention(ProgramBuilder& p, int l, std::string_view x) {
   const ModelConfig& c = p.config();
-  p.add(l, Op::scores, {"q_post_rope", "k_post_rope"}, {}, {"attn_scores"}).scale = 1 / std::sqrt(c.head_dim);
-  p.add(l, Op::softmax, {"attn_scores"}, {}, {"attn_softmax"}).causal = true;
-  p.add(l, Op::mix, {"attn_softmax", "qkv_matmul"}, {}, {"attention"}).offset = c.q_width() + c.kv_width();
+  p.add(l, Op::scores, {"q_post_rope", "k_post_rope"}, {}, {"attn_scores"}) = ScoresParams{1 / std::sqrt(c.head_dim)};
+  p.read_cache("keys", 1);
+  p.add(l, Op::softmax, {"attn_scores"}, {}, {"attn_softmax"}) = SoftmaxParams{.causal = true};
+  p.add(l, Op::mix, {"attn_softmax", "qkv_matmul"}, {}, {"attention"});
+  p.read_cache("values", 1, c.q_width() + c.kv_width());
   p.add(l, Op::linear, {"attention"}, {"attn_output"}, {"attn_out"});
   p.add(l, Op::add, {x, "attn_out"}, {}, {"post_attn_residual"});
 }
@@ -17,8 +19,7 @@ void add_attention(ProgramBuilder& p, int l, std::string_view x) {
 void add_experts(ProgramBuilder& p, int l, bool renormalised) {
   p.add(l, Op::linear, {"ffn_norm"}, {"ffn_gate_inp"}, {"moe_router_logits"});
   p.add(l, Op::softmax, {"moe_router_logits"}, {}, {"moe_router_probs"});
-  p.add(l, Op::topk, {"moe_router_probs"}, {}, {"moe_router_indices", "moe_router_weights"}).renormalised =
-      renormalised;
+  p.add(l, Op::topk, {"moe_router_probs"}, {}, {"moe_router_indices", "moe_router_weights"}) = TopkParams{renormalised};
   p.add(l, Op::expert_linear, {"ffn_norm", "moe_router_indices"}, {"ffn_gate_exps"}, {"moe_expert_gate"});
   p.add(l, Op::expert_linear, {"ffn_norm", "moe_router_indices"}, {"ffn_up_exps"}, {"moe_expert_up"});
   p.add(l, Op::swiglu, {"moe_expert_gate", "moe_expert_up"}, {}, {"moe_expert_swiglu"});

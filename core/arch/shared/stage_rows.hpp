@@ -3,13 +3,14 @@
 
 #include <array>
 
+#include "core/api/cache.hpp"
 #include "core/api/model.hpp"
 #include "core/api/stage.hpp"
 
-// The stages that several architectures have, and the sizes of their rows. An architecture whose stage has another
-// operator, shape or foreign name has a row of its own.
-// Sources of the foreign names: llama.cpp src/models/qwen3moe.cpp and src/llama-graph.cpp (cb names, "-<layer>" left
-// out); transformers models/qwen3_moe/modeling_qwen3_moe.py (module paths within model.layers.<layer>).
+// The stages and caches that several architectures have, and the sizes of their rows. An architecture whose stage has
+// another operator, shape or foreign name has a row of its own. Sources of the foreign names: llama.cpp
+// src/models/qwen3moe.cpp and src/llama-graph.cpp (cb names, "-<layer>" left out); transformers
+// models/qwen3_moe/modeling_qwen3_moe.py (module paths within model.layers.<layer>).
 namespace moe_diag {
 
 namespace dims {
@@ -19,6 +20,7 @@ inline constexpr Dim qkv_width{"(Hq+2Hk)h", [](const ModelConfig& c, int) -> std
 inline constexpr Dim heads{"Hq", [](const ModelConfig& c, int) -> std::int64_t { return c.heads; }};
 inline constexpr Dim kv_heads{"Hk", [](const ModelConfig& c, int) -> std::int64_t { return c.kv_heads; }};
 inline constexpr Dim head_dim{"h", [](const ModelConfig& c, int) -> std::int64_t { return c.head_dim; }};
+inline constexpr Dim kv_width{"Hk*h", [](const ModelConfig& c, int) -> std::int64_t { return c.kv_width(); }};
 inline constexpr Dim heads_width{"Hq*h", [](const ModelConfig& c, int) -> std::int64_t { return c.q_width(); }};
 inline constexpr Dim sequence{"S", nullptr};
 inline constexpr Dim experts{"E", [](const ModelConfig& c, int) -> std::int64_t { return c.experts; }};
@@ -193,4 +195,9 @@ inline constexpr StageInfo lm_head{.name = "lm_head",
                                    .hf = "lm_head"};
 
 }  // namespace rows
+
+// Of attention over all positions, the same in every layer.
+inline constexpr auto kv_caches = numbered(std::array{CacheInfo{.name = "keys", .row = {dims::kv_width}},
+                                                      CacheInfo{.name = "values", .row = {dims::kv_width}}});
+
 }  // namespace moe_diag

@@ -60,6 +60,8 @@ void convert_values(const Tensor& from, std::string_view what, std::int64_t coun
   switch (from.dtype) {
     case DType::f32: return convert<float>(from, to);
     case DType::f64: return convert<double>(from, to);
+    case DType::f16: return convert<F16>(from, to);
+    case DType::bf16: return convert<BF16>(from, to);
     case DType::i32: fail("cpu lane: " + std::string(what) + " takes values, found int32");
   }
 }
@@ -77,8 +79,7 @@ CpuLane<T>::CpuLane(const ModelView& model, const LaneOptions& options)
       values_(config_.stages.size()),
       layer_(config_.stages.size(), -1),
       widest_(widest_layers(config_)),
-      keys_(static_cast<std::size_t>(config_.layers)),
-      values_cache_(static_cast<std::size_t>(config_.layers)),
+      caches_(static_cast<std::size_t>(config_.layers) * config_.caches.size()),
       norm_weight_(static_cast<std::size_t>(padded(most_cols(model)))),
       bias_(static_cast<std::size_t>(padded(most_cols(model)))),
       groups_(static_cast<std::size_t>(config_.experts)),
@@ -97,8 +98,9 @@ std::uint64_t CpuLane<T>::bytes_for(const ModelView& model, const Request& reque
   for (const Stage stage : config.stages)
     values += static_cast<std::uint64_t>(
         config.shape_of({stage, widest[stage.index()]}, request.rows, request.total).count());
-  values += std::uint64_t{2} * static_cast<std::uint64_t>(config.layers) * static_cast<std::uint64_t>(request.total) *
-            static_cast<std::uint64_t>(config.kv_width());
+  for (int layer = 0; layer < config.layers; ++layer)
+    for (std::size_t i = 0; i < config.caches.size(); ++i)
+      values += static_cast<std::uint64_t>(request.total * config.cache_width(config.caches[i], layer));
   values += static_cast<std::uint64_t>(options.threads) * scratch_values(model);
   values += operand_values(model, options.numerics, request.rows);
   return values * sizeof(T);
@@ -119,9 +121,11 @@ void CpuLane<T>::begin(const Pass& pass) {
     else
       slot(stage).resize(count);
   }
-  const auto cached = static_cast<std::size_t>(pass_total_) * static_cast<std::size_t>(config_.kv_width());
-  for (std::vector<T>& k : keys_) k.resize(cached);
-  for (std::vector<T>& v : values_cache_) v.resize(cached);
+  for (int layer = 0; layer < config_.layers; ++layer)
+    for (std::size_t i = 0; i < config_.caches.size(); ++i) {
+      const Cache one = config_.caches[i];
+      cache(one, layer).resize(static_cast<std::size_t>(pass_total_ * config_.cache_width(one, layer)));
+    }
   const std::size_t vectors = static_cast<std::size_t>(rows_) * static_cast<std::size_t>(config_.used);
   x_.resize(std::max(vectors, static_cast<std::size_t>(rows_)));
   y_.resize(x_.size());
@@ -196,25 +200,35 @@ void CpuLane<T>::write(Site site, Rows rows, const Tensor& values) {
 }
 
 template <class T>
-T* CpuLane<T>::cache_row(CachePart part, int layer, Stretch positions) {
+T* CpuLane<T>::cache_row(Cache of, int layer, Stretch positions) {
   if (layer < 0 || layer >= config_.layers || positions.first < 0 || positions.count < 0 ||
       positions.end() > pass_total_)
     fail("cpu lane: " + std::to_string(positions.count) + " positions from " + std::to_string(positions.first) +
          " on of the cache of layer " + std::to_string(layer) + " asked for, it has " + std::to_string(pass_total_) +
          " positions of " + std::to_string(config_.layers) + " layers");
-  std::vector<std::vector<T>>& cache = part == CachePart::keys ? keys_ : values_cache_;
-  return cache[static_cast<std::size_t>(layer)].data() + positions.first * config_.kv_width();
+  return cache(of, layer).data() + positions.first * config_.cache_width(of, layer);
 }
 
 template <class T>
-Tensor CpuLane<T>::read_cache(CachePart part, int layer, Stretch positions) {
-  return {cache_row(part, layer, positions), sizeof(T) == sizeof(float) ? DType::f32 : DType::f64,
-          Shape{positions.count, config_.kv_width()}};
+Tensor CpuLane<T>::read_cache(Cache of, int layer, Stretch positions) {
+  return {cache_row(of, layer, positions), sizeof(T) == sizeof(float) ? DType::f32 : DType::f64,
+          Shape{positions.count, config_.cache_width(of, layer)}};
 }
 
 template <class T>
-void CpuLane<T>::write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) {
-  convert_values(values, "the cache", positions.count * config_.kv_width(), cache_row(part, layer, positions));
+void CpuLane<T>::write_cache(Cache of, int layer, Stretch positions, const Tensor& values) {
+  T* to = cache_row(of, layer, positions);
+  convert_values(values, "the cache", positions.count * config_.cache_width(of, layer), to);
+}
+
+template <class T>
+const T* CpuLane<T>::appended(const Step& step) {
+  const CacheUse& use = step.caches[0];
+  const Stage from = step.in[static_cast<std::size_t>(use.input)];
+  const std::int64_t width = config_.cache_width(use.cache, step.layer);
+  T* const all = cache(use.cache, step.layer).data();
+  for (int r = 0; r < rows_; ++r) std::copy_n(row(from, r) + use.column, width, all + position(r) * width);
+  return all;
 }
 
 template <class T>
@@ -228,6 +242,7 @@ void CpuLane<T>::parallel(std::int64_t count, std::int64_t grain, const Body& bo
 template <class T>
 void CpuLane<T>::embed(const Step& step) {
   const Weight& table = *step.weights[0];
+  if (static_cast<int>(tokens_.size()) != rows_) fail("cpu lane: the tokens of this pass are not known");
   T* decoded = scratch_[0].get();
   for (int r = 0; r < rows_; ++r) {
     kernels_.decode_row(table.type, table.row(0, tokens_[static_cast<std::size_t>(r)]), table.cols, decoded);
@@ -238,15 +253,16 @@ void CpuLane<T>::embed(const Step& step) {
 template <class T>
 void CpuLane<T>::rms_norm(const Step& step) {
   const Stage in = step.in[0], out = step.out[0];
-  const std::int64_t width = step.params.width, groups = row_size(out) / width;
+  const RmsNormParams& params = step.as<RmsNormParams>();
+  const std::int64_t width = params.width, groups = row_size(out) / width;
   std::vector<T>& weight = norm_weight_;
   kernels_.decode_row(step.weights[0]->type, step.weights[0]->data, width, weight.data());
   const int first = first_row(out);
   parallel((rows_ - first) * groups, std::max<std::int64_t>(1, 4096 / width), [&](std::int64_t at, std::int64_t end) {
     for (; at < end; ++at) {
       const std::int64_t r = first + at / groups, g = at % groups;
-      kernels_.rms_norm(row(in, r) + step.params.offset + g * width, weight.data(), static_cast<T>(step.params.eps),
-                        width, row(out, r) + g * width);
+      kernels_.rms_norm(row(in, r) + params.offset + g * width, weight.data(), static_cast<T>(params.eps), width,
+                        row(out, r) + g * width);
     }
   });
 }
@@ -357,8 +373,9 @@ void CpuLane<T>::add_biases(const Step& step) {
 template <class T>
 void CpuLane<T>::rope(const Step& step) {
   const std::int64_t half = config_.head_dim / 2;
-  if (rope_theta_ != step.params.theta) {
-    rope_theta_ = step.params.theta;
+  const RopeParams& params = step.as<RopeParams>();
+  if (rope_theta_ != params.theta) {
+    rope_theta_ = params.theta;
     for (std::int64_t i = 0; i < half; ++i) {
       const double turn = std::pow(rope_theta_, -2.0 * static_cast<double>(i) / config_.head_dim);
       for (std::int64_t p = 0; p < pass_total_; ++p) {
@@ -371,7 +388,7 @@ void CpuLane<T>::rope(const Step& step) {
   parallel(rows_, 4, [&](std::int64_t r, std::int64_t end) {
     for (; r < end; ++r) {
       const std::int64_t at = position(static_cast<int>(r)) * half;
-      kernels_.rope(row(step.in[0], r) + step.params.offset, cosines_.data() + at, sines_.data() + at, heads,
+      kernels_.rope(row(step.in[0], r) + params.offset, cosines_.data() + at, sines_.data() + at, heads,
                     config_.head_dim, row(step.out[0], r));
     }
   });
@@ -379,15 +396,14 @@ void CpuLane<T>::rope(const Step& step) {
 
 template <class T>
 void CpuLane<T>::scores(const Step& step) {
-  const std::int64_t h = config_.head_dim, width = config_.kv_width(), per_key = config_.heads / config_.kv_heads;
-  std::vector<T>& cache = keys_[static_cast<std::size_t>(step.layer)];
-  std::copy_n(row(step.in[1], 0), rows_ * width, cache.data() + pass_first_ * width);
-  const T factor = static_cast<T>(step.params.scale);
+  const std::int64_t h = config_.head_dim, width = cache_width(step), per_key = config_.heads / config_.kv_heads;
+  const T* keys = appended(step);
+  const T factor = static_cast<T>(step.as<ScoresParams>().scale);
   parallel(static_cast<std::int64_t>(rows_) * config_.heads, 4, [&](std::int64_t at, std::int64_t end) {
     for (; at < end; ++at) {
       const std::int64_t r = at / config_.heads, head = at % config_.heads, seen = pass_first_ + r + 1;
       const T* q = row(step.in[0], r) + head * h;
-      const T* k = cache.data() + head / per_key * h;
+      const T* k = keys + head / per_key * h;
       T* out = row(step.out[0], r) + head * pass_total_;
       for (std::int64_t s = 0; s < seen; ++s) out[s] = kernels_.dot(q, k + s * width, h) * factor;
       std::fill(out + seen, out + pass_total_, T{0});
@@ -398,7 +414,7 @@ void CpuLane<T>::scores(const Step& step) {
 template <class T>
 void CpuLane<T>::softmax(const Step& step) {
   const Stage in = step.in[0], out = step.out[0];
-  const bool causal = step.params.causal;
+  const bool causal = step.as<SoftmaxParams>().causal;
   const std::int64_t groups = causal ? config_.heads : 1, width = row_size(out) / groups;
   parallel(rows_ * groups, 16, [&](std::int64_t at, std::int64_t end) {
     for (; at < end; ++at) {
@@ -413,15 +429,13 @@ void CpuLane<T>::softmax(const Step& step) {
 
 template <class T>
 void CpuLane<T>::mix(const Step& step) {
-  const std::int64_t h = config_.head_dim, width = config_.kv_width(), per_key = config_.heads / config_.kv_heads;
-  std::vector<T>& cache = values_cache_[static_cast<std::size_t>(step.layer)];
-  for (int r = 0; r < rows_; ++r)
-    std::copy_n(row(step.in[1], r) + step.params.offset, width, cache.data() + position(r) * width);
+  const std::int64_t h = config_.head_dim, width = cache_width(step), per_key = config_.heads / config_.kv_heads;
+  const T* values = appended(step);
   parallel(static_cast<std::int64_t>(rows_) * config_.heads, 4, [&](std::int64_t at, std::int64_t end) {
     for (; at < end; ++at) {
       const std::int64_t r = at / config_.heads, head = at % config_.heads;
-      kernels_.mix(row(step.in[0], r) + head * pass_total_, cache.data() + head / per_key * h, width,
-                   pass_first_ + r + 1, h, row(step.out[0], r) + head * h);
+      kernels_.mix(row(step.in[0], r) + head * pass_total_, values + head / per_key * h, width, pass_first_ + r + 1, h,
+                   row(step.out[0], r) + head * h);
     }
   });
 }
@@ -450,7 +464,7 @@ void CpuLane<T>::topk(const Step& step) {
       weights[slot] = probs[best];
       total += probs[best];
     }
-    for (int slot = 0; step.params.renormalised && slot < used; ++slot) weights[slot] /= total;
+    for (int slot = 0; step.as<TopkParams>().renormalised && slot < used; ++slot) weights[slot] /= total;
   }
 }
 

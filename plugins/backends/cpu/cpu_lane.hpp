@@ -30,8 +30,8 @@ class CpuLane final : public Lane {
   void run(std::span<const Step> steps) override;
   Tensor read(Site site, Rows rows) override;
   void write(Site site, Rows rows, const Tensor& values) override;
-  Tensor read_cache(CachePart part, int layer, Stretch positions) override;
-  void write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) override;
+  Tensor read_cache(Cache cache, int layer, Stretch positions) override;
+  void write_cache(Cache cache, int layer, Stretch positions, const Tensor& values) override;
 
   // Bytes of the buffers and of the cache for passes of `rows` rows in sequences of `total` positions.
   static std::uint64_t bytes_for(const ModelView& model, const Request& request, const LaneOptions& options);
@@ -94,7 +94,15 @@ class CpuLane final : public Lane {
   int first_row(Stage stage) const { return is_of_head(stage) ? head_first_ : 0; }
   int position(int r) const { return pass_first_ + r; }
   void check_rows(Stage stage, Rows rows) const;
-  T* cache_row(CachePart part, int layer, Stretch positions);
+  // [positions, width]
+  std::vector<T>& cache(Cache cache, int layer) {
+    return caches_[static_cast<std::size_t>(layer) * config_.caches.size() + cache.index()];
+  }
+  T* cache_row(Cache cache, int layer, Stretch positions);
+  // Of a row of the cache that the step reads.
+  std::int64_t cache_width(const Step& step) const { return config_.cache_width(step.caches[0].cache, step.layer); }
+  // What the step reads of its cache, with the rows of the pass in it.
+  const T* appended(const Step& step);
 
   const ModelConfig config_;
   const Numerics numerics_;
@@ -106,13 +114,13 @@ class CpuLane final : public Lane {
   int rows_ = 0, pass_first_ = 0, pass_total_ = 0, head_first_ = 0;
   std::vector<std::int32_t> tokens_;
 
-  std::vector<std::vector<T>> values_;               // by stage: one layer of each stage
-  std::vector<int> layer_;                           // by stage: that which is held
-  const std::vector<int> widest_;                    // by stage: the layer with the longest row
-  std::vector<std::int32_t> indices_;                // moe_router_indices: [T, k]
-  std::vector<std::vector<T>> keys_, values_cache_;  // per layer: [positions, Hk h]
-  std::vector<T> cosines_, sines_;                   // [positions, h / 2]
-  double rope_theta_ = 0;                            // what the tables hold
+  std::vector<std::vector<T>> values_;  // by stage: one layer of each stage
+  std::vector<int> layer_;              // by stage: that which is held
+  const std::vector<int> widest_;       // by stage: the layer with the longest row
+  std::vector<std::int32_t> indices_;   // moe_router_indices: [T, k]
+  std::vector<std::vector<T>> caches_;  // per layer, each of the model's
+  std::vector<T> cosines_, sines_;      // [positions, h / 2]
+  double rope_theta_ = 0;               // what the tables hold
 
   std::vector<T> norm_weight_, bias_;
   std::vector<T> operands_;          // of one product, where they are not read as they are

@@ -27,6 +27,15 @@ void convert(const Tensor& from, void* to) {
                  [](From v) { return static_cast<To>(v); });
 }
 
+// Of each cache, the values of a row in all layers before each layer, and in all layers.
+std::vector<std::vector<std::int64_t>> summed_widths(const ModelConfig& config) {
+  std::vector<std::vector<std::int64_t>> widths(config.caches.size(), std::vector<std::int64_t>(1, 0));
+  for (std::size_t i = 0; i < widths.size(); ++i)
+    for (int layer = 0; layer < config.layers; ++layer)
+      widths[i].push_back(widths[i].back() + config.cache_width(config.caches[i], layer));
+  return widths;
+}
+
 }  // namespace
 
 CudaLane::CudaLane(const ModelView& model, const Device& device, std::shared_ptr<const Weights> weights,
@@ -39,7 +48,9 @@ CudaLane::CudaLane(const ModelView& model, const Device& device, std::shared_ptr
       buffers_(config_.stages.size()),
       copies_(config_.stages.size()),
       layer_(config_.stages.size(), -1),
-      widest_(widest_layers(config_)) {
+      widest_(widest_layers(config_)),
+      caches_(config_.caches.size()),
+      widths_before_(summed_widths(config_)) {
   first_.reserve(sizeof(int), "the position");
   tile_count_.reserve(sizeof(int), "the number of tiles");
 }
@@ -75,8 +86,8 @@ std::uint64_t CudaLane::bytes_for(const ModelView& model, Numerics numerics, con
     values += static_cast<std::uint64_t>(
         config.shape_of({stage, widest[stage.index()]}, request.rows, request.total).count());
   const auto total = static_cast<std::uint64_t>(request.total);
-  values += std::uint64_t{2} * static_cast<std::uint64_t>(config.layers) * total *
-            static_cast<std::uint64_t>(config.kv_width());
+  for (const std::vector<std::int64_t>& widths : summed_widths(config))
+    values += total * static_cast<std::uint64_t>(widths.back());
   values += total * static_cast<std::uint64_t>(config.head_dim);
   values += static_cast<std::uint64_t>(request.rows) * static_cast<std::uint64_t>(config.used + 1);
   const Sizes sizes = sizes_for(model, numerics, request.rows);
@@ -120,6 +131,8 @@ void CudaLane::begin(const Pass& pass) {
   pass_staging_.reserve((rows + 1) * sizeof(std::int32_t));
   auto* staged = pass_staging_.as<std::int32_t>();
   staged[0] = pass_first_;
+  knows_tokens_ = !pass.tokens.empty();
+  std::fill_n(staged + 1, rows, 0);
   std::copy(pass.tokens.begin(), pass.tokens.end(), staged + 1);
   MOE_DIAG_CUDA(cudaMemcpyAsync(first_.as<int>(), staged, sizeof(int), cudaMemcpyHostToDevice, stream_.get()));
   MOE_DIAG_CUDA(
@@ -130,17 +143,18 @@ void CudaLane::begin(const Pass& pass) {
 // A longer sequence moves the cache; what a continued sequence has in it moves along.
 void CudaLane::reserve_cache() {
   if (total_ <= cached_) return;
-  const auto width = static_cast<std::size_t>(config_.kv_width()) * sizeof(float);
-  const std::size_t before = static_cast<std::size_t>(cached_) * width, now = static_cast<std::size_t>(total_) * width;
-  const auto layers = static_cast<std::size_t>(config_.layers);
-  for (DeviceBuffer* cache : {&keys_, &values_}) {
+  for (std::size_t i = 0; i < caches_.size(); ++i) {
+    const std::vector<std::int64_t>& before = widths_before_[i];
     DeviceBuffer larger;
-    larger.reserve(now * layers, "the key and value cache");
-    if (pass_first_ > 0 && before > 0)
-      MOE_DIAG_CUDA(cudaMemcpy2DAsync(larger.as<void>(), now, cache->as<void>(), before, before, layers,
-                                      cudaMemcpyDeviceToDevice, stream_.get()));
+    larger.reserve(static_cast<std::size_t>(std::max<std::int64_t>(total_ * before.back(), 1)) * sizeof(float),
+                   ("the cache of " + std::string(name_of(config_.caches[i]))).c_str());
+    for (std::size_t layer = 0; pass_first_ > 0 && layer + 1 < before.size(); ++layer)
+      MOE_DIAG_CUDA(
+          cudaMemcpyAsync(larger.as<float>() + total_ * before[layer], caches_[i].as<float>() + cached_ * before[layer],
+                          static_cast<std::size_t>(cached_ * (before[layer + 1] - before[layer])) * sizeof(float),
+                          cudaMemcpyDeviceToDevice, stream_.get()));
     MOE_DIAG_CUDA(cudaStreamSynchronize(stream_.get()));
-    cache->swap(larger);
+    caches_[i].swap(larger);
   }
   cached_ = total_;
   ++moves_;
@@ -181,8 +195,7 @@ bool CudaLane::recordable(std::span<const Step> steps) const {
 bool CudaLane::recorded(std::span<const Step> steps) const {
   const Recording& r = recording_;
   return r.steps.size() == steps.size() && r.total == total_ && r.head_first == head_first_ && r.moves == moves_ &&
-         r.rows == rows_ &&
-         std::memcmp(static_cast<const void*>(r.steps.data()), steps.data(), steps.size_bytes()) == 0;
+         r.rows == rows_ && std::equal(steps.begin(), steps.end(), r.steps.begin());
 }
 
 void CudaLane::record(std::span<const Step> steps) {
@@ -279,24 +292,26 @@ void CudaLane::send(const Tensor& values, std::string_view what, std::int64_t co
   switch (values.dtype) {
     case DType::f32: convert<float, float>(values, write_staging_.as<void>()); break;
     case DType::f64: convert<double, float>(values, write_staging_.as<void>()); break;
+    case DType::f16: convert<F16, float>(values, write_staging_.as<void>()); break;
+    case DType::bf16: convert<BF16, float>(values, write_staging_.as<void>()); break;
     case DType::i32: convert<std::int32_t, std::int32_t>(values, write_staging_.as<void>()); break;
   }
   MOE_DIAG_CUDA(cudaMemcpyAsync(to, write_staging_.as<void>(), bytes, cudaMemcpyHostToDevice, stream_.get()));
   MOE_DIAG_CUDA(cudaEventRecord(write_sent_.get(), stream_.get()));
 }
 
-float* CudaLane::cache_at(CachePart part, int layer, Stretch positions) const {
+float* CudaLane::cache_at(Cache of, int layer, Stretch positions) const {
   if (layer < 0 || layer >= config_.layers || positions.first < 0 || positions.count < 0 || positions.end() > total_)
     fail(std::to_string(positions.count) + " positions from " + std::to_string(positions.first) +
          " on of the cache of layer " + std::to_string(layer) + " asked for, it has " + std::to_string(total_) +
          " positions of " + std::to_string(config_.layers) + " layers");
-  return (part == CachePart::keys ? keys(layer) : this->values(layer)) + positions.first * config_.kv_width();
+  return cache(of, layer) + positions.first * config_.cache_width(of, layer);
 }
 
-Tensor CudaLane::read_cache(CachePart part, int layer, Stretch positions) {
+Tensor CudaLane::read_cache(Cache of, int layer, Stretch positions) {
   MOE_DIAG_CUDA(cudaSetDevice(device_.index));
-  const float* from = cache_at(part, layer, positions);
-  const Shape shape{positions.count, config_.kv_width()};
+  const float* from = cache_at(of, layer, positions);
+  const Shape shape{positions.count, config_.cache_width(of, layer)};
   const auto bytes = static_cast<std::size_t>(shape.count()) * sizeof(float);
   cache_copy_.reserve(std::max<std::size_t>(bytes, 1));
   MOE_DIAG_CUDA(cudaMemcpyAsync(cache_copy_.as<void>(), from, bytes, cudaMemcpyDeviceToHost, stream_.get()));
@@ -304,10 +319,10 @@ Tensor CudaLane::read_cache(CachePart part, int layer, Stretch positions) {
   return {cache_copy_.as<void>(), DType::f32, shape};
 }
 
-void CudaLane::write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) {
+void CudaLane::write_cache(Cache of, int layer, Stretch positions, const Tensor& values) {
   MOE_DIAG_CUDA(cudaSetDevice(device_.index));
   check_values(values, "the cache");
-  send(values, "the cache", positions.count * config_.kv_width(), cache_at(part, layer, positions));
+  send(values, "the cache", positions.count * config_.cache_width(of, layer), cache_at(of, layer, positions));
 }
 
 }  // namespace moe_diag::cuda

@@ -26,8 +26,8 @@ class CudaLane final : public Lane {
   void run(std::span<const Step> steps) override;
   Tensor read(Site site, Rows rows) override;
   void write(Site site, Rows rows, const Tensor& values) override;
-  Tensor read_cache(CachePart part, int layer, Stretch positions) override;
-  void write_cache(CachePart part, int layer, Stretch positions, const Tensor& values) override;
+  Tensor read_cache(Cache cache, int layer, Stretch positions) override;
+  void write_cache(Cache cache, int layer, Stretch positions, const Tensor& values) override;
   DeviceMemory device_memory() override;
 
   // Bytes on the device for passes of `rows` rows in sequences of `total` positions.
@@ -92,7 +92,8 @@ class CudaLane final : public Lane {
   const Copy& fetch(Stage stage, Rows rows);
   void overwrite(Stage stage);
   void check_rows(Stage stage, Rows rows) const;
-  float* cache_at(CachePart part, int layer, Stretch positions) const;
+  float* cache_at(Cache cache, int layer, Stretch positions) const;
+  float* append_to_cache(const Step& step);
   void send(const Tensor& values, std::string_view what, std::int64_t count, float* to);
   void check_indices(const Tensor& values, std::string_view what) const;
 
@@ -110,9 +111,16 @@ class CudaLane final : public Lane {
   }
   // Rows that the pass computes of a stage: [first_row, rows_).
   int first_row(Stage stage) const { return is_of_head(stage) ? head_first_ : 0; }
-  float* keys(int layer) const { return keys_.as<float>() + cache_row(layer); }
-  float* values(int layer) const { return values_.as<float>() + cache_row(layer); }
-  std::int64_t cache_row(int layer) const { return std::int64_t{layer} * cached_ * config_.kv_width(); }
+  // Values of a row of the cache in all layers before this one.
+  std::int64_t widths_before(Cache cache, int layer) const {
+    return widths_before_[cache.index()][static_cast<std::size_t>(layer)];
+  }
+  // [positions, width]
+  float* cache(Cache cache, int layer) const {
+    return caches_[cache.index()].as<float>() + cached_ * widths_before(cache, layer);
+  }
+  // That which a step reads.
+  float* cache(const Step& step) const { return cache(step.caches[0].cache, step.layer); }
   Attention attention() const {
     return {rows_, config_.heads, config_.kv_heads, config_.head_dim, total_, first_.as<int>()};
   }
@@ -126,6 +134,7 @@ class CudaLane final : public Lane {
   Event computed_;
 
   int rows_ = 0, pass_first_ = 0, total_ = 0, head_first_ = 0;
+  bool knows_tokens_ = false;
   std::uint64_t moves_ = 0;  // of a buffer to another address
 
   std::vector<DeviceBuffer> buffers_;  // one layer of each stage
@@ -133,9 +142,10 @@ class CudaLane final : public Lane {
   std::vector<int> layer_;         // by stage: that which its buffer holds
   const std::vector<int> widest_;  // by stage: the layer with the longest row
   DeviceBuffer tokens_, first_;
-  DeviceBuffer keys_, values_;  // [layers, cached_, Hk h]
-  int cached_ = 0;
-  DeviceBuffer cosines_, sines_;  // [angles_, h / 2]
+  std::vector<DeviceBuffer> caches_;                      // each of the model's: of every layer [cached_, width]
+  int cached_ = 0;                                        // positions
+  std::vector<std::vector<std::int64_t>> widths_before_;  // by cache, per layer and behind the last
+  DeviceBuffer cosines_, sines_;                          // [angles_, h / 2]
   double theta_ = 0;
   int angles_ = 0;
   DeviceBuffer order_, tiles_, tile_count_;  // vectors by expert

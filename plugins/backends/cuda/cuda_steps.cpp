@@ -84,14 +84,16 @@ void CudaLane::run_step(const Step& step) {
 }
 
 void CudaLane::embed(const Step& step) {
+  if (!knows_tokens_) throw Error(ErrorKind::environment, "cuda lane: the tokens of this pass are not known");
   cuda::embed(weights_->at(*step.weights[0]), tokens_.as<std::int32_t>(), rows_, slot(step.out[0]), stream_.get());
 }
 
 void CudaLane::rms_norm(const Step& step) {
   const Stage in = step.in[0], out = step.out[0];
-  const int first = first_row(out), width = step.params.width;
-  cuda::rms_norm(row(in, first), row_size(in), step.params.offset, weights_->at(*step.weights[0]), rows_ - first,
-                 static_cast<int>(row_size(out) / width), width, static_cast<float>(step.params.eps), slot(out),
+  const RmsNormParams& params = step.as<RmsNormParams>();
+  const int first = first_row(out), width = params.width;
+  cuda::rms_norm(row(in, first), row_size(in), params.offset, weights_->at(*step.weights[0]), rows_ - first,
+                 static_cast<int>(row_size(out) / width), width, static_cast<float>(params.eps), slot(out),
                  stream_.get());
 }
 
@@ -150,15 +152,16 @@ Way CudaLane::dense_way(const Matrices& set, int count) const {
 
 // The tables are made outside of recordings.
 void CudaLane::prepare_angles(std::span<const Step> steps) {
-  const Step* first = nullptr;
+  const RopeParams* first = nullptr;
   for (const Step& step : steps) {
     if (step.op != Op::rope) continue;
-    if (!first) first = &step;
-    if (step.params.theta != first->params.theta)
+    const RopeParams& params = step.as<RopeParams>();
+    if (!first) first = &params;
+    if (params.theta != first->theta)
       throw Error(ErrorKind::environment, "layers that rotate with different bases are not computed");
   }
-  if (first && (theta_ != first->params.theta || angles_ < total_)) {
-    theta_ = first->params.theta;
+  if (first && (theta_ != first->theta || angles_ < total_)) {
+    theta_ = first->theta;
     angles_ = std::max(angles_, total_);
     const auto bytes =
         static_cast<std::size_t>(angles_) * static_cast<std::size_t>(config_.head_dim / 2) * sizeof(float);
@@ -171,9 +174,9 @@ void CudaLane::prepare_angles(std::span<const Step> steps) {
 
 void CudaLane::rope(const Step& step) {
   const Stage out = step.out[0];
-  cuda::rope(slot(step.in[0]) + step.params.offset, row_size(step.in[0]), cosines_.as<float>(), sines_.as<float>(),
-             first_.as<int>(), rows_, static_cast<int>(row_size(out) / config_.head_dim), config_.head_dim, slot(out),
-             stream_.get());
+  cuda::rope(slot(step.in[0]) + step.as<RopeParams>().offset, row_size(step.in[0]), cosines_.as<float>(),
+             sines_.as<float>(), first_.as<int>(), rows_, static_cast<int>(row_size(out) / config_.head_dim),
+             config_.head_dim, slot(out), stream_.get());
 }
 
 // The steps of attention_steps(): nothing of them is stored but q, the cache and the result.
@@ -183,15 +186,15 @@ void CudaLane::attend(std::span<const Step> steps) {
   heads.qkv = slot(q_norm.in[0]);
   heads.q_norm = weights_->at(*q_norm.weights[0]);
   heads.k_norm = weights_->at(*k_norm.weights[0]);
-  heads.q_eps = static_cast<float>(q_norm.params.eps);
-  heads.k_eps = static_cast<float>(k_norm.params.eps);
+  heads.q_eps = static_cast<float>(q_norm.as<RmsNormParams>().eps);
+  heads.k_eps = static_cast<float>(k_norm.as<RmsNormParams>().eps);
   heads.cosines = cosines_.as<float>();
   heads.sines = sines_.as<float>();
   heads.q = slot(q_rope.out[0]);
-  heads.keys = keys(mix.layer);
-  heads.values = values(mix.layer);
+  heads.keys = cache(scores);
+  heads.values = cache(mix);
   prepare_heads(heads, attention(), stream_.get());
-  const auto scale = static_cast<float>(scores.params.scale);
+  const auto scale = static_cast<float>(scores.as<ScoresParams>().scale);
   if (attend_fits(attention(), device_.shared_bytes))
     return cuda::attend(heads.q, heads.keys, heads.values, attention(), scale, slot(mix.out[0]), stream_.get());
   cuda::scores(heads.q, heads.keys, attention(), scale, slot(scores.out[0]), stream_.get());
@@ -199,24 +202,29 @@ void CudaLane::attend(std::span<const Step> steps) {
   cuda::mix(slot(mix.in[0]), heads.values, attention(), slot(mix.out[0]), stream_.get());
 }
 
+// The cache that the step reads, with the rows of the pass in it.
+float* CudaLane::append_to_cache(const Step& step) {
+  const CacheUse& use = step.caches[0];
+  const Stage from = step.in[static_cast<std::size_t>(use.input)];
+  append(slot(from), row_size(from), use.column, rows_, static_cast<int>(config_.cache_width(use.cache, step.layer)),
+         first_.as<int>(), cache(step), stream_.get());
+  return cache(step);
+}
+
 void CudaLane::scores(const Step& step) {
-  const int width = config_.kv_width();
-  append(slot(step.in[1]), width, 0, rows_, width, first_.as<int>(), keys(step.layer), stream_.get());
-  cuda::scores(slot(step.in[0]), keys(step.layer), attention(), static_cast<float>(step.params.scale),
-               slot(step.out[0]), stream_.get());
+  const auto scale = static_cast<float>(step.as<ScoresParams>().scale);
+  cuda::scores(slot(step.in[0]), append_to_cache(step), attention(), scale, slot(step.out[0]), stream_.get());
 }
 
 void CudaLane::softmax(const Step& step) {
-  const bool causal = step.params.causal;
+  const bool causal = step.as<SoftmaxParams>().causal;
   const int groups = causal ? config_.heads : 1;
   cuda::softmax(slot(step.in[0]), rows_, groups, static_cast<int>(row_size(step.out[0]) / groups),
                 causal ? first_.as<int>() : nullptr, slot(step.out[0]), stream_.get());
 }
 
 void CudaLane::mix(const Step& step) {
-  append(slot(step.in[1]), row_size(step.in[1]), step.params.offset, rows_, config_.kv_width(), first_.as<int>(),
-         values(step.layer), stream_.get());
-  cuda::mix(slot(step.in[0]), values(step.layer), attention(), slot(step.out[0]), stream_.get());
+  cuda::mix(slot(step.in[0]), append_to_cache(step), attention(), slot(step.out[0]), stream_.get());
 }
 
 void CudaLane::add(const Step& step) {
@@ -225,7 +233,7 @@ void CudaLane::add(const Step& step) {
 
 void CudaLane::topk(const Step& step) {
   grouped_tile_ = 0;
-  cuda::topk(slot(step.in[0]), rows_, config_.experts, config_.used, step.params.renormalised, indices(),
+  cuda::topk(slot(step.in[0]), rows_, config_.experts, config_.used, step.as<TopkParams>().renormalised, indices(),
              slot(step.out[1]), stream_.get());
 }
 
@@ -318,7 +326,7 @@ void CudaLane::add_to_residual(const Sum& sum) {
   Norm norm;
   if (sum.norm) {
     norm.w = weights_->at(*sum.norm->weights[0]);
-    norm.eps = static_cast<float>(sum.norm->params.eps);
+    norm.eps = static_cast<float>(sum.norm->as<RmsNormParams>().eps);
     norm.y = slot(sum.norm->out[0]);
   }
   add_norm(slot(sum.add->in[0]), addend, rows_, static_cast<int>(row_size(out)), slot(out), norm, stream_.get());

@@ -15,9 +15,19 @@ bool are(std::span<const Step> steps, std::initializer_list<Op> ops) {
 // True when input `i` of `to` is the first output of `from`.
 bool feeds(const Step& from, const Step& to, std::size_t i) { return to.in[i] == from.out[0]; }
 
-// True when the step has exactly these parameters, so many weights, and no bias.
+// True when the step has exactly these parameters, so many weights, no bias and no cache.
 bool has_only(const Step& step, const Params& params, std::size_t weights = 0) {
-  return step.params == params && step.weights.size() == weights && step.biases.size() == 0;
+  return step.params == params && step.weights.size() == weights && step.biases.size() == 0 && step.caches.size() == 0;
+}
+
+// True when all that the step has are these parameters and a cache of one row a position, the key or value of each kv
+// head, which its second input goes into from that column on.
+bool has_only_cached(const Step& step, const Params& params, int column, const ModelConfig& config) {
+  if (step.params != params || step.weights.size() > 0 || step.biases.size() > 0 || step.caches.size() != 1)
+    return false;
+  const CacheUse& use = step.caches[0];
+  return use.input == 1 && use.column == column && !info(use.cache).is_state &&
+         config.cache_width(use.cache, step.layer) == config.kv_width();
 }
 
 bool same_kind(const Weight& a, const Weight& b) { return a.type == b.type && a.cols == b.cols && a.rows == b.rows; }
@@ -29,18 +39,20 @@ std::size_t attention_steps(std::span<const Step> s, const ModelConfig& c) {
   const bool chained = feeds(s[0], s[2], 0) && feeds(s[1], s[3], 0) && feeds(s[2], s[4], 0) && feeds(s[3], s[4], 1) &&
                        feeds(s[4], s[5], 0) && feeds(s[5], s[6], 0);
   const bool of_one = s[0].in[0] == s[1].in[0] && s[0].in[0] == s[6].in[1];
-  const double theta = s[2].params.theta;
-  const bool computed = has_only(s[0], {.width = c.head_dim, .eps = s[0].params.eps}, 1) &&
-                        has_only(s[1], {.offset = c.q_width(), .width = c.head_dim, .eps = s[1].params.eps}, 1) &&
-                        has_only(s[2], {.theta = theta}) && has_only(s[3], {.theta = theta}) &&
-                        has_only(s[4], {.scale = s[4].params.scale}) && has_only(s[5], {.causal = true}) &&
-                        has_only(s[6], {.offset = c.q_width() + c.kv_width()});
+  const double scale = s[4].as<ScoresParams>().scale;
+  const RmsNormParams q_norm{.width = c.head_dim, .eps = s[0].as<RmsNormParams>().eps};
+  const RmsNormParams k_norm{.offset = c.q_width(), .width = c.head_dim, .eps = s[1].as<RmsNormParams>().eps};
+  const RopeParams rope{.theta = s[2].as<RopeParams>().theta};
+  const bool computed = has_only(s[0], q_norm, 1) && has_only(s[1], k_norm, 1) && has_only(s[2], rope) &&
+                        has_only(s[3], rope) && has_only_cached(s[4], ScoresParams{scale}, 0, c) &&
+                        has_only(s[5], SoftmaxParams{.causal = true}) &&
+                        has_only_cached(s[6], {}, c.q_width() + c.kv_width(), c);
   return chained && of_one && computed ? 7 : 0;
 }
 
 std::size_t routing_steps(std::span<const Step> s) {
   if (!are(s, {Op::softmax, Op::topk}) || !feeds(s[0], s[1], 0)) return 0;
-  return has_only(s[0], {}) && has_only(s[1], {.renormalised = true}) ? 2 : 0;
+  return has_only(s[0], SoftmaxParams{}) && has_only(s[1], TopkParams{.renormalised = true}) ? 2 : 0;
 }
 
 std::size_t paired_steps(std::span<const Step> s) {
@@ -66,7 +78,7 @@ Sum sum_steps(std::span<const Step> s, int hidden) {
   }
   sum.add = &s[sum.steps++];
   if (sum.steps < s.size() && s[sum.steps].op == Op::rms_norm && feeds(*sum.add, s[sum.steps], 0) &&
-      has_only(s[sum.steps], {.width = hidden, .eps = s[sum.steps].params.eps}, 1))
+      has_only(s[sum.steps], RmsNormParams{.width = hidden, .eps = s[sum.steps].as<RmsNormParams>().eps}, 1))
     sum.norm = &s[sum.steps++];
   return sum;
 }

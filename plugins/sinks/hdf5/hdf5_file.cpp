@@ -13,8 +13,22 @@ namespace {
 
 constexpr std::size_t largest_chunk = std::numeric_limits<std::uint32_t>::max();  // bytes, HDF5's own limit
 
+// A floating-point type of 16 bits, of which so many are the exponent and the mantissa.
+hid_t type_of_16_bits(std::size_t exponent, std::size_t mantissa) {
+  const hid_t type = H5Tcopy(H5T_IEEE_F32LE);
+  H5Tset_fields(type, 15, mantissa, exponent, 0, mantissa);
+  H5Tset_offset(type, 0);
+  H5Tset_precision(type, 16);
+  H5Tset_size(type, 2);
+  H5Tset_ebias(type, (std::size_t{1} << (exponent - 1)) - 1);
+  return type;
+}
+
 hid_t stored_type(DType dtype) {
+  static const hid_t f16 = type_of_16_bits(5, 10), bf16 = type_of_16_bits(8, 7);
   switch (dtype) {
+    case DType::f16: return f16;
+    case DType::bf16: return bf16;
     case DType::f32: return H5T_IEEE_F32LE;
     case DType::f64: return H5T_IEEE_F64LE;
     case DType::i32: return H5T_STD_I32LE;

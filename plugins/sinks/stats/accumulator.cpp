@@ -71,10 +71,13 @@ void ValueStats::Sum::add(double x) {
 }
 
 void ValueStats::add(const Tensor& tensor, std::span<const std::int32_t> positions) {
-  if (tensor.dtype == DType::f64)
-    add_values(tensor.as<double>(), tensor.shape.row(), positions);
-  else
-    add_values(tensor.as<float>(), tensor.shape.row(), positions);
+  switch (tensor.dtype) {
+    case DType::f64: return add_values(tensor.as<double>(), tensor.shape.row(), positions);
+    case DType::f16: return add_values(tensor.as<F16>(), tensor.shape.row(), positions);
+    case DType::bf16: return add_values(tensor.as<BF16>(), tensor.shape.row(), positions);
+    case DType::i32: return;  // ids are counted, not summed
+    case DType::f32: return add_values(tensor.as<float>(), tensor.shape.row(), positions);
+  }
 }
 
 template <class T>

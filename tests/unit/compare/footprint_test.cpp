@@ -176,8 +176,8 @@ TEST_CASE("positions that start again with a chunk are named, and one row alone 
   Changed changed(stages::k_post_rope, 1);
   const StepCase& c = changed.c;
   const auto turn = [&](std::int64_t row, std::int64_t position) {
-    const host::Values turned =
-        host::rope(host::values_of(c.in[0], row, 1), changed.bench.config().head_dim, position, {c.step->params.theta});
+    const host::Values turned = host::rope(host::values_of(c.in[0], row, 1), changed.bench.config().head_dim, position,
+                                           {c.step->as<RopeParams>().theta});
     std::copy(turned.begin(), turned.end(), changed.values.begin() + row * c.a.shape.row());
   };
   for (std::int64_t r = 3; r < 7; ++r) turn(r, r - 3);
@@ -213,7 +213,7 @@ TEST_CASE("a key gone stale in a row before those looked at is found by the colu
   for (std::int64_t r = 5; r < 7; ++r) {
     const host::Attention attention{config.heads, config.kv_heads, config.head_dim, r + 1, c.a.shape[2]};
     const host::Values row =
-        host::scores(attention, host::values_of(changed.c.in[0], r, 1), keys, c.step->params.scale);
+        host::scores(attention, host::values_of(changed.c.in[0], r, 1), keys, c.step->as<ScoresParams>().scale);
     std::copy(row.begin(), row.end(), changed.values.begin() + r * c.a.shape.row());
   }
   const StepExplanation e = changed.bench.explain(c);
@@ -225,7 +225,7 @@ TEST_CASE("a value gone stale in a row before those looked at is found") {
   Changed changed(stages::attention, 1);
   StepCase c = changed.pass(5, 7);
   const ModelConfig& config = changed.bench.config();
-  const std::int64_t width = config.kv_width(), offset = c.step->params.offset;
+  const std::int64_t width = config.kv_width(), offset = c.step->caches[0].column;
   host::Values values;
   for (std::int64_t p = 0; p < 7; ++p) {
     const host::Values row = host::values_of(c.in[1], p == 2 ? 1 : p, 1);

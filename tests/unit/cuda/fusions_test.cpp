@@ -19,6 +19,10 @@ const Model& model() {
 
 const ModelConfig& config() { return model().config(); }
 
+constexpr CacheInfo state{.name = "state",
+                          .row = {Dim{"x", [](const ModelConfig& c, int) -> std::int64_t { return c.kv_width(); }}},
+                          .is_state = true};
+
 // The program from the step of layer 1 on that writes the stage.
 struct From {
   Program program = build_program(model());
@@ -37,7 +41,7 @@ TEST_CASE("the steps of attention belong together, up to mix") {
   CHECK(attention_steps(from.steps(), config()) == 7);
   CHECK(attention_steps(from.steps().first(6), config()) == 0);
   CHECK(attention_steps(From(stages::k_norm).steps(), config()) == 0);
-  from.steps()[3].params.theta += 1;
+  from.steps()[3].params = RopeParams{.theta = 7};
   CHECK(attention_steps(from.steps(), config()) == 0);
 }
 
@@ -90,17 +94,43 @@ std::size_t fused(Stage first, std::span<const Step> steps) {
   return sum_steps(steps, config().hidden).steps;
 }
 
+// The same parameters with one of them moved, for each of them. An operator without parameters gets some.
+std::vector<Params> with_one_moved(const Params& params) {
+  std::vector<Params> all;
+  const auto add = [&](auto moved, auto change) {
+    change(moved);
+    all.push_back(moved);
+  };
+  if (const auto* norm = std::get_if<RmsNormParams>(&params)) {
+    add(*norm, [](RmsNormParams& m) { m.offset += 2; });
+    add(*norm, [](RmsNormParams& m) { m.width += 2; });
+  }
+  if (const auto* rope = std::get_if<RopeParams>(&params)) {
+    add(*rope, [](RopeParams& m) { m.offset += 2; });
+    add(*rope, [](RopeParams& m) { m.theta += 1; });
+  }
+  if (const auto* softmax = std::get_if<SoftmaxParams>(&params))
+    add(*softmax, [](SoftmaxParams& m) { m.causal = !m.causal; });
+  if (const auto* topk = std::get_if<TopkParams>(&params))
+    add(*topk, [](TopkParams& m) { m.renormalised = !m.renormalised; });
+  if (std::holds_alternative<std::monostate>(params)) all.emplace_back(SoftmaxParams{});
+  return all;
+}
+
+// The same use of a cache with one part of it moved; of a step that reads none, one that does.
+std::vector<CacheUse> with_one_moved(const Few<CacheUse, most_caches>& caches) {
+  if (caches.size() == 0) return {CacheUse{caches::keys, 0, 0}};
+  std::vector<CacheUse> all(3, caches[0]);
+  all[0].input = 0;
+  all[1].column += 2;
+  all[2].cache = Cache(state);
+  return all;
+}
+
 }  // namespace
 
 TEST_CASE("a parameter that is not Qwen3's takes a step out of what is run as one") {
   const Weight bias;
-  using Change = void (*)(Params&);
-  const std::vector<std::pair<const char*, Change>> changes{
-      {"offset", [](Params& p) { p.offset += 2; }},
-      {"width", [](Params& p) { p.width += 2; }},
-      {"theta", [](Params& p) { p.theta += 1; }},
-      {"causal", [](Params& p) { p.causal = !p.causal; }},
-      {"renormalised", [](Params& p) { p.renormalised = !p.renormalised; }}};
   for (const Stage first : {stages::q_norm, stages::moe_router_probs, stages::moe_expert_gate,
                             stages::moe_expert_weighted, stages::post_attn_residual}) {
     From from(first);
@@ -110,9 +140,13 @@ TEST_CASE("a parameter that is not Qwen3's takes a step out of what is run as on
       Step& step = from.steps()[i];
       const Step right = step;
       INFO(name_of(first) << ", step " << i);
-      for (const auto& [name, change] : changes) {
-        INFO(name);
-        change(step.params);
+      for (const Params& moved : with_one_moved(step.params)) {
+        step.params = moved;
+        CHECK(fused(first, from.steps()) < all);
+        step = right;
+      }
+      for (const CacheUse& use : with_one_moved(step.caches)) {
+        step.caches = {use};
         CHECK(fused(first, from.steps()) < all);
         step = right;
       }

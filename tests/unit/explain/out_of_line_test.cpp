@@ -15,9 +15,9 @@ namespace {
 
 using test::lane_spec;
 
-class Caches {
+class Lockstepped {
  public:
-  Caches()
+  Lockstepped()
       : lockstep_(Model::synthetic({}),
                   {lane_spec("truth", {{"numerics", "f64"}}), lane_spec("free", {{"numerics", "f32"}})}, 12),
         program_(build_program(lockstep_.model())) {
@@ -25,12 +25,12 @@ class Caches {
   }
 
   // Makes the free lane's row this much larger.
-  void scale(CachePart part, int layer, int position, double factor) {
+  void scale(Cache cache, int layer, int position, double factor) {
     RunningLane& free = lockstep_.lanes()[1];
-    const Tensor row = free.read_cache(part, layer, {position, 1}, lockstep_.model().config());
+    const Tensor row = free.read_cache(cache, layer, {position, 1}, lockstep_.model().config());
     std::vector<double> values;
     for (std::int64_t i = 0; i < row.shape.count(); ++i) values.push_back(row.value(i) * factor);
-    free.write_cache(part, layer, {position, 1}, {values.data(), DType::f64, row.shape});
+    free.write_cache(cache, layer, {position, 1}, {values.data(), DType::f64, row.shape});
   }
   std::vector<int> off(Site up_to = {stages::lm_head, -1}) {
     return out_of_line_before({10, 2}, 1, 0, lockstep_.lanes(), steps_up_to(program_, up_to), 2);
@@ -43,31 +43,31 @@ class Caches {
 
 }  // namespace
 
-TEST_CASE("positions of a lane that is right are in line with each other") { CHECK(Caches().off().empty()); }
+TEST_CASE("positions of a lane that is right are in line with each other") { CHECK(Lockstepped().off().empty()); }
 
 TEST_CASE("a key or value that is out of line names its position, once, with what follows from it left out") {
-  for (const CachePart part : {CachePart::keys, CachePart::values}) {
-    Caches caches;
-    caches.scale(part, 1, 3, 1.01);
-    CHECK(caches.off() == std::vector<int>{3, 4});
-    CHECK(caches.off({stages::moe_ffn_out, 0}).empty());  // nothing up to there reads it
-    CHECK(caches.off({stages::attn_scores, 1}).empty() == (part == CachePart::values));
-    caches.scale(part, 2, 6, 1.001);  // less than that, further down
-    CHECK(caches.off() == std::vector<int>{3, 4});
-    caches.scale(part, 2, 8, 2);  // more
-    CHECK(caches.off() == std::vector<int>{3, 4, 8, 9});
-    caches.scale(part, 0, 9, 1.5);  // the last before those that were looked at, and further up
-    CHECK(caches.off() == std::vector<int>{3, 4, 8, 9});
+  for (const Cache cache : {caches::keys, caches::values}) {
+    Lockstepped lanes;
+    lanes.scale(cache, 1, 3, 1.01);
+    CHECK(lanes.off() == std::vector<int>{3, 4});
+    CHECK(lanes.off({stages::moe_ffn_out, 0}).empty());  // nothing up to there reads it
+    CHECK(lanes.off({stages::attn_scores, 1}).empty() == (cache == caches::values));
+    lanes.scale(cache, 2, 6, 1.001);  // less than that, further down
+    CHECK(lanes.off() == std::vector<int>{3, 4});
+    lanes.scale(cache, 2, 8, 2);  // more
+    CHECK(lanes.off() == std::vector<int>{3, 4, 8, 9});
+    lanes.scale(cache, 0, 9, 1.5);  // the last before those that were looked at, and further up
+    CHECK(lanes.off() == std::vector<int>{3, 4, 8, 9});
   }
 }
 
 TEST_CASE("NaN is out of line, and what was looked at is the measure") {
-  Caches caches;
-  caches.scale(CachePart::values, 2, 9, std::numeric_limits<double>::quiet_NaN());
-  CHECK(caches.off() == std::vector<int>{9});
-  Caches looked_at;
-  looked_at.scale(CachePart::keys, 1, 3, 1.01);
-  looked_at.scale(CachePart::keys, 1, 11, 1.02);
+  Lockstepped wrong;
+  wrong.scale(caches::values, 2, 9, std::numeric_limits<double>::quiet_NaN());
+  CHECK(wrong.off() == std::vector<int>{9});
+  Lockstepped looked_at;
+  looked_at.scale(caches::keys, 1, 3, 1.01);
+  looked_at.scale(caches::keys, 1, 11, 1.02);
   CHECK(looked_at.off().empty());
 }
 

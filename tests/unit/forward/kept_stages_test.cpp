@@ -35,10 +35,11 @@ class Replay {
       : lockstep(Model::synthetic({}), {lane_spec("truth", {{"numerics", "f64"}})}, 12), keeper(16 << 20) {
     lockstep.run(tokens, {&keeper}, {}, chunk, head_first);
     itself = lockstep.lanes()[0].replace(nullptr);
-    lockstep.lanes()[0].attach(std::make_unique<ReplayedLane>(keeper.kept, *itself, lockstep.model().config(),
-                                                              build_program(lockstep.model())));
+    lockstep.lanes()[0].attach(
+        std::make_unique<ReplayedLane>(keeper.kept, *itself, lockstep.model().config(), program));
   }
   Lockstep lockstep;
+  const Program program = build_program(lockstep.model());
   Keeper keeper;
   std::unique_ptr<Lane> itself;
 };
@@ -71,16 +72,16 @@ TEST_CASE("keys and values of all passes are there, of no other positions") {
   lockstep.record(tokens, 5);
   Replay replay(5);
   const ModelConfig& config = lockstep.model().config();
-  for (const CachePart part : {CachePart::keys, CachePart::values})
+  for (const Cache cache : {caches::keys, caches::values})
     for (const Stretch positions : {Stretch{0, 12}, Stretch{3, 4}, Stretch{11, 1}}) {
-      const Tensor expected = lockstep.lanes()[0].read_cache(part, 2, positions, config);
-      const Tensor kept = replay.lockstep.lanes()[0].read_cache(part, 2, positions, config);
+      const Tensor expected = lockstep.lanes()[0].read_cache(cache, 2, positions, config);
+      const Tensor kept = replay.lockstep.lanes()[0].read_cache(cache, 2, positions, config);
       REQUIRE(kept);
       REQUIRE(kept.shape == expected.shape);
       CHECK(std::memcmp(kept.data, expected.data, kept.bytes()) == 0);
     }
-  CHECK_FALSE(replay.lockstep.lanes()[0].read_cache(CachePart::keys, 2, {11, 2}, config));
-  CHECK_FALSE(replay.lockstep.lanes()[0].read_cache(CachePart::keys, 9, {0, 2}, config));
+  CHECK_FALSE(replay.lockstep.lanes()[0].read_cache(caches::keys, 2, {11, 2}, config));
+  CHECK_FALSE(replay.lockstep.lanes()[0].read_cache(caches::keys, 9, {0, 2}, config));
 }
 
 TEST_CASE("what does not fit is not kept, and what was kept is not replaced") {
@@ -98,7 +99,7 @@ TEST_CASE("what does not fit is not kept, and what was kept is not replaced") {
   const Tensor row = replay.keeper.kept.at({stages::embedding, -1}, {0, 1});
   CHECK_THROWS_WITH(lane.write({stages::embedding, -1}, {0, 1}, row),
                     Catch::Matchers::Contains("what was computed once cannot be replaced"));
-  CHECK_THROWS_WITH(lane.write_cache(CachePart::keys, 0, {0, 1}, row),
+  CHECK_THROWS_WITH(lane.write_cache(caches::keys, 0, {0, 1}, row),
                     Catch::Matchers::Contains("what was computed once cannot be replaced"));
 }
 

@@ -26,8 +26,9 @@ TEST_CASE("a prompt is cut into chunks, and what follows it into single position
 
 TEST_CASE("a pass has its tokens, the length of the whole sequence, and always a row of the head") {
   const std::vector<std::int32_t> sequence = {10, 11, 12, 13, 14};
-  const auto head_first = [&](Stretch s, int from) { return pass_over(sequence, s, from).head_first; };
-  const Pass pass = pass_over(sequence, {2, 2}, 0);
+  const auto head_first = [&](Stretch s, int from) { return pass_over({0, sequence}, s, from).head_first; };
+  const Pass pass = pass_over({7, sequence}, {2, 2}, 0);
+  CHECK(pass.sequence == 7);
   CHECK(pass.tokens.data() == sequence.data() + 2);
   CHECK(pass.rows() == 2);
   CHECK(pass.first == 2);

@@ -22,8 +22,9 @@ class Counter final : public Lane {
   void run(std::span<const Step> steps) override { spans_.emplace_back(steps.front().op, steps.back().op); }
   Tensor read(Site, Rows) override { return {}; }
   void write(Site, Rows, const Tensor&) override {}
-  Tensor read_cache(CachePart, int, Stretch) override { return {}; }
-  void write_cache(CachePart, int, Stretch, const Tensor&) override {}
+  Abilities abilities() const override { return {.shows_caches = false}; }
+  Tensor read_cache(Cache, int, Stretch) override { return {}; }
+  void write_cache(Cache, int, Stretch, const Tensor&) override {}
 
  private:
   Spans& spans_;

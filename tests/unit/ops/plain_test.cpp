@@ -79,7 +79,7 @@ Values linear_of(Seats& seats) {
 }
 
 Values norm_of(Seats& seats) {
-  const Params& p = seats.step().params;
+  const RmsNormParams& p = seats.step().as<RmsNormParams>();
   const Tensor x = seats.in(0);
   const Stage out = seats.step().out[0];
   const std::int64_t width = seats.config().shape_of({out, 0}, 1, 1).count();
@@ -93,20 +93,23 @@ host::Attention attention(const ModelConfig& c, std::int64_t r) {
 
 Values row_of(Seats& seats, std::int64_t r) {
   const ModelConfig& c = seats.config();
-  const Params& p = seats.step().params;
-  switch (seats.step().op) {
+  const Step& step = seats.step();
+  switch (step.op) {
     case Op::rope: {
+      const RopeParams& p = step.as<RopeParams>();
       const std::int64_t width = c.shape_of({seats.step().out[0], 0}, 1, 0).row();
       return host::rope(part(seats.row(0, r), p.offset, width), c.head_dim, r, {p.theta});
     }
-    case Op::scores: return host::scores(attention(c, r), seats.row(0, r), host::values_of(seats.in(1)), p.scale);
+    case Op::scores:
+      return host::scores(attention(c, r), seats.row(0, r), host::values_of(seats.in(1)),
+                          step.as<ScoresParams>().scale);
     case Op::mix:
       return host::mix(attention(c, r), seats.row(0, r),
-                       columns(host::values_of(seats.in(1)), c.qkv_width(), p.offset, c.kv_width()));
+                       columns(host::values_of(seats.in(1)), c.qkv_width(), step.caches[0].column, c.kv_width()));
     case Op::softmax: {
       const Values x = seats.row(0, r);
-      return p.causal ? host::softmax(x, static_cast<std::int64_t>(tokens.size()), r + 1)
-                      : host::softmax(x, c.experts, c.experts);
+      return step.as<SoftmaxParams>().causal ? host::softmax(x, static_cast<std::int64_t>(tokens.size()), r + 1)
+                                             : host::softmax(x, c.experts, c.experts);
     }
     case Op::add: return host::add(seats.row(0, r), seats.row(1, r));
     case Op::swiglu: return host::swiglu(seats.row(0, r), seats.row(1, r));
@@ -114,7 +117,7 @@ Values row_of(Seats& seats, std::int64_t r) {
     case Op::combine: return host::combine(seats.row(0, r), c.used);
     case Op::sigmoid_gate: return host::sigmoid_gate(seats.row(0, r), seats.row(1, r)[0]);
     case Op::topk: {
-      const host::Chosen chosen = host::topk(seats.row(0, r), c.used, p.renormalised);
+      const host::Chosen chosen = host::topk(seats.row(0, r), c.used, step.as<TopkParams>().renormalised);
       const auto own = seats.experts();
       CHECK(std::equal(chosen.experts.begin(), chosen.experts.end(), own.begin() + r * c.used));
       return chosen.weights;

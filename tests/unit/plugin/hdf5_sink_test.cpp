@@ -50,6 +50,16 @@ TEST_CASE("h5py reads every array of an HDF5 capture, however it is stored, and 
   }
 }
 
+TEST_CASE("h5py reads values of 16 bits, those of bf16 as float32") {
+  TemporaryFolder folder;
+  MadeRun run(folder.str());
+  const auto events = made_16_bit_events();
+  capture(run.info, events, {{"file", "made.h5"}, {"chunk", "3"}, {"compress", "4"}});
+  CHECK(read_back(folder, run, events) == "ok");
+  CHECK(run_python("read_16_bits.py",
+                   {folder / "made.h5", write_expected(folder / "expected", run, events), modules}) == "ok");
+}
+
 TEST_CASE("the check of an HDF5 capture can fail") {
   TemporaryFolder folder;
   MadeRun run(folder.str());

@@ -49,6 +49,17 @@ TEST_CASE("numpy reads every array of a capture and finds what was delivered") {
   CHECK_FALSE(fs::exists(run.out + "/dump/manifest.json.partial"));
 }
 
+TEST_CASE("numpy reads values of 16 bits, those of bf16 as pairs of bytes") {
+  TemporaryFolder folder;
+  MadeRun run(folder / "out");
+  const auto events = made_16_bit_events();
+  capture(run.info, events);
+  const std::string expected = write_expected(folder / "expected", run, events);
+  CHECK(run_python("read_capture.py", {run.out + "/dump", expected}) == "ok");
+  CHECK(run_python("read_16_bits.py", {run.out + "/dump", expected, modules}) == "ok");
+  checked_manifest(run.out + "/dump");
+}
+
 TEST_CASE("the check of a capture can fail") {
   TemporaryFolder folder;
   MadeRun run(folder / "out");

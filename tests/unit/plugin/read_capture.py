@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-DTYPES = {"f32": "<f4", "f64": "<f8", "i32": "<i4"}
+DTYPES = {"f32": "<f4", "f64": "<f8", "i32": "<i4", "f16": "<f2", "bf16": "|V2"}
 
 
 def joined(expected):

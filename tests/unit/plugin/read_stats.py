@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-DTYPES = {"f32": "<f4", "f64": "<f8", "i32": "<i4"}
+DTYPES = {"f32": "<f4", "f64": "<f8", "i32": "<i4", "f16": "<f2", "bf16": "|V2"}
 INTEGERS = ["count", "zeros", "nan", "inf", "rows", "distinct"]
 
 
@@ -56,6 +56,8 @@ def main(stats, expected_path):
     for event in json.loads(pathlib.Path(expected_path).read_text()):
         key = (event["prompt"], event["lane"], event["stage"], event["layer"])
         raw = np.frombuffer(pathlib.Path(event["raw"]).read_bytes(), DTYPES[event["dtype"]])
+        if event["dtype"] == "bf16":
+            raw = (raw.view("<u2").astype("<u4") << 16).view("<f4")
         site = events.setdefault(key, {"values": [], "positions": [], "row": math.prod(event["row"]), "type": event["dtype"]})
         site["values"].append(raw)
         site["positions"] += event["positions"]

@@ -60,6 +60,9 @@ inline std::string write_expected(const std::string& folder, const MadeRun& run,
   return folder + "/expected.json";
 }
 
+// Where the Python package lies.
+inline const std::string modules = std::string(MOE_DIAG_SOURCE_DIR) + "/apps/python";
+
 // Output and errors of a script in this folder; "ok" when it found nothing wrong.
 inline std::string run_python(const std::string& script, const std::vector<std::string>& arguments) {
   std::string command =

@@ -70,6 +70,17 @@ TEST_CASE("statistics equal numpy's, as JSON and as CSV") {
   }
 }
 
+TEST_CASE("statistics of values of 16 bits equal numpy's") {
+  TemporaryFolder folder;
+  MadeRun run(folder.str());
+  auto events = made_16_bit_events();
+  events.erase(std::remove_if(events.begin(), events.end(), [](const MadeEvent& e) { return e.positions.empty(); }),
+               events.end());
+  deliver(*loaded_sink("stats", {{"file", "stats.json"}}), run.info, events);
+  const std::string expected = write_expected(folder / "expected", run, events);
+  CHECK(run_python("read_stats.py", {folder / "stats.json", expected}) == "ok");
+}
+
 nlohmann::json site_of(const MadeRun& run, const std::vector<MadeEvent>& events) {
   deliver(*loaded_sink("stats", {{"file", "stats.json"}}), run.info, events);
   const auto json = nlohmann::json::parse(read_text(run.out + "/stats.json"));

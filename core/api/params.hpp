@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <variant>
+
+namespace moe_diag {
+
+// The parameters of the operators that have some; `enum class Op` has the formulas.
+
+struct RmsNormParams {
+  int offset = 0;  // first column read
+  int width = 0;   // values of a group
+  double eps = 0;
+
+  friend constexpr bool operator==(const RmsNormParams&, const RmsNormParams&) = default;
+};
+
+struct RopeParams {
+  int offset = 0;  // first column read
+  double theta = 0;
+
+  friend constexpr bool operator==(const RopeParams&, const RopeParams&) = default;
+};
+
+struct ScoresParams {
+  double scale = 1;
+
+  friend constexpr bool operator==(const ScoresParams&, const ScoresParams&) = default;
+};
+
+struct SoftmaxParams {
+  bool causal = false;
+
+  friend constexpr bool operator==(const SoftmaxParams&, const SoftmaxParams&) = default;
+};
+
+struct TopkParams {
+  bool renormalised = false;  // the weights are divided by their sum
+
+  friend constexpr bool operator==(const TopkParams&, const TopkParams&) = default;
+};
+
+// Those of one step; std::monostate: its operator has none.
+using Params = std::variant<std::monostate, RmsNormParams, RopeParams, ScoresParams, SoftmaxParams, TopkParams>;
+
+}  // namespace moe_diag
