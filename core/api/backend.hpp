@@ -76,10 +76,12 @@ class Lane {
   virtual void run(std::span<const Step> steps) = 0;
 
   // Host view of rows of a stage, as the last step that wrote it left them; waits until they are there. Valid until the
-  // next begin, read or write of the stage, or run of a step that writes it. Null when the lane does not have them all.
+  // next begin, read or write of the stage, or run of a step that writes it. Null when the lane does not have the
+  // stage.
   virtual Tensor read(Site site, Rows rows) = 0;
 
-  // True when the lane can show these rows of a stage, once the step that writes them has run.
+  // True when the lane has a stage at all of these positions, once the step that writes them has run: read() is then
+  // asked for them. A store may have some stages only, or some rows.
   virtual bool has(Site /*site*/, Stretch /*positions*/) const { return true; }
 
   // Replaces rows of a stage; `values` is [rows.count, ...] of any value type, converted to the lane's own.

@@ -87,7 +87,7 @@ void ReplayedLane::run(std::span<const Step> steps) {
 // Of a pass that is cut the head's last row is another. The head does not know where its rows stand.
 void ReplayedLane::compute(const Step& step) {
   const Rows head{pass_.head_first, pass_.rows() - pass_.head_first};
-  if (read({step.out[0], step.layer}, head)) return;
+  if (has({step.out[0], step.layer}, {pass_.first + head.first, head.count})) return;
   const Stage stage = step.in[0];
   if (!is_computed_[stage.index()]) {
     const Rows rows = is_of_head(stage) ? head : Rows{0, pass_.rows()};

@@ -54,7 +54,9 @@ class ReplayedLane final : public Lane {
   Tensor read(Site site, Rows rows) override;
   Tensor read_cache(Cache cache, int layer, Stretch positions) override;
   Abilities abilities() const override { return {.recomputes = false}; }
-  bool has(Site site, Stretch positions) const override { return static_cast<bool>(kept_.at(site, positions)); }
+  bool has(Site site, Stretch positions) const override {
+    return is_computed_[site.stage.index()] || kept_.at(site, positions);
+  }
   // What was computed once is not replaced: both throw Error(environment).
   void write(Site site, Rows rows, const Tensor& values) override;
   void write_cache(Cache cache, int layer, Stretch positions, const Tensor& values) override;

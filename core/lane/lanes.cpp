@@ -46,6 +46,7 @@ std::unique_ptr<Lane> RunningLane::replace(std::unique_ptr<Lane> lane) {
 }
 
 void RunningLane::begin(const Pass& pass) {
+  first_ = pass.first;
   sequence_ = pass.sequence;
   cached_ = pass.first + pass.rows();
   guard({label_, "begin"}, [&] { lane_->begin(pass); });
@@ -54,7 +55,9 @@ void RunningLane::run(std::span<const Step> steps) {
   guard({label_, "run", place_of(steps)}, [&] { lane_->run(steps); });
 }
 Tensor RunningLane::read(Site site, Rows rows) {
-  return guard({label_, "read"}, [&] { return lane_->read(site, rows); });
+  return guard({label_, "read"}, [&] {
+    return lane_->has(site, {first_ + rows.first, rows.count}) ? lane_->read(site, rows) : Tensor();
+  });
 }
 void RunningLane::write(Site site, Rows rows, const Tensor& values) {
   guard({label_, "write"}, [&] { lane_->write(site, rows, values); });
@@ -132,16 +135,19 @@ void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
   host.check_options(PluginKind::backend, spec.backend, spec.options);
 }
 
-std::unique_ptr<Lane> Lanes::opened(std::size_t i) const {
+// Adds to the description what the plain operators compute.
+std::unique_ptr<Lane> Lanes::opened(std::size_t i, Description& description) const {
   if (contract_.lanes[i].recorded) return std::make_unique<RecordedLane>(*contract_.step, config());
   std::unique_ptr<Lane> lane = backend_of_[i]->open(models_[i]->view(), contract_.lanes[i].options);
-  if (!lane || left_to_plain_operators(*lane, program(i)).empty()) return lane;
+  const std::string plain = lane ? left_to_plain_operators(*lane, program(i)) : "";
+  if (plain.empty()) return lane;
+  description.kernels += fmt::format("{}f64 on the host: {}", description.kernels.empty() ? "" : ", ", plain);
   return std::make_unique<AssistedLane>(std::move(lane), config(), program(i));
 }
 
 // A lane of the contract's lane i.
 void Lanes::attach(std::size_t i, RunningLane& lane) const {
-  std::unique_ptr<Lane> from_backend = guard({lane.label(), "open"}, [&] { return opened(i); });
+  std::unique_ptr<Lane> from_backend = guard({lane.label(), "open"}, [&] { return opened(i, lane.description); });
   if (!from_backend) throw Error(ErrorKind::environment, lane.label() + ": open: returned no lane");
   lane.attach(std::move(from_backend));
 }
@@ -165,9 +171,9 @@ int Lanes::add_fed_copy(int lane, int feeder) {
   LaneSpec spec = contract_.lanes[i];
   spec.name = fmt::format("{} fed by {}", spec.name, lanes_[static_cast<std::size_t>(feeder)].name);
   RunningLane copy(spec);
-  copy.description = lanes_[i].description;
   copy.inputs = feeder;
   attach(i, copy);
+  copy.description = lanes_[i].description;
   lanes_.push_back(std::move(copy));
   models_.push_back(models_[i]);
   return static_cast<int>(lanes_.size()) - 1;

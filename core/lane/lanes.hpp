@@ -56,6 +56,7 @@ class RunningLane {
   std::string label_;
   std::unique_ptr<Lane> lane_;
   Abilities abilities_;
+  int first_ = 0;                         // position of row 0 of the pass
   std::optional<std::int64_t> sequence_;  // that the caches are of
   int cached_ = 0;                        // positions of it
 };
@@ -90,7 +91,7 @@ class Lanes {
 
  private:
   void describe(std::size_t i, PluginHost& host, const Request& request);
-  std::unique_ptr<Lane> opened(std::size_t i) const;
+  std::unique_ptr<Lane> opened(std::size_t i, Description& description) const;
   void attach(std::size_t i, RunningLane& lane) const;
   void mark_unfed();
 

@@ -19,18 +19,24 @@ void RecordedLane::begin(const Pass& pass) {
   for (Written& written : written_) written = {};
 }
 
-Tensor RecordedLane::read(Site site, Rows rows) {
-  const Shape shape = config_.shape_of(site, rows.count, total_);
+// Null when one of them was neither expected nor written.
+Tensor RecordedLane::rows_of(Site site, Stretch positions) const {
+  const Shape shape = config_.shape_of(site, positions.count, total_);
   const auto view = [&](const std::vector<std::byte>& bytes, DType dtype, int first) -> Tensor {
     const std::size_t row = static_cast<std::size_t>(shape.row()) * size_of(dtype);
-    if (first < 0 || static_cast<std::size_t>(first + rows.count) * row > bytes.size()) return {};
+    if (first < 0 || static_cast<std::size_t>(first + positions.count) * row > bytes.size()) return {};
     return {bytes.data() + static_cast<std::size_t>(first) * row, dtype, shape};
   };
   for (const GivenValues& values : step_.expected)
-    if (values.stage == site.stage) return view(values.bytes, values.dtype, pass_first_ + rows.first - step_.first);
+    if (values.stage == site.stage) return view(values.bytes, values.dtype, positions.first - step_.first);
   const Written& written = written_[site.stage.index()];
-  return written.bytes.empty() ? Tensor{} : view(written.bytes, written.dtype, rows.first - written.rows.first);
+  return written.bytes.empty() ? Tensor{}
+                               : view(written.bytes, written.dtype, positions.first - pass_first_ - written.rows.first);
 }
+
+bool RecordedLane::has(Site site, Stretch positions) const { return static_cast<bool>(rows_of(site, positions)); }
+
+Tensor RecordedLane::read(Site site, Rows rows) { return rows_of(site, {pass_first_ + rows.first, rows.count}); }
 
 void RecordedLane::write(Site site, Rows rows, const Tensor& values) {
   const auto* data = values.as<std::byte>();

@@ -19,6 +19,7 @@ class RecordedLane final : public Lane {
   void begin(const Pass& pass) override;
   void run(std::span<const Step> steps) override;
   Tensor read(Site site, Rows rows) override;
+  bool has(Site site, Stretch positions) const override;
   void write(Site site, Rows rows, const Tensor& values) override;
   Tensor read_cache(Cache cache, int layer, Stretch positions) override;
   void write_cache(Cache cache, int layer, Stretch positions, const Tensor& values) override;
@@ -33,6 +34,7 @@ class RecordedLane final : public Lane {
     std::vector<std::byte> bytes;
   };
 
+  Tensor rows_of(Site site, Stretch positions) const;
   void keep(Cache cache, int layer, int position, const Tensor& values, std::int64_t column);
 
   const StepSpec& step_;
