@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -12,6 +11,9 @@
 #include "core/verdict/verdict.hpp"
 
 namespace moe_diag {
+
+class Comparisons;
+struct Sampled;
 
 // Looks at what falsifiers watch and judges each sample as it passes by; keeps numbers, never tensors.
 class Judge final : public Hook {
@@ -32,21 +34,12 @@ class Judge final : public Hook {
   std::vector<Judgement> judgements() const;
 
  private:
-  class Comparisons;
-
-  bool watches(const WatchedFalsifier& falsifier, int prompt, Site site) const;
-  bool has_floor(const WatchedFalsifier& watched) const;
+  bool watches(const WatchedFalsifier& falsifier, int prompt, Site site) const {
+    return falsifier.sites.contains(site) && !falsifier.positions[static_cast<std::size_t>(prompt)].empty();
+  }
   bool watches_logits(const WatchedFalsifier& falsifier, int prompt, Site site) const;
-  bool has_tensors(std::size_t f, Sighting& sighting, Comparisons& comparisons);
-  std::string lacking(const WatchedFalsifier& watched, Sighting& sighting, Comparisons& comparisons) const;
-  void judge(std::size_t f, Sighting& sighting, Comparisons& comparisons, int row);
-  void judge_values(std::size_t f, Comparisons& comparisons, int row, Sample sample);
-  void judge_alone(std::size_t f, Sighting& sighting, Comparisons& comparisons, int row, Sample sample);
-  void leave_out(std::size_t f, const Sample& sample, int lane);
-  std::string left_out_text(const Judgement& judgement) const;
-  std::string never_run(std::size_t f) const;
-  std::optional<double> floor_of(const WatchedFalsifier& watched, Comparisons& comparisons, const Sample& sample,
-                                 int row) const;
+  void judge(std::size_t f, Sighting& sighting, Comparisons& compared);
+  void take(std::size_t f, const Sampled& row, int layer);
 
   const Plan& plan_;
   const Lanes& lanes_;

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT
+#include "core/verdict/comparisons.hpp"
+
+#include "core/ops/linear.hpp"
+#include "core/ops/predicted.hpp"
+#include "core/ops/values.hpp"
+
+namespace moe_diag {
+
+Comparisons::Entry& Comparisons::entry(int lane, int against) {
+  const auto [at, fresh] = entries_.try_emplace({lane, against});
+  Entry& e = at->second;
+  if (!fresh) return e;
+  e.pair.site = sighting_.site;
+  e.pair.first_position = sighting_.position(0);
+  e.pair.a = sighting_.tensor(lane);
+  e.pair.b = sighting_.tensor(against);
+  e.pair.experts = lanes_.config().experts;
+  if (is_per_expert(sighting_.site.stage)) {
+    e.pair.routing_a = sighting_.now(lane, Role::choice);
+    e.pair.routing_b = sighting_.now(against, Role::choice);
+  }
+  e.rows.resize(static_cast<std::size_t>(sighting_.rows().count));
+  return e;
+}
+
+const Pair& Comparisons::pair(int lane, int against) { return entry(lane, against).pair; }
+
+const Comparisons::Row& Comparisons::row(int lane, int against, int row) {
+  Entry& e = entry(lane, against);
+  std::optional<Row>& measured = e.rows[static_cast<std::size_t>(row)];
+  if (measured) return *measured;
+  measured.emplace();
+  RowSamples samples = samples_of_row(e.pair, row);
+  measured->alone = std::move(samples.alone);
+  for (SampleSegments& s : samples.samples) {
+    Measured m{std::move(s), {}};
+    for (const Segment& g : m.segments.segments) m.measure.add(e.pair.a, g.a, e.pair.b, g.b, g.n);
+    measured->samples.push_back(std::move(m));
+  }
+  return *measured;
+}
+
+std::vector<SampleSegments> Comparisons::alone(int lane, int row) {
+  const Pair& itself = pair(lane, lane);
+  const std::int64_t size = itself.a.shape.row();
+  if (is_per_expert(itself.site.stage) && !itself.routing_a) return {{row, -1, {{row * size, row * size, size}}}};
+  return samples_of_row(itself, row).samples;
+}
+
+const Routing& Comparisons::routing(int lane, int against) {
+  const auto [at, fresh] = routings_.try_emplace({lane, against});
+  if (fresh)
+    at->second = {sighting_.tensor(lane), sighting_.tensor(against), sighting_.now(lane, Role::router_logits),
+                  sighting_.now(against, Role::router_logits), lanes_.config().experts};
+  return at->second;
+}
+
+bool Comparisons::chose_by_numbers(int lane, int row) {
+  const auto [at, fresh] = weights_.try_emplace(lane);
+  if (fresh) at->second = sighting_.now(lane, Role::choice_weights);
+  return !at->second || is_row_finite(at->second, row);
+}
+
+std::optional<double> Comparisons::expected_error(int lane, int against, int row) {
+  const auto expected = moe_diag::expected_error(lanes_[static_cast<std::size_t>(lane)].description.numerics, step(),
+                                                 lanes_.config(), position(row) + 1);
+  return expected ? std::optional(*expected * cancellation(against, row)) : std::nullopt;
+}
+
+// The step that wrote the site.
+const Step& Comparisons::step() {
+  if (!step_) step_ = find_step(program_, sighting_.site);
+  return *step_;
+}
+
+// How much the row's one value is less than the terms that it is the sum of; see moe_diag::cancellation().
+double Comparisons::cancellation(int lane, int row) {
+  const Tensor result = sighting_.tensor(lane);
+  if (result.shape.row() != 1) return 1;
+  const Tensor input = sighting_.now(lane, step().in[0]);
+  return input ? moe_diag::cancellation(step(), host::values_of(input, row, 1), value_at(result, row)) : 1;
+}
+
+bool is_row_finite(const Tensor& values, int row) {
+  const std::int64_t size = values.shape.row();
+  return count_nonfinite(values, row * size, size) == 0;
+}
+
+double count_nonfinite(const Tensor& a, const std::vector<Segment>& segments) {
+  std::int64_t count = 0;
+  for (const Segment& s : segments) count += count_nonfinite(a, s.a, s.n);
+  return static_cast<double>(count);
+}
+
+}  // namespace moe_diag

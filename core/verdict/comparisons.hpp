@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <map>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "core/bus/bus.hpp"
+#include "core/compare/measure.hpp"
+#include "core/compare/routing.hpp"
+#include "core/compare/samples.hpp"
+#include "core/model/program.hpp"
+
+namespace moe_diag {
+
+// What one sighting shows of pairs of lanes, measured once however many falsifiers ask. Lanes are indices; tensors are
+// null where a lane does not have the stage.
+class Comparisons {
+ public:
+  // All outlive it.
+  Comparisons(Sighting& sighting, const Program& program, const Lanes& lanes)
+      : sighting_(sighting), program_(program), lanes_(lanes) {}
+
+  struct Measured {
+    SampleSegments segments;
+    Measure measure;
+  };
+  struct Row {
+    std::vector<Measured> samples;
+    std::vector<SampleSegments> alone;
+  };
+
+  int prompt() const { return sighting_.prompt; }
+  Site site() const { return sighting_.site; }
+  int position(int row) const { return sighting_.position(row); }
+  Tensor tensor(int lane) { return sighting_.tensor(lane); }
+
+  const Pair& pair(int lane, int against);
+  const Row& row(int lane, int against, int row);
+
+  // The samples of one lane: one for each expert that it chose, or one for all of a row.
+  std::vector<SampleSegments> alone(int lane, int row);
+
+  // What the lanes chose experts by, and what they chose.
+  const Routing& routing(int lane, int against);
+
+  // Whether the lane's choice of experts follows from finite numbers: its weights are NaN where its logits are.
+  bool chose_by_numbers(int lane, int row);
+
+  // The relative error that the step at hand is expected to make in the lane's numerics, where the row's result is that
+  // of `against`; none when it is not known.
+  std::optional<double> expected_error(int lane, int against, int row);
+
+ private:
+  struct Entry {
+    Pair pair;
+    std::vector<std::optional<Row>> rows;
+  };
+
+  Entry& entry(int lane, int against);
+  const Step& step();
+  double cancellation(int lane, int row);
+
+  Sighting& sighting_;
+  const Program& program_;
+  const Lanes& lanes_;
+  const Step* step_ = nullptr;
+  std::map<std::pair<int, int>, Entry> entries_;
+  std::map<std::pair<int, int>, Routing> routings_;
+  std::map<int, Tensor> weights_;  // of the router, by lane
+};
+
+// True when all values of the row are finite.
+bool is_row_finite(const Tensor& values, int row);
+
+// Values of the first lane's segments that are not finite.
+double count_nonfinite(const Tensor& a, const std::vector<Segment>& segments);
+
+}  // namespace moe_diag

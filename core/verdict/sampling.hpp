@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/plan/plan.hpp"
+#include "core/verdict/comparisons.hpp"
+#include "core/verdict/verdict.hpp"
+
+namespace moe_diag {
+
+// A sample that would be compared with a value that is not finite: whatever the lane judged has there says nothing.
+struct LeftOut {
+  Sample sample;
+  int lane = -1;  // that is not finite there
+};
+
+// What one row of a site gives a falsifier: one sample for all of it, or one for each expert.
+struct Sampled {
+  std::vector<Sample> samples;
+  std::vector<LeftOut> left_out;
+  std::vector<int> experts;             // whose values were there to be judged
+  std::int64_t skipped_experts = 0;     // slots of the lane that have no counterpart in the other one
+  std::int64_t without_floor = 0;       // not judged: the floor's lane did not choose the expert
+  std::array<std::int64_t, 3> flips{};  // of routing_real_flips, by FlipKind
+};
+
+// `compared` is of a site that the falsifier watches, and lacks nothing for it.
+Sampled sample_row(const WatchedFalsifier& watched, Comparisons& compared, int row);
+
+// What a lane does not have that the falsifier needs at this site, as a reason not to judge it: missing is not equal.
+// Empty: nothing.
+std::string lacking(const WatchedFalsifier& watched, Comparisons& compared);
+
+}  // namespace moe_diag
