@@ -1,58 +1,109 @@
 // SPDX-License-Identifier: MIT
+// The whole flow, in the order of the folders: a contract and the plugins go in, a verdict comes out.
+//
+// A Runner holds what is computed with: the model (core/model), the plan, which is the contract resolved against it
+// (core/plan), and the lanes (core/lane). It walks the prompts through all lanes in lockstep, pass by pass
+// (core/forward), and shows each stage that somebody wants to hooks (core/bus). All that comes of a run is what a hook
+// made of it, and each part below owns some:
+//   Claims      judge the falsifiers (core/verdict, core/alone), and run their controls
+//   Outputs     feed the sinks (core/capture); nobody else writes to disk
+//   Explaining  says why something is falsified (core/explain)
+// Parts know the runner and not each other; what one hands to the next stands in the verdict, of which callers have
+// reports made (core/report). A further use of a run is a further part here. One more metric, sink, cause or report is
+// not: it belongs into those folders.
 #include "core/run/run.hpp"
 
-#include <fmt/format.h>
-
-#include <algorithm>
-
+#include "core/run/claims.hpp"
+#include "core/run/explaining.hpp"
+#include "core/run/outputs.hpp"
 #include "core/run/runner.hpp"
 
 namespace moe_diag {
+namespace {
 
-// The whole flow, in the order of the folders.
+// All prompts through all lanes that somebody looks at. Returns the planted faults that changed nothing.
+std::vector<std::string> run_lockstep(Runner& runner, Claims& claims, Outputs& outputs, Explaining& explaining,
+                                      Verdict& verdict) {
+  verdict.timing.open = runner.seconds();
+  runner.model().begin_digest();  // on a thread of its own
+  runner.stop_without_oracle();
+  std::vector<Hook*> hooks = claims.hooks();
+  hooks.insert(hooks.end(), {&outputs.hook(), &runner.sequences()});  // the latter choose the tokens that follow
+  const std::vector<Hook*> beside = explaining.hooks_beside(hooks);
+  hooks.insert(hooks.end(), beside.begin(), beside.end());
+  const auto end_prompt = [&](int prompt, int positions) {
+    explaining.end_prompt(prompt, positions, claims.saw_failing(prompt, explaining.explainable()));
+  };
+  const std::vector<std::int64_t> changed =
+      runner.walk({hooks, runner.planted_faults().in(runner.lanes()), runner.lockstep(), "", end_prompt});
+  explaining.end_run();
+  claims.judge_lockstep(verdict);
+  outputs.note_ends(verdict);
+  verdict.timing.forward = runner.seconds() - verdict.timing.open;
+  return runner.planted_faults().in_vain(runner.lanes(), changed);
+}
+
+// The verdict of a fault that is no fault would look like proof that nothing is wrong.
+void refuse_faults_in_vain(const std::vector<std::string>& faults, Verdict& verdict) {
+  for (const std::string& fault : faults) {
+    verdict.failure =
+        "fault '" + fault + "' changed nothing: it was planted where nothing is computed, or makes no difference there";
+    verdict.failure_is_usage = true;
+  }
+}
+
+}  // namespace
+
 Verdict run_contract(const Contract& contract, PluginHost& host, const RunOptions& options) {
   Runner runner(contract, host, options);
   if (!runner.open_model()) return runner.untested();
   runner.plan();
-  runner.read_digests();
+  const DigestFiles digests = read_digest_files(contract);  // that claims compare with
+  runner.describe_lanes();                                  // nothing large is allocated yet
+  Outputs outputs(runner);
+  runner.check_faults();
+  runner.check_memory();
+  outputs.check_room();
   runner.open_lanes();
-  runner.claim_output();
-  runner.open_sinks();
+
+  Verdict verdict = runner.begin_verdict();
+  outputs.open(verdict);
+  Claims claims(runner, digests);
+  Explaining explaining(runner);
+  std::vector<std::string> in_vain;
   try {
-    runner.forward();
-    runner.close_sinks();
-    runner.judge_alone();
-    runner.capture_evidence();
-    runner.explain();
-    if (options.controls) runner.run_controls();
-    runner.finish_digest();
+    in_vain = run_lockstep(runner, claims, outputs, explaining, verdict);
+    outputs.close(verdict);
+    claims.judge_alone(verdict);
+    outputs.capture_evidence(verdict);
+    explaining.explain(verdict);
+    if (options.controls) claims.run_controls(verdict);
+    verdict.timing.digest += runner.finish_digest();
   } catch (const Error& e) {
-    runner.fail(e);
+    runner.fail(e, verdict);
+    claims.judge_what_was_seen(e.what(), verdict);
   }
-  return runner.verdict();
+  refuse_faults_in_vain(in_vain, verdict);
+  explaining.finish(verdict);
+  runner.finish(verdict);
+  return verdict;
 }
 
-Digests digest_contract(const Contract& contract, const std::vector<std::string>& lanes, PluginHost& host,
-                        const RunOptions& options) {
-  Contract digested = contract;
-  digested.capture.clear();
-  digested.sinks.clear();
-  auto& falsifiers = digested.falsifiers;
-  falsifiers.erase(std::remove_if(falsifiers.begin(), falsifiers.end(),
-                                  [&](const FalsifierSpec& f) {
-                                    return f.digest.empty() ||
-                                           (!lanes.empty() && std::count(lanes.begin(), lanes.end(), f.lane) == 0);
-                                  }),
-                   falsifiers.end());
-  if (falsifiers.empty())
-    throw Error(ErrorKind::usage, fmt::format("{}: there is nothing to digest: no falsifier {}is 'identical' with 'to: "
-                                              "{{digest: FILE}}'",
-                                              contract.path, lanes.empty() ? "" : "of these lanes "));
-  Runner runner(digested, host, options);
-  if (!runner.open_model()) throw Error(ErrorKind::absent, runner.absences().front());
+// The same as far as nothing is computed.
+std::vector<std::string> check_contract(const Contract& contract, PluginHost& host, RunOptions options) {
+  options.controls = true;
+  Runner runner(contract, host, options);
+  if (!runner.open_model()) return runner.absences();
   runner.plan();
-  runner.open_lanes();
-  return runner.digests();
+  const DigestFiles digests = read_digest_files(contract);
+  runner.describe_lanes();
+  const Outputs outputs(runner);
+  runner.check_faults();
+  outputs.check_max_bytes();
+  std::vector<std::string> absences = runner.absences();
+  for (const auto& [path, file] : digests)
+    if (!file.absent.empty()) absences.push_back("digests: " + file.absent);
+  return absences;
 }
 
 Verdict not_run(const Contract& contract, const Error& why) {
@@ -69,26 +120,6 @@ Verdict not_run(const Contract& contract, const Error& why) {
     verdict.judgements.push_back(std::move(j));
   }
   return verdict;
-}
-
-std::vector<std::string> check_contract(const Contract& contract, PluginHost& host, RunOptions options) {
-  options.controls = true;
-  Runner runner(contract, host, options);
-  if (runner.open_model()) {
-    runner.plan();
-    runner.read_digests();
-    runner.describe_lanes();
-    runner.check_max_bytes();
-  }
-  return runner.absences();
-}
-
-PlanReport plan_contract(const Contract& contract, PluginHost& host, const RunOptions& options) {
-  Runner runner(contract, host, options);
-  if (!runner.open_model()) return runner.plan_report();
-  runner.plan();
-  runner.describe_lanes();
-  return runner.plan_report();
 }
 
 }  // namespace moe_diag

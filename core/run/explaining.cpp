@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT
+#include "core/run/explaining.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/explain/causes.hpp"
+#include "core/explain/explain.hpp"
+#include "core/plan/budget.hpp"
+#include "core/plan/memory.hpp"
+#include "core/report/diagnosis_text.hpp"
+
+namespace moe_diag {
+namespace {
+
+std::vector<bool> explainable_by_steps(const Runner& runner) {
+  std::vector<bool> falsifiers;
+  for (const WatchedFalsifier& f : runner.planned().falsifiers)
+    falsifiers.push_back(unexplainable(f, runner.oracle()).empty());
+  return falsifiers;
+}
+
+// How much of what the run computed may be kept, beside the lanes' buffers.
+std::uint64_t memory_for(const Runner& runner) {
+  const std::uint64_t available = available_memory(), lanes = runner.host_bytes();
+  return runner.options().explain_memory.value_or((available - std::min(available, lanes)) / 8);
+}
+
+}  // namespace
+
+// Explaining is quicker with what the oracle computed. Taking that from a device may cost more than computing it again.
+std::unique_ptr<KeptOracle> record_of_oracle(const Runner& runner) {
+  const int oracle = runner.oracle();
+  const Contract& contract = runner.contract();
+  if (!runner.options().explain || contract.step || !obstacle_to_explaining(runner.lanes(), oracle).empty() ||
+      !lockstep_lanes(runner.planned(), runner.lanes())[static_cast<std::size_t>(oracle)])
+    return nullptr;
+  const RunningLane& lane = runner.lane(oracle);
+  if (lane.inputs >= 0 || lane.routing >= 0 || runner.planted_faults().any_in(contract.oracle) ||
+      lane.description.asynchronous)
+    return nullptr;
+  return std::make_unique<KeptOracle>(contract, runner.planned(), runner.lanes(), explainable_by_steps(runner),
+                                      memory_for(runner) / 4 * 3);
+}
+
+Explaining::Explaining(Runner& runner)
+    : runner_(runner),
+      explainable_(explainable_by_steps(runner)),
+      record_(record_of_oracle(runner)),
+      caches_(runner.program(), runner.lanes()),
+      keeps_caches_(keeps_caches()) {}
+
+// Without a record, with what lanes had in their caches. They have it still of the only prompt, unless they run alone
+// after it; of several it is kept, where that takes a small part of the memory.
+bool Explaining::keeps_caches() const {
+  const Contract& contract = runner_.contract();
+  const std::vector<WatchedFalsifier>& falsifiers = runner_.planned().falsifiers;
+  const bool alone = std::any_of(falsifiers.begin(), falsifiers.end(),
+                                 [](const WatchedFalsifier& f) { return is_alone(f.spec->metric); });
+  if (!runner_.options().explain || contract.step || contract.oracle.empty() ||
+      (contract.prompts.size() == 1 && !alone))
+    return false;
+  std::int64_t positions = 0;
+  for (const PromptSpec& prompt : contract.prompts) positions += prompt.length();
+  return caches_.bytes(positions, runner_.lockstep()) <= memory_for(runner_) / 4;
+}
+
+std::vector<Hook*> Explaining::hooks_beside(const std::vector<Hook*>& others) {
+  std::vector<Hook*> hooks;
+  if (record_) hooks.push_back(record_.get());
+  if (runner_.oracle() < 0) return hooks;
+  Bus beside;
+  for (Hook* hook : others) beside.add(*hook);
+  for (Hook* hook : hooks) beside.add(*hook);
+  watch_ = std::make_unique<OracleWatch>(runner_.lanes(), runner_.oracle());
+  watch_->look_beside(beside, static_cast<int>(runner_.contract().prompts.size()));
+  hooks.push_back(watch_.get());
+  return hooks;
+}
+
+void Explaining::end_prompt(int prompt, int positions, bool failed) {
+  if (record_) record_->end(prompt, failed);
+  if (keeps_caches_ && failed && !(record_ && record_->of(prompt))) caches_.keep(prompt, positions, runner_.lockstep());
+}
+
+void Explaining::end_run() {
+  if (watch_) watch_->look_at_all();
+}
+
+void Explaining::explain(Verdict& verdict) {
+  std::unique_ptr<KeptOracle> record = std::move(record_);  // nobody needs it afterwards
+  if (verdict.count(Outcome::falsified) == 0) return;
+  if (!runner_.options().explain)
+    return leave_unexplained(verdict, runner_.planned(), runner_.oracle(), "causes were not asked for: --no-explain");
+  const double before = runner_.seconds();
+  if (make_explanations(verdict, std::move(record))) verdict.timing.explain = runner_.seconds() - before;
+}
+
+// False: nothing is explained, and the verdict says why.
+bool Explaining::make_explanations(Verdict& verdict, std::unique_ptr<KeptOracle> record) {
+  const RunOptions& options = runner_.options();
+  const auto parts = [&] {
+    return Explanations::Parts{runner_.contract(), runner_.planned(),   runner_.model(),
+                               runner_.lanes(),    runner_.sequences(), caches_,
+                               record.get(),       watch_.get(),        runner_.planted_faults().in(runner_.lanes())};
+  };
+  if (Explanations(parts(), verdict).host_bytes() > available_memory()) record.reset();
+  Explanations explanations(parts(), verdict);
+  std::string why_not = explanations.why_not();
+  if (why_not.empty() && explanations.host_bytes() > available_memory())
+    why_not = fmt::format("copies of the lanes take {} of memory, {} are available",
+                          bytes_text(explanations.host_bytes()), bytes_text(available_memory()));
+  if (!why_not.empty()) {
+    leave_unexplained(verdict, runner_.planned(), runner_.oracle(), why_not);
+    return false;
+  }
+  try {
+    explanations.make([&](std::int64_t done, std::int64_t total) {
+      if (options.progress) options.progress({"explaining", done, total, "steps"});
+      if (options.interrupted && options.interrupted())
+        throw Error(ErrorKind::environment, "interrupted: causes were not named");
+    });
+  } catch (const Error& e) {
+    leave_unexplained(verdict, runner_.planned(), runner_.oracle(), e.what());
+    throw;
+  }
+  return true;
+}
+
+void Explaining::finish(Verdict& verdict) const {
+  if (watch_) tell_of_oracle(verdict, runner_.planned(), *watch_);
+  const Judgement* first = verdict.first_divergence();
+  if (!first || !has_stage(first->spec->metric)) return;
+  // None where the explanation says that its step is right.
+  if (const Divergence* own = own_divergence(verdict, *first)) {
+    verdict.tensors = own->tensors;
+    return;
+  }
+  const Cause cause = first->explanation.cause;
+  const Step* step = find_step(runner_.program(), first->leading_failure()->site);
+  if (!step || (cause != Cause::unexplained && cause != Cause::numerics)) return;
+  for (const Weight* weight : step->weights)
+    verdict.tensors.push_back(fmt::format("{} ({})", weight->name, name_of(weight->type)));
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memory>
+
+#include "core/contract/contract.hpp"
+#include "core/model/model.hpp"
+#include "core/run/run.hpp"
+#include "core/verdict/verdict.hpp"
+
+namespace moe_diag {
+
+// The contract's model; out of the cache, which may be null, when it was the last one opened. Throws Error, absent when
+// it is not there.
+std::shared_ptr<const Model> open_model(const Contract& contract, ModelCache* cache);
+
+// What the verdict says of it.
+ModelReport report_of(const Model& model, const Contract& contract);
+
+}  // namespace moe_diag
