@@ -43,7 +43,7 @@ std::vector<std::string> run_lockstep(Runner& runner, Claims& claims, Outputs& o
   return runner.planted_faults().in_vain(runner.lanes(), changed);
 }
 
-// The verdict of a fault that is no fault would look like proof that nothing is wrong.
+// Nobody can find a fault that changed nothing, so a verdict in which all holds beside it would mean nothing.
 void refuse_faults_in_vain(const std::vector<std::string>& faults, Verdict& verdict) {
   for (const std::string& fault : faults) {
     verdict.failure =
@@ -89,7 +89,7 @@ Verdict run_contract(const Contract& contract, PluginHost& host, const RunOption
   return verdict;
 }
 
-// The same as far as nothing is computed.
+// The same steps, as far as nothing is computed.
 std::vector<std::string> check_contract(const Contract& contract, PluginHost& host, RunOptions options) {
   options.controls = true;
   Runner runner(contract, host, options);
