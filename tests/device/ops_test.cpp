@@ -27,6 +27,7 @@ class OneOp {
   OneOp(const ModelConfig& config, BlockType type, const std::string& numerics)
       : config_(config), type_(type), numerics_(numerics), host_({MOE_DIAG_PLUGINS}) {
     config_.stages = qwen3moe.stages;
+    config_.caches = qwen3moe.caches;
     random_.seed(std::random_device()());
     data_.reserve(8);
     weights_.reserve(8);

@@ -49,6 +49,7 @@ inline ModelConfig made_config(int layers) {
   c.rms_eps = 1e-6f;
   c.rope_theta = 1e6f;
   c.stages = qwen3moe.stages;
+  c.caches = qwen3moe.caches;
   return c;
 }
 
