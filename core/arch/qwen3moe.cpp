@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Qwen3-MoE: every layer has attention with a norm on each head of queries and keys, and experts chosen by a softmax
 // over all of them, whose weights are renormalised.
+//
+// The only file that knows this architecture. The build finds it by its name, and everything else works on what the
+// constant at the end gives: a table of stages, metadata read and written, tensors by role, the steps of the forward
+// pass, and synthetic models to test it with. It describes and computes nothing. docs/new-architecture.md has the
+// recipe.
 #include <array>
 
 #include "core/arch/architecture.hpp"

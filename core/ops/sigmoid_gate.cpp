@@ -1,4 +1,11 @@
 // SPDX-License-Identifier: MIT
+// One operator: out[t] = in[0][t] * sigmoid(in[1][t]), where in[1][t] is one value.
+//
+// Here stands all that the core knows of it. The plain computation, in double, is what lanes are held against when a
+// result has to be explained, and it stands in for a backend that lacks the operator. The constant at the end is the
+// row that everybody else asks: error and cost to expect, and mistakes to try as explanations. It reads numbers that it
+// is given and touches nothing else. A further mistake to recognise is an entry in add_hypotheses(); a faster kernel
+// belongs into a backend.
 #include "core/ops/sigmoid_gate.hpp"
 
 #include <fmt/format.h>

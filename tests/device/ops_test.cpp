@@ -185,6 +185,7 @@ Step step_of(Op op, Few<Stage, most_inputs> in, Few<const Weight*, most_weights>
              Few<Stage, most_outputs> out) {
   Step step;
   step.op = op;
+  if (op == Op::softmax) step.params = SoftmaxParams{};
   step.layer = op == Op::embed ? -1 : 0;
   step.in = in;
   step.weights = weights;

@@ -1,4 +1,14 @@
 // SPDX-License-Identifier: MIT
+// The forward pass of a layer, as far as architectures share it: attention and experts.
+//
+// A layer is a list of steps, and nothing here computes. p.add(layer, operator, inputs, weights, outputs) writes one
+// step down: inputs and outputs are stages, by the names in the architecture's table (core/arch/shared/stage_rows.hpp);
+// weights are roles, the names of tensors without "blk.<layer>." and ".weight". What an operator computes stands at
+// `enum class Op` (core/api/op.hpp), in double in core/ops, and fast in each backend (plugins/backends). The lanes run
+// the steps in this order and stop after those whose outputs somebody wants to see.
+//
+// An architecture puts these parts between its own steps (core/arch/qwen3moe.cpp). What differs in one of them belongs
+// into that file, not here.
 #include "core/arch/shared/layers.hpp"
 
 #include <cmath>

@@ -17,6 +17,10 @@ constexpr moe_diag::PathOption totals_option{"totals", "coactivation_totals.npy"
 
 // Which experts work together: for each lane and layer, how many tokens were sent to both of two experts, over all
 // prompts. The diagonal says how many were sent to one. Takes moe_router_indices and nothing else.
+//
+// A sink is a plugin: the last line exports it, and a contract gives it tensors by its name, `{sink: coactivation}`. It
+// is told the run in open(), one tensor a call in consume(), whose memory is valid during the call only, and writes its
+// files in close(). It touches its own files and nothing of the run. To count something else, change consume().
 class CoactivationSink : public moe_diag::Sink {
  public:
   explicit CoactivationSink(const moe_diag::Options& options)
