@@ -13,6 +13,7 @@
 #include "core/api/options.hpp"
 #include "core/api/stage.hpp"
 #include "core/api/tensor.hpp"
+#include "core/contract/metric_table.hpp"
 #include "core/contract/override.hpp"
 #include "core/contract/selection.hpp"
 #include "core/contract/where.hpp"
@@ -109,28 +110,6 @@ struct FaultSpec : Fault {
   IndexSelection positions;  // default all; of stale_kv: the keys'
   std::string text;          // as written, for reports: "nan at moe_expert_out, layer 6"
   Where where;
-};
-
-enum class Metric {
-  cosine_similarity,
-  rel_l2,
-  max_abs_diff,
-  mismatch_fraction,
-  nonfinite,
-  nonfinite_beyond,
-  argmax_agree,
-  router_sum_error,
-  routing_flips,
-  routing_real_flips,
-  kl,
-  topk_overlap,
-  ulp,
-  noise_ratio,
-  identical,
-  seconds,
-  tokens_per_second,
-  capture_overhead,
-  device_memory_fraction,
 };
 
 // What `identical` compares a lane with: a pass of the lane alone, or digests in a file.

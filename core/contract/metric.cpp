@@ -38,37 +38,7 @@ bool has_stage(Metric metric) {
          metric != Metric::device_memory_fraction;
 }
 
-namespace {
-
-// A row of one value may be near 0: its relative error says nothing.
-bool has_one_value(Stage stage) { return info(stage).row[0].symbol == "1"; }
-
-}  // namespace
-
-bool fits(Metric metric, Stage stage) {
-  switch (metric) {
-    case Metric::argmax_agree:
-    case Metric::topk_overlap:
-    case Metric::kl: return is(stage, Role::logits) || is(stage, Role::router_logits) || is(stage, Role::router_probs);
-    case Metric::router_sum_error: return info(stage).sums_to_one;
-    case Metric::routing_flips:
-    case Metric::routing_real_flips: return is(stage, Role::choice);
-    case Metric::cosine_similarity:
-    case Metric::rel_l2: return payload_of(stage) == Payload::values && !has_one_value(stage);
-    case Metric::max_abs_diff:
-    case Metric::mismatch_fraction:
-    case Metric::ulp:
-    case Metric::noise_ratio:
-    case Metric::nonfinite:
-    case Metric::nonfinite_beyond: return payload_of(stage) == Payload::values;
-    case Metric::identical: return true;
-    case Metric::seconds:
-    case Metric::tokens_per_second:
-    case Metric::capture_overhead:
-    case Metric::device_memory_fraction: return false;
-  }
-  return false;
-}
+bool fits(Metric metric, Stage stage) { return info(metric).fits(stage); }
 
 std::string stages_listed(Stages stages, const std::function<bool(Stage)>& fit) {
   std::vector<std::string> fitting, others;

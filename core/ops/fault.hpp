@@ -48,9 +48,27 @@ struct Fault {
 };
 std::string_view name_of(Fault::Kind kind);
 
+// The stages that a fault fits.
+namespace fault_at {
+
+constexpr bool values(Stage stage) { return payload_of(stage) == Payload::values; }
+constexpr bool choice(Stage stage) { return is(stage, Role::choice); }
+constexpr bool choice_weights(Stage stage) { return is(stage, Role::choice_weights); }
+template <Op op>
+constexpr bool written_by(Stage stage) {
+  return info(stage).op == op;
+}
+constexpr bool product(Stage stage) { return written_by<Op::linear>(stage) || written_by<Op::expert_linear>(stage); }
+constexpr bool dispatch(Stage stage) { return choice(stage) || written_by<Op::expert_linear>(stage); }
+constexpr bool row_norm(Stage stage) { return written_by<Op::rms_norm>(stage) && !info(stage).of_heads; }
+constexpr bool head_norm(Stage stage) { return written_by<Op::rms_norm>(stage) && info(stage).of_heads; }
+
+}  // namespace fault_at
+
 struct FaultInfo {
   Fault::Kind kind;
   std::string_view name;
+  bool (*fits)(Stage);
   bool computed;      // of the computation: the step is computed anew, wrongly; else the values it gave are edited
   bool keeps_order;   // what it makes of a row is the row times a positive factor
   bool stays_finite;  // what it makes of finite values is finite
@@ -60,25 +78,25 @@ struct FaultInfo {
 // order only by a positive factor; `wrong_expert` edits values at moe_router_indices.
 // clang-format off
 inline constexpr std::array fault_table{
-    //        kind                                   name                    computed keeps_order stays_finite
-    FaultInfo{Fault::Kind::nan,                  "nan",                  false,   false,      false},
-    FaultInfo{Fault::Kind::inf,                  "inf",                  false,   false,      false},
-    FaultInfo{Fault::Kind::scale,                "scale",                false,   true,       false},
-    FaultInfo{Fault::Kind::zero,                 "zero",                 false,   false,      true},
-    FaultInfo{Fault::Kind::bitflip,              "bitflip",              false,   false,      false},
-    FaultInfo{Fault::Kind::wrong_expert,         "wrong_expert",         true,    false,      true},
-    FaultInfo{Fault::Kind::drop_top_expert,      "drop_top_expert",      true,    false,      true},
-    FaultInfo{Fault::Kind::uniform_weights,      "uniform_weights",      false,   false,      true},
-    FaultInfo{Fault::Kind::swap_tie,             "swap_tie",             false,   false,      true},
-    FaultInfo{Fault::Kind::wrong_type,           "wrong_type",           true,    false,      false},
-    FaultInfo{Fault::Kind::skip_norm,            "skip_norm",            true,    true,       true},
-    FaultInfo{Fault::Kind::skip_qk_norm,         "skip_qk_norm",         true,    false,      true},
-    FaultInfo{Fault::Kind::rope_theta,           "rope_theta",           true,    false,      true},
-    FaultInfo{Fault::Kind::rope_interleaved,     "rope_interleaved",     true,    false,      true},
-    FaultInfo{Fault::Kind::quantise_activations, "quantise_activations", true,    false,      true},
-    FaultInfo{Fault::Kind::transpose,            "transpose",            true,    false,      true},
-    FaultInfo{Fault::Kind::off_by_one_position,  "off_by_one_position",  true,    false,      true},
-    FaultInfo{Fault::Kind::stale_kv,             "stale_kv",             true,    false,      true},
+    //        kind                                 name                      fits                                computed keeps_order stays_finite
+    FaultInfo{Fault::Kind::nan,                    "nan",                    fault_at::values,                     false,   false,      false},
+    FaultInfo{Fault::Kind::inf,                    "inf",                    fault_at::values,                     false,   false,      false},
+    FaultInfo{Fault::Kind::scale,                  "scale",                  fault_at::values,                     false,   true,       false},
+    FaultInfo{Fault::Kind::zero,                   "zero",                   fault_at::values,                     false,   false,      true},
+    FaultInfo{Fault::Kind::bitflip,                "bitflip",                fault_at::values,                     false,   false,      false},
+    FaultInfo{Fault::Kind::wrong_expert,           "wrong_expert",           fault_at::dispatch,                   true,    false,      true},
+    FaultInfo{Fault::Kind::drop_top_expert,        "drop_top_expert",        fault_at::written_by<Op::combine>,    true,    false,      true},
+    FaultInfo{Fault::Kind::uniform_weights,        "uniform_weights",        fault_at::choice_weights,             false,   false,      true},
+    FaultInfo{Fault::Kind::swap_tie,               "swap_tie",               fault_at::choice,                     false,   false,      true},
+    FaultInfo{Fault::Kind::wrong_type,             "wrong_type",             fault_at::product,                    true,    false,      false},
+    FaultInfo{Fault::Kind::skip_norm,              "skip_norm",              fault_at::row_norm,                   true,    true,       true},
+    FaultInfo{Fault::Kind::skip_qk_norm,           "skip_qk_norm",           fault_at::head_norm,                  true,    false,      true},
+    FaultInfo{Fault::Kind::rope_theta,             "rope_theta",             fault_at::written_by<Op::rope>,       true,    false,      true},
+    FaultInfo{Fault::Kind::rope_interleaved,       "rope_interleaved",       fault_at::written_by<Op::rope>,       true,    false,      true},
+    FaultInfo{Fault::Kind::quantise_activations,   "quantise_activations",   fault_at::product,                    true,    false,      true},
+    FaultInfo{Fault::Kind::transpose,              "transpose",              fault_at::product,                    true,    false,      true},
+    FaultInfo{Fault::Kind::off_by_one_position,    "off_by_one_position",    fault_at::written_by<Op::rope>,       true,    false,      true},
+    FaultInfo{Fault::Kind::stale_kv,               "stale_kv",               fault_at::written_by<Op::scores>,     true,    false,      true},
 };
 // clang-format on
 

@@ -105,7 +105,7 @@ class Round {
   std::list<Contract> cases_;
 };
 
-inline std::string fault_at(FaultSpec::Kind kind, Site site, const std::string& lane, const std::string& more = "") {
+inline std::string fault_text(FaultSpec::Kind kind, Site site, const std::string& lane, const std::string& more = "") {
   const std::string layer = site.layer < 0 ? "" : fmt::format(", layer: {}", site.layer);
   const std::string type =
       kind == FaultSpec::Kind::wrong_type && name_of(site.stage) == "moe_router_logits" ? ", type: BF16" : "";

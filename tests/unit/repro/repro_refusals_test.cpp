@@ -37,7 +37,7 @@ TEST_CASE("a model or a contract that changed since is refused, one that is gone
   spec.layers = 2;
   write_synthetic(spec, models / "m.gguf");
   Round round(text_of_contract(claims, "{gguf: \"" + models / "m.gguf" + "\"}"));
-  round.run({fault_at(Kind::scale, {stages::attn_out, 1}, "step")});
+  round.run({fault_text(Kind::scale, {stages::attn_out, 1}, "step")});
   CHECK(round.repro().written);
   fs::remove_all(round.place());
   spec.seed = 8;
@@ -71,7 +71,7 @@ TEST_CASE("what cannot be reproduced is refused with the reason") {
 
 TEST_CASE("overrides and faults of the command line are those of the case") {
   Round round;
-  round.run({fault_at(Kind::scale, {stages::attn_out, 1}, "step", ", factor: 3, positions: 1")},
+  round.run({fault_text(Kind::scale, {stages::attn_out, 1}, "step", ", factor: 3, positions: 1")},
             {{"lanes.step.threads", "1"}, {"falsifiers.ERROR.at_most", "0.5"}});
   REQUIRE(round.repro().written);
   const std::string text = read_text(round.file("contract.yaml"));
@@ -81,7 +81,7 @@ TEST_CASE("overrides and faults of the command line are those of the case") {
 
 TEST_CASE("a place that is taken is left alone, unless it holds a case that may be replaced") {
   Round round;
-  round.run({fault_at(Kind::scale, {stages::attn_out, 1}, "step")});
+  round.run({fault_text(Kind::scale, {stages::attn_out, 1}, "step")});
   write_text(round.file("mine.txt"), "mine");
   CHECK_THAT(round.refusal(), Contains("is there already") && Contains("--overwrite"));
   CHECK_THROWS_WITH(round.repro("", true), Contains("is no case"));
@@ -95,7 +95,7 @@ TEST_CASE("a place that is taken is left alone, unless it holds a case that may 
 
 TEST_CASE("verdicts that are cut or twisted are refused, and nothing else happens") {
   Round round;
-  round.run({fault_at(Kind::scale, {stages::moe_ffn_out, 1}, "free")});
+  round.run({fault_text(Kind::scale, {stages::moe_ffn_out, 1}, "free")});
   const std::string text = read_text(round.verdict());
   const TemporaryFolder folder;
   const auto refused = [&](const std::string& changed) {
@@ -134,7 +134,7 @@ TEST_CASE("verdicts that are cut or twisted are refused, and nothing else happen
 // A verdict that says something else than what happens now.
 TEST_CASE("a verdict that does not fit its contract is refused where it does not") {
   Round round;
-  round.run({fault_at(Kind::scale, {stages::moe_ffn_out, 1}, "step")});
+  round.run({fault_text(Kind::scale, {stages::moe_ffn_out, 1}, "step")});
   const Json whole = Json::parse(read_text(round.verdict()));
   const auto refused = [&](const std::string& pointer, const Json& value) {
     Json twisted = whole;
@@ -152,7 +152,7 @@ TEST_CASE("a verdict that does not fit its contract is refused where it does not
 // Every way in which a step and its values may not fit.
 TEST_CASE("a step whose values do not fit is refused, with what is expected of them") {
   Round round;
-  round.run({fault_at(Kind::scale, {stages::moe_expert_out, 2}, "step", ", positions: 4")});
+  round.run({fault_text(Kind::scale, {stages::moe_expert_out, 2}, "step", ", positions: 4")});
   REQUIRE(round.repro().written);
   const std::string text = read_text(round.file("contract.yaml"));
   const auto refused = [&](const std::string& part, const std::string& other) {
@@ -196,7 +196,7 @@ TEST_CASE("a step whose values do not fit is refused, with what is expected of t
 
 TEST_CASE("a part of a model without its step is refused") {
   Round round;
-  round.run({fault_at(Kind::scale, {stages::attn_norm, 2}, "step")});
+  round.run({fault_text(Kind::scale, {stages::attn_norm, 2}, "step")});
   REQUIRE(round.repro().written);
   Round other(text_of_contract(claims, "{gguf: \"" + round.file("case.gguf") + "\"}"));
   CHECK_THROWS_WITH(other.run({}),
@@ -205,7 +205,7 @@ TEST_CASE("a part of a model without its step is refused") {
 
 TEST_CASE("a claim about what was recorded is judged, and not taken for a step that can be run again") {
   Round round;
-  round.run({fault_at(Kind::stale_kv, {stages::attn_scores, 2}, "step")});
+  round.run({fault_text(Kind::stale_kv, {stages::attn_scores, 2}, "step")});
   REQUIRE(round.repro().written);
   std::string text = read_text(round.file("contract.yaml"));
   const std::size_t expected = text.find("EXPECTED"), lane = text.find("\"truth\"", expected);

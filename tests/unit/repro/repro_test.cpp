@@ -67,7 +67,7 @@ TEST_CASE("a case of every fault fails alone, with the values of the run, and ho
       seen.insert(fault.kind);
       const Site site = site_at(s, 2);
       const std::string at = turn % 2 == 0 ? ", positions: last" : "";
-      check_round_trip(round, fault_at(fault.kind, site, "step", at), site, expected_id(s));
+      check_round_trip(round, fault_text(fault.kind, site, "step", at), site, expected_id(s));
     }
     ++turn;
   }
@@ -78,7 +78,7 @@ TEST_CASE("faults of one element, expert or position keep it in the case") {
   Round round;
   const auto check = [&](Kind kind, Stage stage, const std::string& more) {
     const Site site = site_at(stage, 1);
-    check_round_trip(round, fault_at(kind, site, "step", more), site, expected_id(stage));
+    check_round_trip(round, fault_text(kind, site, "step", more), site, expected_id(stage));
   };
   check(Kind::nan, stages::lm_head, ", index: 300");
   check(Kind::bitflip, stages::lm_head, ", index: 511, bit: 30, positions: 4");
@@ -92,7 +92,7 @@ TEST_CASE("faults of one element, expert or position keep it in the case") {
 
 TEST_CASE("a case is small: it has what the failing position concerns, and no more") {
   Round round;
-  round.run({fault_at(Kind::wrong_expert, {stages::moe_expert_out, 2}, "step", ", positions: 3")});
+  round.run({fault_text(Kind::wrong_expert, {stages::moe_expert_out, 2}, "step", ", positions: 3")});
   REQUIRE(round.repro().written);
   const std::string readme = read_text(round.file("README.txt"));
   CHECK_THAT(readme,
@@ -101,7 +101,7 @@ TEST_CASE("a case is small: it has what the failing position concerns, and no mo
   CHECK(alone.model.experts <= 6);
   CHECK(alone.model.layers == 4);
   CHECK(alone.tensors.empty() == false);
-  round.run({fault_at(Kind::nan, {stages::lm_head, -1}, "step", ", index: 300")});
+  round.run({fault_text(Kind::nan, {stages::lm_head, -1}, "step", ", index: 300")});
   REQUIRE(round.repro("", true).written);
   CHECK_THAT(read_text(round.file("README.txt")), Contains("of the model's 512 tokens") && Contains(" is 300"));
   CHECK(fs::file_size(round.file("case.gguf")) < 60'000);
@@ -112,7 +112,7 @@ TEST_CASE("a lane that runs freely: the case is the step at fault, not where the
   for (const Site site : {Site{stages::attn_out, 1}, Site{stages::moe_expert_gate, 0}, Site{stages::attn_scores, 2}}) {
     INFO(name_of(site.stage));
     const Kind kind = site.stage == stages::attn_scores ? Kind::stale_kv : Kind::transpose;
-    round.run({fault_at(kind, site, "free")});
+    round.run({fault_text(kind, site, "free")});
     const Repro made = round.repro("FREE", true);
     INFO(made.text);
     REQUIRE(made.written);
@@ -132,7 +132,7 @@ TEST_CASE("stages that another architecture has: the step at fault is the only o
       if (qwen3moe.stages.find(name_of(stage)) && name_of(stage) != "qkv_matmul") continue;
       const Site site{stage, 2};
       INFO(name_of(stage) << ", seed " << seed);
-      const Verdict verdict = round.run({fault_at(Kind::scale, site, "free")});
+      const Verdict verdict = round.run({fault_text(Kind::scale, site, "free")});
       REQUIRE(verdict.diagnosis.divergences.size() == 1);
       CHECK(verdict.diagnosis.divergences[0].site == site);
       // One value alone, in a pass of one row, is a factor as well as a bit.
@@ -150,7 +150,7 @@ TEST_CASE("stages that another architecture has: the step at fault is the only o
 TEST_CASE("a choice of experts that does not follow from the logits is a case of its own") {
   Round round(text_of_contract(
       "  - {id: REAL, claim: c, lane: free, stage: moe_router_indices, metric: routing_real_flips, equals: 0}\n"));
-  round.run({fault_at(Kind::swap_tie, {stages::moe_router_indices, 2}, "free")});
+  round.run({fault_text(Kind::swap_tie, {stages::moe_router_indices, 2}, "free")});
   REQUIRE(round.repro().written);
   CHECK(judgement(round.run_case(), "STEP").outcome == Outcome::falsified);
   CHECK(judgement(round.run_case({}, false), "STEP").outcome == Outcome::held);
@@ -175,8 +175,8 @@ TEST_CASE("a lane held against another one, and a floor: the case has all three"
   - {id: FLOOR, claim: c, lane: step, stage: attn_out, metric: noise_ratio, floor: free, at_most: 100}
 )");
   Round round(text);
-  round.run({fault_at(Kind::transpose, {stages::moe_expert_up, 1}, "step"),
-             fault_at(Kind::scale, {stages::attn_out, 1}, "step")});
+  round.run({fault_text(Kind::transpose, {stages::moe_expert_up, 1}, "step"),
+             fault_text(Kind::scale, {stages::attn_out, 1}, "step")});
   for (const std::string id : {"PAIR", "FLOOR"}) {
     INFO(id);
     const Repro made = round.repro(id, true);
@@ -192,7 +192,7 @@ TEST_CASE("a lane held against another one, and a floor: the case has all three"
 TEST_CASE("the oracle's own fault is no truth of the case") {
   Round round(text_of_contract(
       "  - {id: PAIR, claim: c, lane: free, against: truth, stage: moe_ffn_out, metric: rel_l2, at_most: 1e-3}\n"));
-  round.run({fault_at(Kind::scale, {stages::moe_ffn_out, 1}, "truth")});
+  round.run({fault_text(Kind::scale, {stages::moe_ffn_out, 1}, "truth")});
   const Repro made = round.repro();
   INFO(made.text);
   REQUIRE(made.written);
@@ -215,7 +215,7 @@ TEST_CASE("steps that are right alone are not written") {
 
 TEST_CASE("without causes the failing site is tried, and said to be right where it is") {
   Round round;
-  const std::string fault = fault_at(Kind::scale, {stages::attn_out, 1}, "free");
+  const std::string fault = fault_text(Kind::scale, {stages::attn_out, 1}, "free");
   Contract contract = read_contract(round.path());
   RunOptions options;
   options.explain = false;

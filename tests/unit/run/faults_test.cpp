@@ -36,7 +36,7 @@ Verdict judge(const std::string& text, const std::vector<std::string>& faults) {
   return judge_text(text, options, faults);
 }
 
-std::string fault_at(Kind kind, Site site, const std::string& lane, const std::string& more = "") {
+std::string fault_text(Kind kind, Site site, const std::string& lane, const std::string& more = "") {
   const std::string layer = site.layer < 0 ? "" : fmt::format(", layer: {}", site.layer);
   // The router's weight is F32, which has no other K-quant to be read as.
   const bool is_f32 = name_of(site.stage) == "moe_router_logits" || name_of(site.stage) == "moe_shared_logit";
@@ -85,7 +85,7 @@ void check_found_everywhere(Kind kind, const std::string& more = "",
     for (Site site : sites_of(stage, {0, 1, 3})) {
       if (kind == Kind::transpose && name_of(stage) == "moe_shared_logit") continue;  // of one row
       planted.insert(site);
-      faults.push_back(fault_at(kind, site, "step", more));
+      faults.push_back(fault_text(kind, site, "step", more));
     }
   REQUIRE_FALSE(planted.empty());
   const Verdict verdict = judge(text, faults);
@@ -138,7 +138,7 @@ TEST_CASE("every fault is seen first where it stands on a lane that is free") {
   for (const FaultInfo& fault : fault_table)
     for (Stage stage : stages_of(fault.kind))
       for (Site site : sites_of(stage, {0, 1, 3})) {
-        const std::string text = fault_at(fault.kind, site, "free");
+        const std::string text = fault_text(fault.kind, site, "free");
         INFO(text);
         const Verdict verdict = judge(contract_text(claims_about("free")), {text});
         CHECK(verdict.failure.empty());
@@ -152,7 +152,7 @@ TEST_CASE("every fault serves as a control, on a lane that is fed and on one tha
   for (const std::string lane : {"step", "free"})
     for (const FaultInfo& fault : fault_table) {
       const Stage stage = stages_of(fault.kind).back();
-      const std::string of_lane = fault_at(fault.kind, sites_of(stage, {2}).front(), lane);
+      const std::string of_lane = fault_text(fault.kind, sites_of(stage, {2}).front(), lane);
       const std::string control = of_lane.substr(0, of_lane.rfind(", lane:")) + "}";
       INFO(lane << " " << control);
       const bool choice = stage == stages::moe_router_indices;
@@ -173,7 +173,7 @@ TEST_CASE("a wrong expert is found in every layer") {
   for (int layer = 0; layer < 4; ++layer)
     for (Stage stage : stages_of(Kind::wrong_expert)) {
       const Verdict verdict =
-          judge(contract_text(claims_about("step")), {fault_at(Kind::wrong_expert, {stage, layer}, "step")});
+          judge(contract_text(claims_about("step")), {fault_text(Kind::wrong_expert, {stage, layer}, "step")});
       CHECK(told(failing_sites(verdict)) == told({{stage, layer}}));
     }
 }
