@@ -87,16 +87,16 @@ void add_config(GgufHeader& header, const ModelConfig& config, int dense_width) 
 
 std::vector<TensorSpec> layer_tensors(const ModelConfig& c, int l) {
   const std::int64_t width = shared_width_of(c);
-  std::vector<TensorSpec> specs = layers::attention(l, c);
+  std::vector<TensorSpec> specs = layers::attention_tensors(l, c);
   for (const auto& [role, rows] : {std::pair<std::string_view, int>{"attn_q.bias", c.q_width()},
                                    {"attn_k.bias", c.kv_width()},
                                    {"attn_v.bias", c.kv_width()}})
-    specs.push_back(layers::bias(l, role, rows, 0.5f));
-  for (TensorSpec& spec : layers::experts(l, c)) specs.push_back(spec);
+    specs.push_back(layers::bias_tensor(l, role, rows, 0.5f));
+  for (TensorSpec& spec : layers::expert_tensors(l, c)) specs.push_back(spec);
   specs.push_back({.role = "ffn_gate_inp_shexp", .layer = l, .kind = TensorKind::gate, .cols = c.hidden, .rank = 1});
-  specs.push_back(layers::matrix(l, "ffn_gate_shexp", c.hidden, width, 1.5f));
-  specs.push_back(layers::matrix(l, "ffn_up_shexp", c.hidden, width));
-  specs.push_back(layers::matrix(l, "ffn_down_shexp", width, c.hidden));
+  specs.push_back(layers::matrix_tensor(l, "ffn_gate_shexp", c.hidden, width, 1.5f));
+  specs.push_back(layers::matrix_tensor(l, "ffn_up_shexp", c.hidden, width));
+  specs.push_back(layers::matrix_tensor(l, "ffn_down_shexp", width, c.hidden));
   return specs;
 }
 
@@ -117,7 +117,7 @@ void add_layer(ProgramBuilder& p, int l, std::string_view x) {
   p.add(l, Op::rope, {"qkv_matmul"}, {}, {"k_post_rope"}) = RopeParams{.offset = c.q_width(), .theta = c.rope_theta};
   layers::add_attention(p, l, x);
   p.norm(l, "post_attn_residual", "ffn_norm", "ffn_norm", c.hidden);
-  layers::add_experts(p, l, false);
+  layers::add_experts(p, l, /*renormalised=*/false);
   add_shared_expert(p, l);
   p.add(l, Op::add, {"moe_ffn_out", "moe_shared_weighted"}, {}, {"ffn_out"});
   p.add(l, Op::add, {"post_attn_residual", "ffn_out"}, {}, {"post_ffn_residual"});

@@ -4,8 +4,7 @@
 //
 // The only file that knows this architecture. The build finds it by its name, and everything else works on what the
 // constant at the end gives: a table of stages, metadata read and written, tensors by role, the steps of the forward
-// pass, and synthetic models to test it with. It describes and computes nothing. docs/new-architecture.md has the
-// recipe.
+// pass, and synthetic models to test it with. It only describes. docs/new-architecture.md has the recipe.
 #include <array>
 
 #include "core/arch/architecture.hpp"
@@ -46,7 +45,9 @@ constexpr auto stage_rows = numbered(std::array{rows::embedding,
                                                 rows::final_norm,
                                                 rows::lm_head});
 
+// Keys beside those that sizes::read() reads; any other is refused.
 constexpr std::string_view known_keys[] = {"expert_feed_forward_length"};
+// Keys that are refused unless they have one of these two values, which are what is computed here.
 constexpr MetadataSwitch switches[] = {
     {"expert_weights_norm", 1, 1, "experts' weights that are not renormalised to sum 1"},
     {"expert_shared_count", 0, 0, "shared experts"},
@@ -68,10 +69,12 @@ void add_config(GgufHeader& header, const ModelConfig& config, int dense_width) 
 }
 
 std::vector<TensorSpec> layer_tensors(const ModelConfig& c, int l) {
-  std::vector<TensorSpec> specs = layers::attention(l, c);
-  specs.insert(specs.end() - 1, {layers::norm(l, "attn_q_norm", c.head_dim, 1.5f),  // so that attention is not uniform
-                                 layers::norm(l, "attn_k_norm", c.head_dim, 1.5f)});
-  for (TensorSpec& spec : layers::experts(l, c)) specs.push_back(spec);
+  std::vector<TensorSpec> specs = layers::attention_tensors(l, c);
+  // Before the projection of the attention output, which is the last.
+  specs.insert(specs.end() - 1,
+               {layers::norm_tensor(l, "attn_q_norm", c.head_dim, 1.5f),  // so that attention is not uniform
+                layers::norm_tensor(l, "attn_k_norm", c.head_dim, 1.5f)});
+  for (TensorSpec& spec : layers::expert_tensors(l, c)) specs.push_back(spec);
   return specs;
 }
 
@@ -85,7 +88,7 @@ void add_layer(ProgramBuilder& p, int l, std::string_view x) {
   p.add(l, Op::rope, {"k_norm"}, {}, {"k_post_rope"}) = RopeParams{.theta = c.rope_theta};
   layers::add_attention(p, l, x);
   p.norm(l, "post_attn_residual", "ffn_norm", "ffn_norm", c.hidden);
-  layers::add_experts(p, l, true);
+  layers::add_experts(p, l, /*renormalised=*/true);
   p.add(l, Op::add, {"post_attn_residual", "moe_ffn_out"}, {}, {"post_ffn_residual"});
 }
 
@@ -93,7 +96,7 @@ void add_steps(ProgramBuilder& p) { layers::add_steps(p, add_layer); }
 
 // ---- synthetic models ----------------------------------------------------------------------------------------------
 
-// `tiny` keeps what breaks real code: heads wider than hidden, few kv heads, experts no power of two.
+// `tiny` keeps what breaks real code: heads together wider than hidden, few kv heads, experts no power of two.
 constexpr ModelConfig tiny{.layers = 4,
                            .hidden = 256,
                            .heads = 8,

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // One operator: out[t] = in[0][t] * sigmoid(in[1][t]), where in[1][t] is one value.
 //
-// Here stands all that the core knows of it. The plain computation, in double, is what lanes are held against when a
-// result has to be explained, and it stands in for a backend that lacks the operator. The constant at the end is the
-// row that everybody else asks: error and cost to expect, and mistakes to try as explanations. It reads numbers that it
-// is given and touches nothing else. A further mistake to recognise is an entry in add_hypotheses(); a faster kernel
-// belongs into a backend.
+// All that the core knows of it stands here. The plain computation, in double, is what results are held against when
+// they have to be explained, and it stands in for a backend that lacks the operator. The constant at the end is what
+// the rest of the core asks: the cost and the rounding error to expect, and the mistakes to try as explanations.
+// Functions here read numbers that they are given and touch nothing else. To recognise one more mistake, add an entry
+// in add_hypotheses(). A faster kernel belongs into a backend.
 #include "core/ops/sigmoid_gate.hpp"
 
 #include <fmt/format.h>
@@ -50,7 +50,8 @@ void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list
 
 }  // namespace
 
-// The exponential multiplies the rounding of the gate by the size of the gate: 5 in trained models.
+// In squared roundings. Six are those of the inputs, the exponential, the sum, the quotient and the product. The
+// rounding of the gate counts by the square of its size, 5 in trained models, since it is one of an exponent.
 constexpr int of_exponential = 5 * 5;
 
 const Operator sigmoid_gate_op{

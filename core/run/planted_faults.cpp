@@ -59,10 +59,9 @@ void PlantedFaults::check_bits(const Lanes& lanes, bool controls) const {
     const DType type = lane.description.stored(fault.stage);
     const int bits = static_cast<int>(size_of(type)) * 8;
     if (lane.absent.empty() && fault.bit >= bits)
-      throw Error(ErrorKind::usage,
-                  fmt::format("{}: fault '{}': bit {} is not there, the values of lane '{}' are {} "
-                              "and have bits 0 to {}",
-                              place, fault.text, fault.bit, lane.name, name_of(type), bits - 1));
+      throw Error(ErrorKind::usage, fmt::format("{}: fault '{}': bit {} is not there, the values of lane '{}' are {} "
+                                                "and have bits 0 to {}",
+                                                place, fault.text, fault.bit, lane.name, name_of(type), bits - 1));
   }
 }
 

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: MIT
-// The whole flow, in the order of the folders: a contract and the plugins go in, a verdict comes out.
+// The whole flow: a contract and the plugins go in, a verdict comes out.
 //
 // A Runner holds what is computed with: the model (core/model), the plan, which is the contract resolved against it
-// (core/plan), and the lanes (core/lane). It walks the prompts through all lanes in lockstep, pass by pass
-// (core/forward), and shows each stage that somebody wants to hooks (core/bus). All that comes of a run is what a hook
-// made of it, and each part below owns some:
+// (core/plan), and the lanes: executions of the model by backends, one of which is the oracle (core/lane). It walks the
+// prompts through all lanes in lockstep, pass by pass (core/forward), and shows hooks the stages that they want
+// (core/bus). During this walk hooks make all that comes of a run. What needs a lane once more comes behind it: claims
+// about one lane alone, evidence, explaining, and controls, which plant faults to see that a falsifier catches them.
+//
+// Each part owns some of it:
 //   Claims      judge the falsifiers (core/verdict, core/alone), and run their controls
 //   Outputs     feed the sinks (core/capture); nobody else writes to disk
 //   Explaining  says why something is falsified (core/explain)
-// Parts know the runner and not each other; what one hands to the next stands in the verdict, of which callers have
-// reports made (core/report). A further use of a run is a further part here. One more metric, sink, cause or report is
-// not: it belongs into those folders.
+// Parts know the runner and not each other: what one needs of another is passed by this file or stands in the verdict,
+// which callers turn into reports (core/report). A new use of a run is a new part: construct it in run_contract(), and
+// add its hook in run_lockstep(). One more metric, sink, cause or report belongs into those folders.
 #include "core/run/run.hpp"
 
 #include "core/run/claims.hpp"
@@ -28,14 +31,17 @@ std::vector<std::string> run_lockstep(Runner& runner, Claims& claims, Outputs& o
   runner.model().begin_digest();  // on a thread of its own
   runner.stop_without_oracle();
   std::vector<Hook*> hooks = claims.hooks();
-  hooks.insert(hooks.end(), {&outputs.hook(), &runner.sequences()});  // the latter choose the tokens that follow
+  hooks.insert(hooks.end(), {&outputs.hook(), &runner.sequences()});  // sequences choose the tokens behind a prompt
   const std::vector<Hook*> beside = explaining.hooks_beside(hooks);
   hooks.insert(hooks.end(), beside.begin(), beside.end());
   const auto end_prompt = [&](int prompt, int positions) {
     explaining.end_prompt(prompt, positions, claims.saw_failing(prompt, explaining.explainable()));
   };
-  const std::vector<std::int64_t> changed =
-      runner.walk({hooks, runner.planted_faults().in(runner.lanes()), runner.lockstep(), "", end_prompt});
+  const std::vector<std::int64_t> changed = runner.walk({.hooks = hooks,
+                                                         .faults = runner.planted_faults().in(runner.lanes()),
+                                                         .lanes = runner.lockstep(),
+                                                         .what = "",
+                                                         .after_prompt = end_prompt});
   explaining.end_run();
   claims.judge_lockstep(verdict);
   outputs.note_ends(verdict);
@@ -58,7 +64,7 @@ Verdict run_contract(const Contract& contract, PluginHost& host, const RunOption
   Runner runner(contract, host, options);
   if (!runner.open_model()) return runner.untested();
   runner.plan();
-  const DigestFiles digests = read_digest_files(contract);  // that claims compare with
+  const DigestFiles digests = read_digest_files(contract);  // claims of identical bytes compare with them
   runner.describe_lanes();                                  // nothing large is allocated yet
   Outputs outputs(runner);
   runner.check_faults();

@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: MIT
-// The last stations of a falsifier's way from YAML to verdict. A contract says, for instance:
+// A falsifier's way from YAML to verdict, of which the last stations are here. A contract says, for instance:
 //
 //   - id: STEP-ERROR
-//     claim: every step, fed the truth's inputs, is as precise as f32 allows
+//     claim: every step, given the oracle's inputs, is as precise as f32 allows
 //     lane: step      # the lane judged; compared with the oracle, unless `against` names another lane
 //     stage: all      # where it is looked at; `layers`, `positions`, `prompts` and `experts` narrow it down
 //     metric: rel_l2  # how values become a number
 //     at_most: 1e-5   # the bound that each number has to meet
 //
-// 1. core/contract/falsifiers.cpp reads that into a FalsifierSpec, and refuses what could never be false.
+// 1. core/contract/falsifiers.cpp reads that into a FalsifierSpec, and refuses what could never fail.
 // 2. core/plan/plan.cpp resolves it against the model: a WatchedFalsifier has sites, positions and indices of lanes.
-// 3. The Judge is a hook: the run asks it which sites it wants, and shows it each as soon as the lanes have written it.
-// 4. core/verdict/sampling.cpp makes samples of every row shown: the metric's value (core/verdict/metric_value.cpp) of
-//    what two lanes' tensors measure (core/verdict/comparisons.cpp), and the place that it is of.
-// 5. add_sample() holds a sample against its bound; of each site it keeps the worst and the first that fails.
-// 6. settle() decides the outcome once all samples are there. Reports are written from the verdict, of which this is a
-//    part (core/verdict/verdict.hpp).
+// 3. Here: the Judge is a hook. The run asks wants(), and calls show() for each site as soon as the lanes wrote it.
+// 4. core/verdict/sampling.cpp makes samples of each row: what two lanes' tensors measure
+// (core/verdict/comparisons.cpp)
+//    becomes the metric's value (core/verdict/metric_value.cpp). A sample knows its position and expert.
+// 5. Here: add_sample() holds a sample against the bound. Of each site the worst is kept, and the first that fails.
+// 6. Here: settle() decides the outcome. Reports read it from the verdict (core/verdict/verdict.hpp).
 //
-// A judge changes nothing of a run: it reads lanes only through what it is shown, and keeps numbers, never tensors.
+// One more metric is a row in core/contract/metric_table.hpp and a call in metric_value.cpp. A judge changes nothing of
+// a run: it sees lanes only through what it is shown, and keeps numbers, never tensors.
 #include "core/verdict/judge.hpp"
 
 #include <fmt/format.h>
@@ -135,6 +136,7 @@ std::vector<Judgement> Judge::judgements() const {
   return list;
 }
 
+// Untested unless something is said here.
 void settle(Judgement& j, const std::string& missing) {
   if (j.failing > 0) {
     j.outcome = Outcome::falsified;

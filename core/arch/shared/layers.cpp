@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: MIT
-// The forward pass of a layer, as far as architectures share it: attention and experts.
+// The forward pass of a layer, as far as architectures share it: the steps of attention and experts, and the tensors
+// that they read.
 //
-// A layer is a list of steps, and nothing here computes. p.add(layer, operator, inputs, weights, outputs) writes one
-// step down: inputs and outputs are stages, by the names in the architecture's table (core/arch/shared/stage_rows.hpp);
-// weights are roles, the names of tensors without "blk.<layer>." and ".weight". What an operator computes stands at
-// `enum class Op` (core/api/op.hpp), in double in core/ops, and fast in each backend (plugins/backends). The lanes run
-// the steps in this order and stop after those whose outputs somebody wants to see.
+// A layer is described here, as a list of steps; lanes compute it. p.add(layer, operator, inputs, weights, outputs)
+// appends one step, and what is assigned to it are the operator's parameters. Inputs and outputs are stages, by the
+// names in the architecture's table (core/arch/shared/stage_rows.hpp). Weights are roles: names of tensors without
+// "blk.<layer>." and ".weight". p.read_cache(name, i) lets the step append its input i to a cache and read all of it.
+// What an operator computes stands at `enum class Op` (core/api/op.hpp), in double in core/ops, and fast in each
+// backend.
 //
-// An architecture puts these parts between its own steps (core/arch/qwen3moe.cpp). What differs in one of them belongs
-// into that file, not here.
+// A part is shared when architectures have the same steps. Where one of its parameters differs, it becomes an argument,
+// as `renormalised` is; an architecture with other steps writes its own in its file (core/arch/qwen3moe.cpp).
 #include "core/arch/shared/layers.hpp"
 
 #include <cmath>
@@ -38,39 +40,40 @@ void add_experts(ProgramBuilder& p, int l, bool renormalised) {
   p.add(l, Op::combine, {"moe_expert_weighted"}, {}, {"moe_ffn_out"});
 }
 
-TensorSpec norm(int l, std::string_view role, std::int64_t width, float size) {
+TensorSpec norm_tensor(int l, std::string_view role, std::int64_t width, float size) {
   return {.role = role, .layer = l, .kind = TensorKind::norm, .cols = width, .rank = 1, .gain = size};
 }
 
-TensorSpec matrix(int l, std::string_view role, std::int64_t cols, std::int64_t rows, float gain) {
+TensorSpec matrix_tensor(int l, std::string_view role, std::int64_t cols, std::int64_t rows, float gain) {
   return {.role = role, .layer = l, .cols = cols, .rows = rows, .gain = gain};
 }
 
-TensorSpec bias(int l, std::string_view role, std::int64_t rows, float size) {
+TensorSpec bias_tensor(int l, std::string_view role, std::int64_t rows, float size) {
   return {
       .role = role, .layer = l, .kind = TensorKind::bias, .cols = rows, .rank = 1, .is_optional = true, .gain = size};
 }
 
-std::vector<TensorSpec> attention(int l, const ModelConfig& c) {
-  TensorSpec values = matrix(l, "attn_v", c.hidden, c.kv_width());
+std::vector<TensorSpec> attention_tensors(int l, const ModelConfig& c) {
+  TensorSpec values = matrix_tensor(l, "attn_v", c.hidden, c.kv_width());
   values.more_bits = true;
-  return {norm(l, "attn_norm", c.hidden, 1), matrix(l, "attn_q", c.hidden, c.q_width()),
-          matrix(l, "attn_k", c.hidden, c.kv_width()), values, matrix(l, "attn_output", c.q_width(), c.hidden, 0.6f)};
+  return {norm_tensor(l, "attn_norm", c.hidden, 1), matrix_tensor(l, "attn_q", c.hidden, c.q_width()),
+          matrix_tensor(l, "attn_k", c.hidden, c.kv_width()), values,
+          matrix_tensor(l, "attn_output", c.q_width(), c.hidden, 0.6f)};
 }
 
-std::vector<TensorSpec> experts(int l, const ModelConfig& c) {
+std::vector<TensorSpec> expert_tensors(int l, const ModelConfig& c) {
   const std::int64_t width = c.expert_width_of(l);
-  TensorSpec router = matrix(l, "ffn_gate_inp", c.hidden, c.experts, 1.5f);
+  TensorSpec router = matrix_tensor(l, "ffn_gate_inp", c.hidden, c.experts, 1.5f);
   router.kind = TensorKind::router;
-  std::vector<TensorSpec> specs{matrix(l, "ffn_gate_exps", c.hidden, width, 1.5f),
-                                matrix(l, "ffn_up_exps", c.hidden, width),
-                                matrix(l, "ffn_down_exps", width, c.hidden, 1.2f)};
+  std::vector<TensorSpec> specs{matrix_tensor(l, "ffn_gate_exps", c.hidden, width, 1.5f),
+                                matrix_tensor(l, "ffn_up_exps", c.hidden, width),
+                                matrix_tensor(l, "ffn_down_exps", width, c.hidden, 1.2f)};
   for (TensorSpec& spec : specs) {
     spec.experts = c.experts;
     spec.rank = 3;
   }
   specs.back().more_bits = specs.back().massive = true;
-  specs.insert(specs.begin(), {norm(l, "ffn_norm", c.hidden, 1), router});
+  specs.insert(specs.begin(), {norm_tensor(l, "ffn_norm", c.hidden, 1), router});
   return specs;
 }
 

@@ -18,13 +18,13 @@ void add_attention(ProgramBuilder& program, int layer, std::string_view x);
 void add_experts(ProgramBuilder& program, int layer, bool renormalised);
 
 // The tensors of one layer, one by one.
-TensorSpec norm(int layer, std::string_view role, std::int64_t width, float size);
-TensorSpec matrix(int layer, std::string_view role, std::int64_t cols, std::int64_t rows, float gain = 1);
-TensorSpec bias(int layer, std::string_view role, std::int64_t rows, float size);
+TensorSpec norm_tensor(int layer, std::string_view role, std::int64_t width, float size);
+TensorSpec matrix_tensor(int layer, std::string_view role, std::int64_t cols, std::int64_t rows, float gain = 1);
+TensorSpec bias_tensor(int layer, std::string_view role, std::int64_t rows, float size);
 // The norm before attention, its projections of queries, keys and values, and that of its output, in this order.
-std::vector<TensorSpec> attention(int layer, const ModelConfig& config);
+std::vector<TensorSpec> attention_tensors(int layer, const ModelConfig& config);
 // The norm before the router, the router, and the experts' gate, up and down.
-std::vector<TensorSpec> experts(int layer, const ModelConfig& config);
+std::vector<TensorSpec> expert_tensors(int layer, const ModelConfig& config);
 
 // The table of embeddings; final norm and head.
 std::vector<TensorSpec> first_tensors(const ModelConfig& config);

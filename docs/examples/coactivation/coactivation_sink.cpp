@@ -16,11 +16,13 @@ constexpr moe_diag::PathOption totals_option{"totals", "coactivation_totals.npy"
                                              "array [lanes, layers], int64: tokens that were counted"};
 
 // Which experts work together: for each lane and layer, how many tokens were sent to both of two experts, over all
-// prompts. The diagonal says how many were sent to one. Takes moe_router_indices and nothing else.
+// prompts. The diagonal says how many were sent to one. Takes the stage moe_router_indices, the choice of experts, and
+// no other.
 //
-// A sink is a plugin: the last line exports it, and a contract gives it tensors by its name, `{sink: coactivation}`. It
-// is told the run in open(), one tensor a call in consume(), whose memory is valid during the call only, and writes its
-// files in close(). It touches its own files and nothing of the run. To count something else, change consume().
+// A sink is a plugin: the last line exports it, and a contract names it, `{sink: coactivation}`, to have tensors sent
+// to it. open() learns what is run, consume() gets one tensor a call, and close() writes the files. A tensor's memory
+// is valid during the call only. A sink touches its own files and nothing of the run. To count something else, change
+// consume(), and the shape of the arrays in open() and close().
 class CoactivationSink : public moe_diag::Sink {
  public:
   explicit CoactivationSink(const moe_diag::Options& options)
