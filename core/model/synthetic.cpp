@@ -56,9 +56,15 @@ struct Quant {
   bool mixed;
 };
 constexpr Quant quants[] = {
-    {"f32", 0, BlockType::f32, false},     {"f16", 1, BlockType::f16, false},    {"bf16", 32, BlockType::bf16, false},
-    {"q8_0", 7, BlockType::q8_0, false},   {"q4_k", 14, BlockType::q4_k, false}, {"q6_k", 18, BlockType::q6_k, false},
-    {"q4_k_m", 15, BlockType::q4_k, true},
+    {"f32", 0, BlockType::f32, false},        {"f16", 1, BlockType::f16, false},
+    {"bf16", 32, BlockType::bf16, false},     {"q4_0", 2, BlockType::q4_0, false},
+    {"q4_1", 3, BlockType::q4_1, false},      {"q5_0", 8, BlockType::q5_0, false},
+    {"q5_1", 9, BlockType::q5_1, false},      {"q8_0", 7, BlockType::q8_0, false},
+    {"q2_k", 10, BlockType::q2_k, false},     {"q3_k", 11, BlockType::q3_k, false},
+    {"q4_k", 14, BlockType::q4_k, false},     {"q5_k", 16, BlockType::q5_k, false},
+    {"q6_k", 18, BlockType::q6_k, false},     {"iq4_nl", 25, BlockType::iq4_nl, false},
+    {"iq4_xs", 30, BlockType::iq4_xs, false}, {"mxfp4", 38, BlockType::mxfp4, false},
+    {"q4_k_m", 15, BlockType::q4_k, true},    {"q5_k_m", 17, BlockType::q5_k, true},
 };
 
 template <class Table>

@@ -21,7 +21,7 @@ inline constexpr int most_synthetic_layers = 1000;
 struct SyntheticSpec {
   std::string preset = "tiny";   // of synthetic_presets()
   int layers = 0;                // 0: the preset's own
-  std::string quant = "q4_k_m";  // f32 | f16 | bf16 | q8_0 | q4_k | q6_k | q4_k_m
+  std::string quant = "q4_k_m";  // of synthetic_quants()
   std::uint64_t seed = 0;
   double router_scale = 1;  // factor of the router's weights: large for logits far apart, 0 for equal ones
 };

@@ -3,9 +3,12 @@
 
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <string>
+#include <vector>
 
 namespace moe_diag {
 namespace {
@@ -58,20 +61,26 @@ std::uint16_t to_f16(float x) {
 }
 
 // A block's scale varies by a factor of three, so that mixing up two blocks is seen.
-struct BlockScale {
+struct VaryingScale {
   static constexpr float rms = 1.0408330f;  // of 1/2 + uniform: sqrt(1 + 1/12)
   static float of(std::uint64_t word) { return (0.5f + static_cast<float>(word >> 40) * 0x1p-24f) / rms; }
 };
 
 // The block makers fill one block with values of mean 0 and the standard deviation `deviation`, from the words n,
 // n+1...
-void make_block(float& block, const Words& words, std::uint64_t n, float deviation) {
-  block = deviation * bell(words.at(n));
+void make_block(BlockF32& block, const Words& words, std::uint64_t n, float deviation) {
+  block.value = deviation * bell(words.at(n));
+}
+void make_block(BlockF16& block, const Words& words, std::uint64_t n, float deviation) {
+  block.bits = to_f16(deviation * bell(words.at(n)));
+}
+void make_block(BlockBF16& block, const Words& words, std::uint64_t n, float deviation) {
+  block.bits = to_bf16(deviation * bell(words.at(n)));
 }
 
 void make_block(BlockQ8_0& block, const Words& words, std::uint64_t n, float deviation) {
   constexpr float rms = 73.6116f;  // of -127..127, where -127 is drawn twice
-  block.d = to_f16(deviation / rms * BlockScale::of(words.at(n)));
+  block.d = to_f16(deviation / rms * VaryingScale::of(words.at(n)));
   for (int i = 0; i < 4; ++i) {
     const std::uint64_t word = words.at(n + 1 + static_cast<std::uint64_t>(i));
     std::memcpy(block.q + 8 * i, &word, sizeof word);
@@ -84,7 +93,7 @@ void make_block(BlockQ8_0& block, const Words& words, std::uint64_t n, float dev
 // scale shows a decoder that swaps them.
 void make_block(BlockQ4_K& block, const Words& words, std::uint64_t n, float deviation) {
   constexpr float rms = 4.6098f * 46.3f;  // of q - 7.5, times that of the scales 32..59
-  const float d = deviation / rms * BlockScale::of(words.at(n));
+  const float d = deviation / rms * VaryingScale::of(words.at(n));
   block.d = to_f16(d);
   block.dmin = to_f16(7.5f * d);
   const std::uint64_t random = words.at(n + 1);
@@ -96,9 +105,9 @@ void make_block(BlockQ4_K& block, const Words& words, std::uint64_t n, float dev
     min[g] = static_cast<std::uint8_t>(scaled + (shift < 4 ? shift - 4 : shift - 3));
   }
   for (int g = 0; g < 4; ++g) {
-    block.scales[g] = static_cast<std::uint8_t>(scale[g] | scale[g + 4] >> 4 << 6);
-    block.scales[g + 4] = static_cast<std::uint8_t>(min[g] | min[g + 4] >> 4 << 6);
-    block.scales[g + 8] = static_cast<std::uint8_t>((scale[g + 4] & 0xF) | min[g + 4] << 4);
+    block.groups[g] = static_cast<std::uint8_t>(scale[g] | scale[g + 4] >> 4 << 6);
+    block.groups[g + 4] = static_cast<std::uint8_t>(min[g] | min[g + 4] >> 4 << 6);
+    block.groups[g + 8] = static_cast<std::uint8_t>((scale[g + 4] & 0xF) | min[g + 4] << 4);
   }
   for (int i = 0; i < 16; ++i) {
     const std::uint64_t word = words.at(n + 2 + static_cast<std::uint64_t>(i));
@@ -109,11 +118,11 @@ void make_block(BlockQ4_K& block, const Words& words, std::uint64_t n, float dev
 // x = d * scale * (q - 32), q in 0..63, scales of either sign.
 void make_block(BlockQ6_K& block, const Words& words, std::uint64_t n, float deviation) {
   constexpr float rms = 18.48f * 97.2f;  // of q - 32, times that of the scales 64..127
-  block.d = to_f16(deviation / rms * BlockScale::of(words.at(n)));
+  block.d = to_f16(deviation / rms * VaryingScale::of(words.at(n)));
   for (int i = 0; i < 16; ++i) {
     const auto bits = static_cast<int>(words.at(n + 1 + static_cast<std::uint64_t>(i / 8)) >> (8 * (i % 8)) & 0xFF);
     const int magnitude = 64 + (bits & 63);
-    block.scales[i] = static_cast<std::int8_t>((bits & 64) != 0 ? -magnitude : magnitude);
+    block.groups[i] = static_cast<std::int8_t>((bits & 64) != 0 ? -magnitude : magnitude);
   }
   for (int i = 0; i < 24; ++i) {
     const std::uint64_t word = words.at(n + 3 + static_cast<std::uint64_t>(i));
@@ -121,9 +130,65 @@ void make_block(BlockQ6_K& block, const Words& words, std::uint64_t n, float dev
   }
 }
 
+// Sets a factor of a block of a type without a maker of its own. Of a power of two, `chance` takes the one below or
+// above, so that squares of factors are right on average.
+void set_factor(std::byte* block, const BlockScale& scale, double factor, double chance = 0) {
+  if (scale.is_exponent) {
+    const int below = std::ilogb(factor);
+    const double ratio = std::ldexp(factor, -below);  // 1 to 2
+    const bool above = chance < (ratio * ratio - 1) / 3;
+    block[scale.at] = static_cast<std::byte>(std::clamp(below + above + 128, 0, 254));
+    return;
+  }
+  const std::uint16_t bits = to_f16(static_cast<float>(factor));
+  std::memcpy(block + scale.at, &bits, sizeof bits);
+}
+
+// The values of a block with this one of its factors alone being 1.
+template <class Block>
+std::vector<double> values_with(Block block, std::size_t factor) {
+  std::byte bytes[sizeof block];
+  std::memcpy(bytes, &block, sizeof block);
+  for (std::size_t s = 0; s < Block::scales.count; ++s) set_factor(bytes, Block::scales.scale[s], s == factor ? 1 : 0);
+  std::memcpy(&block, bytes, sizeof block);
+  std::vector<double> values;
+  for (int i = 0; i < Block::elements; ++i) values.push_back(decode<double>(block, i));
+  return values;
+}
+
+// A block of any other type: random bytes, and factors that give its values the standard deviation and the mean 0, of
+// each block where it has two factors, else by random signs.
+template <class Block>
+void make_block(Block& block, const Words& words, std::uint64_t n, float deviation) {
+  std::byte bytes[sizeof block];
+  for (std::size_t i = 0; i < sizeof bytes; i += 8) {
+    const std::uint64_t word = words.at(n + 1 + i / 8);
+    std::memcpy(bytes + i, &word, std::min(sizeof word, sizeof bytes - i));
+  }
+  std::memcpy(&block, bytes, sizeof block);
+  std::vector<double> values = values_with(block, 0);
+  double second = 0;
+  if (Block::scales.count == 2) {
+    const std::vector<double> others = values_with(block, 1);
+    const double sum = std::accumulate(others.begin(), others.end(), 0.0);
+    second = sum == 0 ? 0 : -std::accumulate(values.begin(), values.end(), 0.0) / sum;
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] += second * others[i];
+  }
+  const double squares = std::inner_product(values.begin(), values.end(), values.begin(), 0.0);
+  const double rms = squares == 0 ? 1 : std::sqrt(squares / Block::elements);
+  const std::uint64_t word = words.at(n);
+  const double size = static_cast<double>(deviation) / rms * static_cast<double>(VaryingScale::of(word));
+  const double first = (word & 1) != 0 && !Block::scales.scale[0].is_exponent ? -size : size;
+  const double factors[] = {first, second * first};
+  for (std::size_t s = 0; s < Block::scales.count; ++s)
+    set_factor(bytes, Block::scales.scale[s], factors[s], std::ldexp(static_cast<double>(word >> 8 & 0xFFFFFF), -24));
+  std::memcpy(&block, bytes, sizeof block);
+}
+
 template <class Block>
 void make_row(std::byte* out, std::int64_t blocks, const Words& words, std::uint64_t first_block, float deviation) {
   constexpr std::uint64_t words_per_block = 32;  // room for the largest
+  static_assert(sizeof(Block) <= 8 * (words_per_block - 1));
   constexpr std::uint64_t step = sizeof(Block) <= sizeof(float) ? 1 : words_per_block;
   for (std::int64_t b = 0; b < blocks; ++b) {
     Block block;
@@ -136,20 +201,7 @@ void make_row(BlockType type, std::byte* out, std::int64_t cols, const Words& wo
               float deviation) {
   const std::int64_t blocks = cols / info(type).elements;
   const std::uint64_t first = row * static_cast<std::uint64_t>(blocks);
-  const auto make_halves = [&](auto round) {
-    for (std::int64_t i = 0; i < cols; ++i) {
-      const std::uint16_t half = round(deviation * bell(words.at(first + static_cast<std::uint64_t>(i))));
-      std::memcpy(out + 2 * i, &half, sizeof half);
-    }
-  };
-  switch (type) {
-    case BlockType::f32: return make_row<float>(out, blocks, words, first, deviation);
-    case BlockType::f16: return make_halves(to_f16);
-    case BlockType::bf16: return make_halves(to_bf16);
-    case BlockType::q8_0: return make_row<BlockQ8_0>(out, blocks, words, first, deviation);
-    case BlockType::q4_k: return make_row<BlockQ4_K>(out, blocks, words, first, deviation);
-    case BlockType::q6_k: return make_row<BlockQ6_K>(out, blocks, words, first, deviation);
-  }
+  with_block(type, [&](auto block) { make_row<decltype(block)>(out, blocks, words, first, deviation); });
 }
 
 constexpr float embedding_deviation = 0.5f;

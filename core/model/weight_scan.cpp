@@ -14,7 +14,7 @@
 #include <limits>
 #include <mutex>
 
-#include "core/gguf/block_scales.hpp"
+#include "core/api/blocks.hpp"
 
 namespace moe_diag {
 namespace {
@@ -47,8 +47,23 @@ std::uint32_t size_bits(const std::byte* at) {
   return word & (static_cast<std::uint32_t>(std::numeric_limits<Word>::max()) >> 1);
 }
 
-// The first f16 that may make a value beyond the largest one, when each scale has an equal share of it.
+// The bits of a factor, as unsigned numbers in the order of its size.
+std::uint32_t factor_bits(const BlockScale& scale, const std::byte* block) {
+  const std::byte* at = block + scale.at;
+  return scale.is_exponent ? std::to_integer<std::uint32_t>(*at) : size_bits<std::uint16_t>(at);
+}
+float factor_of(const BlockScale& scale, std::uint32_t bits) {
+  return scale.is_exponent ? float_from_exponent(static_cast<std::uint8_t>(bits))
+                           : float_from_f16(static_cast<std::uint16_t>(bits));
+}
+
+// The first factor that may make a value beyond the largest f16, when each factor has an equal share of it.
 std::uint32_t suspect(const BlockScale& scale, std::size_t scales) {
+  if (scale.is_exponent) {
+    std::uint32_t e = 0;
+    while (e < 255 && factor_of(scale, e) * static_cast<float>(scale.most) <= static_cast<float>(largest_f16)) ++e;
+    return e;
+  }
   std::uint32_t bits = 0;
   for (std::uint32_t step = 0x4000; step > 0; step /= 2) {
     const std::uint32_t next = bits + step;
@@ -77,15 +92,15 @@ Glance glance_at_floats(const Chunk& chunk, std::uint32_t beyond) {
   return {largest >= beyond, zero};
 }
 
-template <BlockType type>
+template <class Block>
 Glance glance_at_scales(const Chunk& chunk) {
-  constexpr BlockScales scales = scales_of(type);
-  constexpr int bytes = info(type).bytes;
+  constexpr BlockScales scales = Block::scales;
   std::uint32_t largest[2] = {0, 0}, zero = 0;
   for (std::int64_t i = 0; i < chunk.count; ++i) {
     std::uint32_t any = 0;
     for (std::size_t s = 0; s < scales.count; ++s) {
-      const std::uint32_t bits = size_bits<std::uint16_t>(chunk.data + i * bytes + scales.scale[s].at);
+      const std::uint32_t bits =
+          factor_bits(scales.scale[s], chunk.data + i * static_cast<std::int64_t>(sizeof(Block)));
       largest[s] = std::max(largest[s], bits);
       any |= bits;
     }
@@ -98,15 +113,17 @@ Glance glance_at_scales(const Chunk& chunk) {
 }
 
 Glance glance_at(BlockType type, const Chunk& chunk) {
-  switch (type) {
-    case BlockType::f32: return glance_at_floats<std::uint32_t>(chunk, floats_of(type).beyond);
-    case BlockType::f16:
-    case BlockType::bf16: return glance_at_floats<std::uint16_t>(chunk, floats_of(type).beyond);
-    case BlockType::q8_0: return glance_at_scales<BlockType::q8_0>(chunk);
-    case BlockType::q4_k: return glance_at_scales<BlockType::q4_k>(chunk);
-    case BlockType::q6_k: return glance_at_scales<BlockType::q6_k>(chunk);
-  }
-  return {true, 0};
+  Glance glance;
+  with_block(type, [&](auto block) {
+    using Block = decltype(block);
+    if constexpr (Block::elements > 1)
+      glance = glance_at_scales<Block>(chunk);
+    else if constexpr (sizeof(Block) == 4)
+      glance = glance_at_floats<std::uint32_t>(chunk, floats_of(type).beyond);
+    else
+      glance = glance_at_floats<std::uint16_t>(chunk, floats_of(type).beyond);
+  });
+  return glance;
 }
 
 enum class Kind { sound, nan, inf, beyond };
@@ -119,17 +136,17 @@ Kind kind_of_bits(std::uint32_t bits, const Floats& floats) {
 
 Kind kind_of_block(BlockType type, const std::byte* at) {
   const BlockInfo& block = info(type);
-  const BlockScales scales = scales_of(type);
+  const BlockScales& scales = block.scales;
   if (scales.count == 0)
     return kind_of_bits(block.bytes == 4 ? size_bits<std::uint32_t>(at) : size_bits<std::uint16_t>(at),
                         floats_of(type));
   double most = 0;
   Kind kind = Kind::sound;
   for (std::size_t s = 0; s < scales.count; ++s) {
-    const std::uint32_t bits = size_bits<std::uint16_t>(at + scales.scale[s].at);
-    const Kind of_scale = kind_of_bits(bits, {f16_inf, f16_inf});
+    const std::uint32_t bits = factor_bits(scales.scale[s], at);
+    const Kind of_scale = scales.scale[s].is_exponent ? Kind::sound : kind_of_bits(bits, {f16_inf, f16_inf});
     if (of_scale == Kind::nan || kind == Kind::sound) kind = of_scale;
-    most += static_cast<double>(float_from_f16(static_cast<std::uint16_t>(bits))) * scales.scale[s].most;
+    most += static_cast<double>(factor_of(scales.scale[s], bits)) * scales.scale[s].most;
   }
   if (kind != Kind::sound || most <= largest_f16) return kind;
   for (int i = 0; i < block.elements; ++i)

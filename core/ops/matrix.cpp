@@ -14,27 +14,13 @@
 namespace moe_diag::host {
 namespace {
 
-template <class Block>
-void decode_blocks(const std::byte* row, int elements, std::span<double> out) {
-  for (std::size_t k = 0; k < out.size(); k += at(elements), row += sizeof(Block)) {
-    Block block;
-    std::memcpy(&block, row, sizeof block);
-    for (int i = 0; i < elements; ++i) out[k + at(i)] = decode<double>(block, i);
-  }
-}
-
 void decode_bytes(BlockType type, const std::byte* row, std::span<double> out) {
-  const int elements = info(type).elements;
-  switch (type) {
-    case BlockType::q8_0: return decode_blocks<BlockQ8_0>(row, elements, out);
-    case BlockType::q4_k: return decode_blocks<BlockQ4_K>(row, elements, out);
-    case BlockType::q6_k: return decode_blocks<BlockQ6_K>(row, elements, out);
-    case BlockType::f32:
-    case BlockType::f16:
-    case BlockType::bf16:
-      for (std::size_t i = 0; i < out.size(); ++i) out[i] = decode<double>(type, row, static_cast<std::int64_t>(i));
-      return;
-  }
+  with_block(type, [&](auto block) {
+    for (std::size_t k = 0; k < out.size(); k += at(block.elements), row += sizeof block) {
+      std::memcpy(&block, row, sizeof block);
+      for (int i = 0; i < block.elements; ++i) out[k + at(i)] = decode<double>(block, i);
+    }
+  });
 }
 
 // Bytes of the weight from `first` on, as they stand in the file when all of them do; else a copy padded with zeros.

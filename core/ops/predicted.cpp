@@ -29,13 +29,15 @@ double activation_error(OperandReading reading, BlockType type) {
     case BlockType::f16: return q8_k ? rounding(bits_f16) : 0;
     case BlockType::bf16: return q8_k ? rounding(bits_bf16) : 0;
     case BlockType::q8_0: return quantising(32) + (q8_k ? rounding(bits_f16) : 0);
-    default: return quantising(q8_k ? 256 : 32);
+    case BlockType::q4_k:
+    case BlockType::q6_k: return quantising(q8_k ? 256 : 32);
+    default: return 0;  // no kernel multiplies its integers
   }
 }
 
 double weight_error(OperandReading reading, BlockType type, double unit) {
   if (reading == OperandReading::bf16 && type != BlockType::bf16) return rounding(bits_bf16);
-  return type == BlockType::q4_k && reading == OperandReading::as_they_are ? unit : 0;
+  return info(type).scales.count == 2 && reading == OperandReading::as_they_are ? unit : 0;  // of a difference or a sum
 }
 
 }  // namespace

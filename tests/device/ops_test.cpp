@@ -128,13 +128,9 @@ class OneOp {
     switch (type) {
       case BlockType::f32: std::memcpy(block, &value, sizeof value); break;
       case BlockType::bf16: std::memcpy(block, &upper, sizeof upper); break;
-      case BlockType::f16:
-      case BlockType::q8_0: half(0); break;
-      case BlockType::q4_k:
-        half(0);
-        half(2);
-        break;
-      case BlockType::q6_k: half(208); break;
+      case BlockType::f16: half(0); break;
+      default:
+        for (std::size_t i = 0; i < info(type).scales.count; ++i) half(info(type).scales.scale[i].at);
     }
   }
 
@@ -179,6 +175,15 @@ ModelConfig config_for(BlockType type) {
     c.head_dim = 10;
   }
   return c;
+}
+
+// The types that the backend has kernels for.
+std::vector<BlockInfo> multiplied() {
+  std::vector<BlockInfo> types;
+  for (const BlockType type :
+       {BlockType::f32, BlockType::f16, BlockType::bf16, BlockType::q8_0, BlockType::q4_k, BlockType::q6_k})
+    types.push_back(info(type));
+  return types;
 }
 
 Step step_of(Op op, Few<Stage, most_inputs> in, Few<const Weight*, most_weights> weights,
@@ -243,7 +248,7 @@ void check_experts(OneOp& op, Stage in, const Weight& w, Stage out, bool skewed)
 }  // namespace
 
 TEST_CASE("linear of every type, in all numerics", "[ops]") {
-  for (const BlockInfo& block : block_table)
+  for (const BlockInfo& block : multiplied())
     for (const std::string& numerics : all_numerics) {
       const ModelConfig c = config_for(block.type);
       OneOp op(c, block.type, numerics);
@@ -278,7 +283,7 @@ TEST_CASE("linear of long rows and of many", "[ops]") {
 }
 
 TEST_CASE("expert_linear of every type, in all numerics", "[ops]") {
-  for (const BlockInfo& block : block_table)
+  for (const BlockInfo& block : multiplied())
     for (const std::string& numerics : all_numerics) {
       const ModelConfig c = config_for(block.type);
       OneOp op(c, block.type, numerics);
@@ -295,7 +300,7 @@ TEST_CASE("expert_linear of every type, in all numerics", "[ops]") {
 }
 
 TEST_CASE("a value that is not finite reaches its own row of a product, and no other", "[ops]") {
-  for (const BlockInfo& block : block_table)
+  for (const BlockInfo& block : multiplied())
     for (const std::string& numerics : all_numerics)
       for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()})
         for (int rows : {3, 257}) {
@@ -323,7 +328,7 @@ TEST_CASE("a value that is not finite reaches its own row of a product, and no o
 }
 
 TEST_CASE("embed of every type", "[ops]") {
-  for (const BlockInfo& block : block_table) {
+  for (const BlockInfo& block : multiplied()) {
     const ModelConfig c = config_for(block.type);
     OneOp op(c, block.type, "f32");
     const Weight& table = op.weight(block.type, c.hidden, c.vocab);

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "core/gguf/block_scales.hpp"
+#include "core/api/blocks.hpp"
 #include "core/model/model.hpp"
 #include "core/model/synthetic.hpp"
 
@@ -33,7 +33,7 @@ inline void bend(std::byte* block, BlockType type, Bad bad) {
   const std::uint32_t f32 = f32_bits(bad);
   const auto bf16 = static_cast<std::uint16_t>(f32 >> 16);
   const std::uint16_t f16 = f16_bits(bad);
-  const BlockScales scales = scales_of(type);
+  const BlockScales& scales = info(type).scales;
   if (scales.count > 0)
     std::memcpy(block + scales.scale[scales.count - 1].at, &f16, sizeof f16);
   else if (type == BlockType::f32)

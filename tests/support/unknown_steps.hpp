@@ -136,7 +136,7 @@ class UnknownSteps {
     for (std::size_t k = 0; k < w.size(); ++k) {
       BlockQ4_K block;
       std::memcpy(&block, row + k / 256 * sizeof block, sizeof block);
-      w[k] += double{float_from_f16(block.dmin)} * q4_k_scale_min(block.scales, static_cast<int>(k % 256 / 32)).min;
+      w[k] += double{float_from_f16(block.dmin)} * q4_k_scale_min(block.groups, static_cast<int>(k % 256 / 32)).min;
     }
     return host::dot(w, x);
   }
@@ -146,7 +146,7 @@ class UnknownSteps {
       BlockQ6_K block;
       std::memcpy(&block, row + k / 256 * sizeof block, sizeof block);
       const std::size_t group = k % 256 / 16;
-      if (block.scales[group] != 0) w[k] = w[k] / block.scales[group] * block.scales[(group + 15) % 16];
+      if (block.groups[group] != 0) w[k] = w[k] / block.groups[group] * block.groups[(group + 15) % 16];
     }
     return host::dot(w, x);
   }

@@ -59,6 +59,10 @@ class CpuBackend final : public Backend {
   Description describe(const ModelView& model, const Options& options, const Request& request) override {
     const LaneOptions lane = lane_options(options);
     const bool exact = lane.numerics == Numerics::f64;
+    for (const Weight& weight : model.weights)
+      if (weight.rows > 1 && !multiplies(lane.numerics, weight.type))
+        options.refuse(numerics_option, "q8_k does not multiply " + std::string(info(weight.type).name) + ", which " +
+                                            std::string(weight.name) + " is of; use f32, bf16 or f64");
     Description d;
     d.numerics = name_of(lane.numerics);
     d.device = "cpu, " + std::to_string(lane.threads) + (lane.threads == 1 ? " thread" : " threads");

@@ -117,7 +117,7 @@ template <class T>
 HWY_INLINE void decode_block(const BlockQ4_K& b, T* out) {
   const T d = static_cast<T>(float_from_f16(b.d)), dmin = static_cast<T>(float_from_f16(b.dmin));
   for (int g = 0; g < 8; ++g) {
-    const ScaleMin sm = q4_k_scale_min(b.scales, g);
+    const ScaleMin sm = q4_k_scale_min(b.groups, g);
     const Pack<T> scale = fill(d * static_cast<T>(sm.scale)), min = fill(dmin * static_cast<T>(sm.min));
     const std::uint8_t* q = b.q + g / 2 * 32;
     for (int i = 0; i < 32; i += 16) store(scale * nibbles_of<T>(q + i, g % 2 * 4) - min, out + g * 32 + i);
@@ -130,7 +130,7 @@ HWY_INLINE void decode_block(const BlockQ6_K& b, T* out) {
   for (int g = 0; g < 16; ++g) {
     const int half = g / 8, j = g % 8 * 16;  // element within the half
     const Pack<T> q = sixes_of<T>(b.ql + half * 64 + j % 64, j / 64 * 4, b.qh + half * 32 + j % 32, j / 32 * 2);
-    store(fill(d * static_cast<T>(b.scales[g])) * q, out + g * 16);
+    store(fill(d * static_cast<T>(b.groups[g])) * q, out + g * 16);
   }
 }
 
@@ -159,6 +159,17 @@ HWY_INLINE void decode_floats(const std::byte* row, std::int64_t cols, T* out) {
   }
 }
 
+// Types without a faster decoder.
+template <class T>
+HWY_INLINE void decode_plainly(BlockType type, const std::byte* row, std::int64_t cols, T* out) {
+  with_block(type, [&](auto block) HWY_ATTR {
+    for (std::int64_t k = 0; k < cols; k += block.elements, row += sizeof block) {
+      std::memcpy(&block, row, sizeof block);
+      for (int i = 0; i < block.elements; ++i) out[k + i] = decode<T>(block, i);
+    }
+  });
+}
+
 template <class T>
 void decode_row(BlockType type, const std::byte* row, std::int64_t cols, T* out) {
   for (std::int64_t k = cols; k < padded(cols); ++k) out[k] = 0;
@@ -169,6 +180,7 @@ void decode_row(BlockType type, const std::byte* row, std::int64_t cols, T* out)
     case BlockType::q8_0: return decode_blocks<BlockQ8_0>(row, cols, 32, out);
     case BlockType::q4_k: return decode_blocks<BlockQ4_K>(row, cols, 256, out);
     case BlockType::q6_k: return decode_blocks<BlockQ6_K>(row, cols, 256, out);
+    default: return decode_plainly(type, row, cols, out);
   }
 }
 

@@ -174,7 +174,7 @@ HWY_INLINE void unpack_block(const RowPointers& rows, RowsQ6_K& out) {
   std::uint32_t low[32][rows_at_once], high[16][rows_at_once], scales[4][rows_at_once];
   gather(rows, offsetof(BlockQ6_K, ql), 32, low);
   gather(rows, offsetof(BlockQ6_K, qh), 16, high);
-  gather(rows, offsetof(BlockQ6_K, scales), 4, scales);
+  gather(rows, offsetof(BlockQ6_K, groups), 4, scales);
   const Words middle = fill_words(0x00200020);
   const auto six = [&](const Words& l, int low_shift, const Words& h, int high_shift) HWY_ATTR {
     const Words all = either(bits(l, low_shift, 0x000F000F), shift_left<4>(bits(h, high_shift, 0x00030003)));

@@ -28,8 +28,13 @@ constexpr Reading reading_of(Numerics numerics, BlockType weight) {
     case BlockType::q8_0: return Reading::q8_0;
     case BlockType::q4_k:
     case BlockType::q6_k: return Reading::q8_k;
+    default: return Reading::as_they_are;  // see multiplies()
   }
-  return Reading::as_they_are;
+}
+
+// False for types whose integers q8_k would have to multiply, and does not.
+constexpr bool multiplies(Numerics numerics, BlockType weight) {
+  return numerics != Numerics::q8_k || weight == BlockType::f32 || reading_of(numerics, weight) != Reading::as_they_are;
 }
 constexpr bool is_quantised(Reading reading) { return reading >= Reading::q8_0; }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -23,6 +24,13 @@ Numerics numerics_of(const Options& options) {
 
 std::string_view name_of(Numerics numerics) {
   return numerics == Numerics::bf16 ? "bf16" : numerics == Numerics::q8_1 ? "q8_1" : "f32";
+}
+
+// True for the types of weights that there are kernels for.
+bool multiplies(BlockType type) {
+  constexpr BlockType types[] = {BlockType::f32,  BlockType::f16,  BlockType::bf16,
+                                 BlockType::q8_0, BlockType::q4_k, BlockType::q6_k};
+  return std::find(std::begin(types), std::end(types), type) != std::end(types);
 }
 
 // What multiplies weights of each type that the model's products have; other tensors are read value by value.
@@ -84,6 +92,11 @@ class CudaBackend final : public Backend {
     if (model.config->experts > most_experts)
       throw Error(ErrorKind::environment, "cuda: the model has " + std::to_string(model.config->experts) +
                                               " experts, this backend can do " + std::to_string(most_experts));
+    for (const Weight& weight : model.weights)
+      if (weight.rows > 1 && !multiplies(weight.type))
+        throw Error(ErrorKind::environment, "cuda: no kernel multiplies " +
+                                                std::string(moe_diag::name_of(weight.type)) + ", which " +
+                                                std::string(weight.name) + " is of; use a lane of the cpu backend");
   }
 
   // Lanes are described one after the other and share the weights, so what is promised to them adds up.

@@ -23,6 +23,7 @@ __device__ inline float decode_at(BlockType type, const std::byte* row, std::int
     case BlockType::q8_0: return decode<float>(reinterpret_cast<const BlockQ8_0*>(row)[k / 32], k % 32);
     case BlockType::q4_k: return decode<float>(reinterpret_cast<const BlockQ4_K*>(row)[k / 256], k % 256);
     case BlockType::q6_k: return decode<float>(reinterpret_cast<const BlockQ6_K*>(row)[k / 256], k % 256);
+    default: return decode<float>(type, row, k);
   }
   return 0.0f;
 }

@@ -67,6 +67,7 @@ void products_bf16(Way way, const Matrices& w, const Vectors& v, const Operand& 
     case BlockType::q8_0: return launch_product<Bf16, BlockType::q8_0>(way, w, v, operand, device, stream);
     case BlockType::q4_k: return launch_product<Bf16, BlockType::q4_k>(way, w, v, operand, device, stream);
     case BlockType::q6_k: return launch_product<Bf16, BlockType::q6_k>(way, w, v, operand, device, stream);
+    default: return;  // refused: see multiplies()
   }
 }
 

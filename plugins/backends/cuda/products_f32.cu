@@ -421,6 +421,7 @@ void products_f32(Way way, const Matrices& w, const Vectors& v, const Device& de
     case BlockType::q8_0: return launch_product<BlockType::q8_0>(way, w, v, device, stream);
     case BlockType::q4_k: return launch_product<BlockType::q4_k>(way, w, v, device, stream);
     case BlockType::q6_k: return launch_product<BlockType::q6_k>(way, w, v, device, stream);
+    default: return;  // refused: see multiplies()
   }
 }
 

@@ -133,6 +133,7 @@ void products_q8_1(Way way, const Matrices& w, const Vectors& v, const Operand& 
     case BlockType::f32:
     case BlockType::f16:
     case BlockType::bf16: return products_f32(way, w, v, device, stream);  // see numerics_for()
+    default: return;                                                       // refused: see multiplies()
   }
 }
 

@@ -21,7 +21,8 @@ import gguf
 import numpy as np
 
 # Type: where its f16 scales stand in the block, and the number of random blocks. The types of a Q4_K_M file and the
-# plain ones have many; the others have enough to show each bit field.
+# small ones have many; the others have enough to show each bit field. A further type is added at the end, so that the
+# blocks of those before it stay as they are.
 TYPES = {
     "Q4_0": ([0], 64),
     "Q4_1": ([0, 2], 64),
@@ -33,6 +34,9 @@ TYPES = {
     "Q4_K": ([0, 2], 64),
     "Q5_K": ([0, 2], 16),
     "Q6_K": ([208], 64),
+    "IQ4_NL": ([0], 64),
+    "IQ4_XS": ([0], 16),
+    "MXFP4": ([], 64),  # its scale is a byte, of which random ones have most values
 }
 ONE = 0x3C00
 # Zeros, least and largest subnormal, least normal, minus one, largest, infinities, quiet and signalling NaN.

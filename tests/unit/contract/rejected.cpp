@@ -38,6 +38,9 @@ std::string mistakes_of(const std::string& text, const std::string& path) {
   return "";
 }
 
+// The rest of the line is left out: a list that grows.
+constexpr std::string_view rest = "...";
+
 TEST_CASE("every rejected contract is refused at the place and for the reason it gives, and for no other") {
   const auto files = rejected();
   CHECK(files.size() >= 100);
@@ -45,8 +48,14 @@ TEST_CASE("every rejected contract is refused at the place and for the reason it
     const std::string text = text_of(file), name = file.filename().string(), mark = "# expect: ";
     INFO(name);
     REQUIRE(text.substr(0, mark.size()) == mark);
-    const std::string expected = text.substr(mark.size(), text.find('\n') - mark.size());
-    CHECK(mistakes_of(text, name) == std::string(name).append(":").append(expected));
+    std::string expected = name + ":" + text.substr(mark.size(), text.find('\n') - mark.size());
+    std::string found = mistakes_of(text, name);
+    if (expected.ends_with(rest)) {
+      expected.resize(expected.size() - rest.size());
+      CHECK(found.find('\n') == std::string::npos);
+      found.resize(std::min(found.size(), expected.size()));
+    }
+    CHECK(found == expected);
   }
 }
 

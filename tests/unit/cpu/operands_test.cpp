@@ -109,7 +109,7 @@ float plain_dot(BlockType type, const std::byte* row, const Blocks& x, std::int6
         w.d = 0x3C00;
         w.dmin = 0;
         whole += q * static_cast<int>(decode<float>(w, k));
-        mins += q * q4_k_scale_min(w.scales, k / 32).min;
+        mins += q * q4_k_scale_min(w.groups, k / 32).min;
       }
     }
     s = std::fma(d * dx, static_cast<float>(whole), s);

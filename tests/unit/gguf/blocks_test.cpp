@@ -36,7 +36,7 @@ TEST_CASE("blocks of random and extreme bytes decode to the gguf package's bits"
     INFO(name);
     const std::vector<char> raw = read_golden(name + ".blocks.bin"), values = read_golden(name + ".f32.bin");
     const auto blocks = static_cast<std::int64_t>(raw.size()) / block.bytes;
-    REQUIRE(blocks > 70);
+    REQUIRE(blocks > 30);
     REQUIRE(values.size() == static_cast<std::size_t>(blocks * block.elements) * sizeof(float));
     const auto* row = reinterpret_cast<const std::byte*>(raw.data());
     std::int64_t wrong = 0, wrong_rounded = 0, inexact = 0;
@@ -46,12 +46,12 @@ TEST_CASE("blocks of random and extreme bytes decode to the gguf package's bits"
       const auto exact = decode<double>(block.type, row, i);
       wrong += !same(decode<float>(block.type, row, i), expected);
       wrong_rounded += !same(static_cast<float>(exact), expected);
-      inexact += !same(exact, static_cast<double>(expected));
+      inexact += std::isfinite(expected) && !same(exact, static_cast<double>(expected));
     }
     CHECK(wrong == 0);
     CHECK(wrong_rounded == 0);  // the double is within half an ulp of the float
-    if (block.type == BlockType::q4_k)
-      CHECK(inexact > 0);  // the float was rounded at the subtraction, the double was not
+    if (block.scales.count == 2)
+      CHECK(inexact > 0);  // the float was rounded at the sum or difference, the double was not
     else
       CHECK(inexact == 0);
   }

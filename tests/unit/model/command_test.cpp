@@ -99,10 +99,10 @@ TEST_CASE("inspect lists what is in a file that cannot be computed, and says why
   std::string typed = right;
   const std::string name = "blk.2.ffn_down_exps.weight";
   const std::size_t type = typed.find(name) + name.size() + 4 + 3 * 8;
-  typed.replace(type, 4, std::string("\x0d\0\0\0", 4));
-  const Answer q5 = inspected(typed);
-  CHECK(q5.code == 4);
-  CHECK_THAT(q5.text, Contains("Q5_K") && Contains("not supported") && Contains("blk.2.ffn_down_exps.weight"));
+  typed.replace(type, 4, std::string("\x10\0\0\0", 4));
+  const Answer iq2 = inspected(typed);
+  CHECK(iq2.code == 4);
+  CHECK_THAT(iq2.text, Contains("IQ2_XXS") && Contains("not supported") && Contains("blk.2.ffn_down_exps.weight"));
   typed.replace(type, 4, std::string("\x2c\x01\0\0", 4));
   CHECK_THAT(inspected(typed).text, Contains("type 300") && Contains("does not know"));
   std::istringstream lines(inspected(typed, " --json").text);  // and the refusal behind it

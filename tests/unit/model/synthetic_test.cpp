@@ -125,8 +125,8 @@ TEST_CASE("a spec that names no model is refused with what there is") {
   };
   CHECK(refused({"huge", 0, "f32", 0}) ==
         "there is no synthetic model 'huge'; there are: tiny-qwen2moe, qwen1.5-moe-a2.7b, tiny, qwen3-30b-a3b");
-  CHECK(refused({"tiny", 0, "q5_k", 0}) ==
-        "there is no synthetic type 'q5_k'; there are: f32, f16, bf16, q8_0, q4_k, q6_k, q4_k_m");
+  CHECK_THAT(refused({"tiny", 0, "q7_k", 0}),
+             Catch::Matchers::StartsWith("there is no synthetic type 'q7_k'; there are: f32, f16, bf16, "));
   CHECK(refused({"tiny", -1, "f32", 0}) == "a synthetic model has 1 to 1000 layers, found -1");
   CHECK(refused({"tiny", 0, "f32", 0, -1}) == "router_scale is a number from 0 to 1000000, found -1");
   CHECK(refused({"tiny", 0, "f32", 0, std::nan("")}) == "router_scale is a number from 0 to 1000000, found nan");

@@ -88,6 +88,19 @@ TEST_CASE("stated errors lie near the measured ones: tiny, every quantisation") 
     }
 }
 
+TEST_CASE("stated errors lie near the measured ones: types that are decoded only") {
+  for (const std::string quant :
+       {"q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q5_k", "q5_k_m", "iq4_nl", "iq4_xs", "mxfp4"}) {
+    SyntheticSpec spec;
+    spec.layers = 1;
+    spec.seed = 7;
+    spec.quant = quant;
+    for (const std::string numerics : {"f32", "bf16"}) check_stated(spec, numerics, 17);
+    CHECK_THROWS_WITH(squares_of(spec, "q8_k", 3), Catch::Matchers::Contains("q8_k does not multiply ") &&
+                                                       Catch::Matchers::Contains("use f32, bf16 or f64"));
+  }
+}
+
 TEST_CASE("every numerics known has a stated error for every step, none other has") {
   const Model model = Model::synthetic({});
   const auto stated = [&](const std::string& numerics, const Step& step) {
