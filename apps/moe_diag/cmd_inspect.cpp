@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,6 +15,8 @@
 #include "apps/moe_diag/inspect_weights.hpp"
 #include "core/api/error.hpp"
 #include "core/model/model.hpp"
+#include "core/model/program.hpp"
+#include "core/ops/operator.hpp"
 
 namespace moe_diag {
 namespace {
@@ -109,9 +112,13 @@ struct Parameters {
 };
 Parameters parameters_of(const Model& model) {
   Parameters p;
+  std::set<const Weight*> of_experts;
+  for (const Step& step : build_program(model))
+    if (operator_of(step).weights == WeightRows::of_experts)
+      of_experts.insert(step.weights.begin(), step.weights.end());
   for (const Weight& w : model.view().weights) {
     p.total += values_of(w);
-    p.active += w.experts > 1 ? w.cols * w.rows * model.config().used : values_of(w);
+    p.active += of_experts.count(&w) > 0 ? w.cols * w.rows * model.config().used : values_of(w);
   }
   if (!model.config().tied_output) p.embedding = values_of(model.weight("token_embd"));
   return p;

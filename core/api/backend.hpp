@@ -62,9 +62,9 @@ class Lane {
   // Any time, always the same.
   virtual Abilities abilities() const { return {}; }
 
-  // How many of the first steps the lane computes itself; any time. The plain operator computes the next step: it reads
-  // inputs and caches from the lane and writes outputs and caches to it. A lane of fewer steps than the program has
-  // shows its caches, and stores the outputs that steps behind these read, wanted or not.
+  // How many of the first steps, at most all, the lane computes itself; any time, always the same for the same steps.
+  // The plain operator computes the next step: it reads inputs from the lane and writes outputs to it, and caches
+  // likewise, which such a lane has to show. The lane stores the outputs that steps behind these read, wanted or not.
   virtual std::size_t supports(std::span<const Step> steps) const { return steps.size(); }
 
   // Once per pass, before its first span. Buffers grow here and nowhere else.

@@ -101,7 +101,7 @@ std::optional<Storage> storage_of(const StepCase& c, const FailingUnits& units) 
         exact = host::rounded(host::Values{a}, storage.type)[0] == a;
         ++count;
       }
-    if (exact && count >= least_values) return storage;
+    if (exact && count >= least_values && differs_where_finite(c, units)) return storage;
   }
   return std::nullopt;
 }

@@ -10,7 +10,11 @@ namespace moe_diag {
 namespace {
 
 std::size_t own_steps(const Lane& lane, std::span<const Step> steps) {
-  return std::min(lane.supports(steps), steps.size());
+  const std::size_t own = lane.supports(steps);
+  if (own > steps.size())
+    throw Error(ErrorKind::environment,
+                fmt::format("supports: {} of {} steps from {} on", own, steps.size(), name_of(steps.front().out[0])));
+  return own;
 }
 
 [[noreturn]] void refuse(const Step& step, std::string_view hidden) {
@@ -135,6 +139,8 @@ std::string left_to_plain_operators(const Lane& lane, const Program& program) {
   for (std::span<const Step> rest = program; !rest.empty();) {
     const std::size_t own = own_steps(lane, rest);
     const Op op = rest.front().op;
+    if (own == 0 && reads_cache(rest.front()) && !lane.abilities().shows_caches)
+      refuse(rest.front(), fmt::format("its cache of {}", name_of(rest.front().caches[0].cache)));
     if (own == 0 && std::find(seen.begin(), seen.end(), op) == seen.end()) {
       seen.push_back(op);
       names += fmt::format("{}{}", names.empty() ? "" : ", ", operator_of(op).name);

@@ -50,6 +50,7 @@ class AssistedLane final : public Lane {
 };
 
 // The operators of the program that the lane leaves to the plain ones, in its order: "scores, softmax". Empty: none.
+// Throws Error(environment) when they read a cache that the lane does not show.
 std::string left_to_plain_operators(const Lane& lane, const Program& program);
 
 }  // namespace moe_diag

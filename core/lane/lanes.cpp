@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "core/lane/assisted_lane.hpp"
@@ -26,6 +27,19 @@ CallPlace place_of(std::span<const Step> steps) {
   if (const Step& last = steps.back(); last.out.size() > 0)
     place.last = Site{last.out[last.out.size() - 1], last.layer};
   return place;
+}
+
+// What a backend says of a lane.
+void check(const RunningLane& lane, std::size_t stages) {
+  const Description& d = lane.description;
+  const auto is_of_values = [](DType type) { return type != DType::i32 && name_of(type) != "unknown"; };
+  std::string wrong;
+  if (d.numerics.empty()) wrong = "it has no name of its numerics";
+  if (!is_of_values(d.values) || !std::all_of(d.storage.begin(), d.storage.end(), is_of_values))
+    wrong = "a type of values is i32, or none";
+  if (!d.storage.empty() && d.storage.size() != stages)
+    wrong = fmt::format("its storage is of {} stages, the architecture has {}", d.storage.size(), stages);
+  if (!wrong.empty()) throw Error(ErrorKind::environment, fmt::format("{}: describe: {}", lane.label(), wrong));
 }
 
 }  // namespace
@@ -127,6 +141,7 @@ void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
     backend_of_[i] = backend.get();
     lane.description =
         guard({lane.label(), "describe"}, [&] { return backend->describe(models_[i]->view(), spec.options, request); });
+    check(lane, config().stages.size());
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::absent) throw;
     lane.absent = e.what();
@@ -135,19 +150,17 @@ void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
   host.check_options(PluginKind::backend, spec.backend, spec.options);
 }
 
-// Adds to the description what the plain operators compute.
-std::unique_ptr<Lane> Lanes::opened(std::size_t i, Description& description) const {
+std::unique_ptr<Lane> Lanes::opened(std::size_t i, std::string& plain_operators) const {
   if (contract_.lanes[i].recorded) return std::make_unique<RecordedLane>(*contract_.step, config());
   std::unique_ptr<Lane> lane = backend_of_[i]->open(models_[i]->view(), contract_.lanes[i].options);
-  const std::string plain = lane ? left_to_plain_operators(*lane, program(i)) : "";
-  if (plain.empty()) return lane;
-  description.kernels += fmt::format("{}f64 on the host: {}", description.kernels.empty() ? "" : ", ", plain);
+  plain_operators = lane ? left_to_plain_operators(*lane, program(i)) : "";
+  if (plain_operators.empty()) return lane;
   return std::make_unique<AssistedLane>(std::move(lane), config(), program(i));
 }
 
 // A lane of the contract's lane i.
 void Lanes::attach(std::size_t i, RunningLane& lane) const {
-  std::unique_ptr<Lane> from_backend = guard({lane.label(), "open"}, [&] { return opened(i, lane.description); });
+  std::unique_ptr<Lane> from_backend = guard({lane.label(), "open"}, [&] { return opened(i, lane.plain_operators); });
   if (!from_backend) throw Error(ErrorKind::environment, lane.label() + ": open: returned no lane");
   lane.attach(std::move(from_backend));
 }

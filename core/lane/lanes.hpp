@@ -23,10 +23,11 @@ class RunningLane {
 
   std::string name, backend;
   Description description;
-  std::string absent;  // why the lane could not be opened; empty: it runs
-  bool unfed = false;  // only a lane that feeds it is missing
-  int inputs = -1;     // index of the lane whose outputs replace this lane's after every step
-  int routing = -1;    // index of the lane whose routing replaces this lane's
+  std::string plain_operators;  // that compute what its backend does not: "scores, softmax"; empty: none
+  std::string absent;           // why the lane could not be opened; empty: it runs
+  bool unfed = false;           // only a lane that feeds it is missing
+  int inputs = -1;              // index of the lane whose outputs replace this lane's after every step
+  int routing = -1;             // index of the lane whose routing replaces this lane's
 
   bool runs() const { return lane_ != nullptr && absent.empty(); }
   const std::string& label() const { return label_; }  // for messages: "lane 'cpu' (backend cpu)"
@@ -91,7 +92,7 @@ class Lanes {
 
  private:
   void describe(std::size_t i, PluginHost& host, const Request& request);
-  std::unique_ptr<Lane> opened(std::size_t i, Description& description) const;
+  std::unique_ptr<Lane> opened(std::size_t i, std::string& plain_operators) const;
   void attach(std::size_t i, RunningLane& lane) const;
   void mark_unfed();
 

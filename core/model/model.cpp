@@ -41,6 +41,7 @@ struct Model::Impl {
   ModelConfig config;
   std::optional<Site> part;
   std::vector<Weight> weights;
+  ModelView view;             // of the two
   std::deque<Lacked> lacked;  // what a part of a model does not have
   const Architecture* architecture = nullptr;
   std::map<std::pair<int, std::string_view>, const Weight*> roles;  // by layer and role
@@ -297,14 +298,14 @@ Model Model::synthetic(const SyntheticSpec& spec, int threads) {
   return Model(std::move(impl));
 }
 
-Model::Model(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Model::Model(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) { impl_->view = {&impl_->config, impl_->weights}; }
 Model::Model(Model&&) noexcept = default;
 Model& Model::operator=(Model&&) noexcept = default;
 Model::~Model() = default;
 
 const ModelConfig& Model::config() const { return impl_->config; }
 const std::optional<Site>& Model::part() const { return impl_->part; }
-ModelView Model::view() const { return {&impl_->config, impl_->weights}; }
+const ModelView& Model::view() const { return impl_->view; }
 const Architecture& Model::architecture() const { return *impl_->architecture; }
 const Weight& Model::weight(std::string_view role, int layer) const { return *impl_->roles.at({layer, role}); }
 

@@ -37,7 +37,7 @@ class Model {
   const ModelConfig& config() const;
   // The one step whose tensors it has, where it is a part of a model: see core/model/part.hpp.
   const std::optional<Site>& part() const;
-  ModelView view() const;
+  const ModelView& view() const;
   const Architecture& architecture() const;
   // As the architecture names its tensors; -1: of no layer. Without data where a part of a model lacks it. The head of
   // a model whose output is tied is the embedding's table.

@@ -91,7 +91,8 @@ bool is_read_by(Site site, const TensorSpec& spec, const ModelConfig& config) {
   const auto& read = info(site.stage).weights;
   std::string_view role = spec.role;
   if (role.ends_with(".bias")) role.remove_suffix(std::string_view(".bias").size());
-  return spec.layer == site.layer && std::find(read.begin(), read.end(), role) != read.end();
+  const bool is_there = spec.layer == site.layer || spec.layer < 0;  // steps of a layer may read what is of none
+  return is_there && std::find(read.begin(), read.end(), role) != read.end();
 }
 
 ModelConfig config_of(const ModelConfig& whole, const PartSpec& spec) {

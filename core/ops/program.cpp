@@ -26,6 +26,7 @@ Params& ProgramBuilder::add(int layer, Op op, const Names& in, const Names& role
   std::vector<const Weight*> biases;
   for (const std::string_view role : roles) {
     const Weight* weight = weight_of_(role, layer);
+    if (!weight) weight = weight_of_(role, -1);
     if (!weight) throw Error(ErrorKind::environment, fmt::format("the architecture has no weight '{}'", role));
     step.weights.push_back(weight);
     biases.push_back(op == Op::linear ? weight_of_(fmt::format("{}.bias", role), layer) : nullptr);

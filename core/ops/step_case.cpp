@@ -34,4 +34,14 @@ std::vector<std::int64_t> wrong_elements(const StepCase& c, const StepUnit& unit
   return wrong;
 }
 
+bool differs_where_finite(const StepCase& c, const FailingUnits& units) {
+  const bool is_double = c.a.dtype == DType::f64;
+  for (const StepUnit* unit : units)
+    for (std::int64_t i = 0; i < unit->size; ++i) {
+      const double a = value_at(c.a, unit->in_a(i)), b = value_at(c.b, unit->in_b(i));
+      if (std::isfinite(a) && a != (is_double ? b : static_cast<double>(static_cast<float>(b)))) return true;
+    }
+  return false;
+}
+
 }  // namespace moe_diag

@@ -89,6 +89,10 @@ using FailingUnits = std::vector<const StepUnit*>;  // of one part, at least one
 // How far each element of a unit is off, in expected errors.
 std::vector<double> errors_of_elements(const StepCase& step_case, const StepUnit& unit);
 
+// False when all finite values of the units are the oracle's, rounded to the lane's type: what makes them fail is an
+// overflow, and of nothing else there is evidence.
+bool differs_where_finite(const StepCase& step_case, const FailingUnits& units);
+
 // Elements of a unit that are farther off than its expected error lets them be, ascending; those that are small beside
 // `of_the_worst` times the worst one are left out.
 std::vector<std::int64_t> wrong_elements(const StepCase& step_case, const StepUnit& unit, double of_the_worst);

@@ -449,6 +449,7 @@ void add_rounding(const StepCase& c, const FailingUnits& failing, std::vector<Hy
 std::vector<Hypothesis> value_hypotheses(const StepKnowledge& known, const FailingUnits& failing) {
   const StepCase& c = known.step_case;
   std::vector<Hypothesis> list;
+  if (!differs_where_finite(c, failing)) return list;
   add_scale(c, failing, list);
   add_bitflip(c, failing, list);
   add_neighbours(c, list);

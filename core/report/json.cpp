@@ -317,7 +317,8 @@ void add_what_ran(Json& j, const Verdict& verdict) {
                           {"instruction_set", l.instruction_set},
                           {"inputs", text_or_null(l.inputs)},
                           {"routing", text_or_null(l.routing)},
-                          {"absent", text_or_null(l.absent)}});
+                          {"absent", text_or_null(l.absent)},
+                          {"plain_operators", text_or_null(l.plain_operators)}});
   j["prompts"] = Json::array();
   for (std::size_t p = 0; p < contract.prompts.size(); ++p)
     j["prompts"].push_back(prompt_json(contract.prompts[p], verdict.prompts[p]));

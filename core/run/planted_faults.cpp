@@ -41,6 +41,10 @@ bool PlantedFaults::any_in(const std::string& lane) const {
 void PlantedFaults::check_lanes(const Lanes& lanes, const std::vector<bool>& lockstep) const {
   for (const auto& [place, fault] : faults_) {
     const RunningLane& lane = lanes[lane_of(fault, lanes)];
+    if (lane.runs() && fault.kind == FaultSpec::Kind::stale_kv && !lane.abilities().shows_caches)
+      throw Error(ErrorKind::usage, fmt::format("{}: fault '{}': lane '{}' does not show its caches, so none of its "
+                                                "keys can be made stale",
+                                                place, fault.text, lane.name));
     if (lockstep[lane_of(fault, lanes)] || !lane.absent.empty()) continue;
     throw Error(ErrorKind::usage,
                 fmt::format("{}: fault '{}': nothing looks at lane '{}' in the lockstep run, so it does not run", place,

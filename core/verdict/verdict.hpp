@@ -104,7 +104,8 @@ std::optional<Bound> bound_that_holds(const Judgement& judgement);
 struct LaneReport {
   std::string name, backend, numerics, device, instruction_set, inputs, routing;
   std::string absent;
-  bool unfed = false;  // only a lane that feeds it is missing
+  bool unfed = false;           // only a lane that feeds it is missing
+  std::string plain_operators;  // that compute what its backend does not; empty: none
 };
 
 struct PromptReport {

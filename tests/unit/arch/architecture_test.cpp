@@ -93,6 +93,31 @@ TEST_CASE("a program writes the stages of its table, each once a layer, in the t
   }
 }
 
+TEST_CASE("a role with a dot is a whole name") {
+  CHECK(TensorSpec{.role = "attn_q", .layer = 2}.name() == "blk.2.attn_q.weight");
+  CHECK(TensorSpec{.role = "attn_q.bias", .layer = 2}.name() == "blk.2.attn_q.bias");
+  CHECK(TensorSpec{.role = "ffn_down_exps.scale", .layer = 0}.name() == "blk.0.ffn_down_exps.scale");
+  CHECK(TensorSpec{.role = "rope_freqs"}.name() == "rope_freqs.weight");
+}
+
+TEST_CASE("a step of a layer may read a weight of no layer; what the architecture lacks is refused") {
+  const ModelConfig config = Model::synthetic({}).config();
+  const Weight shared, own;
+  ProgramBuilder builder(config, [&](std::string_view role, int layer) -> const Weight* {
+    if (role == "attn_norm" && layer == 1) return &own;
+    return role == "rope_freqs" && layer == -1 ? &shared : nullptr;
+  });
+  builder.add(1, Op::rms_norm, {"embedding"}, {"attn_norm"}, {"attn_norm"});
+  builder.add(1, Op::rope, {"q_norm"}, {"rope_freqs"}, {"q_post_rope"});
+  CHECK_THROWS_WITH(builder.add(0, Op::rms_norm, {"embedding"}, {"attn_norm"}, {"attn_norm"}),
+                    "the architecture has no weight 'attn_norm'");
+  CHECK_THROWS_WITH(builder.add(1, Op::add, {"q_nrom"}, {}, {"q_norm"}), "the architecture has no stage 'q_nrom'");
+  CHECK_THROWS_WITH(builder.read_cache("latent", 1), "the architecture has no cache 'latent'");
+  const Program program = builder.take();
+  CHECK(program[0].weights[0] == &own);
+  CHECK(program[1].weights[0] == &shared);
+}
+
 TEST_CASE("stages of all architectures are found by name, and two that share a name are of one kind") {
   for (const Architecture* a : architectures())
     for (const Stage stage : a->stages) {

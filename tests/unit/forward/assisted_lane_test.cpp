@@ -163,7 +163,12 @@ TEST_CASE("what a lane leaves to the plain operators has names; one that hides w
    private:
     const Supports supports_;
   };
-  CHECK(left_to_plain_operators(Only([](std::span<const Step> s) { return s.size() + 5; }), program).empty());
+  CHECK(left_to_plain_operators(Only([](std::span<const Step> s) { return s.size(); }), program).empty());
+  CHECK_THROWS_WITH(left_to_plain_operators(Only([](std::span<const Step> s) { return s.size() + 5; }), program),
+                    Catch::Matchers::Contains(" steps from embedding on") && Catch::Matchers::Contains("supports: "));
+  CHECK_THROWS_WITH(left_to_plain_operators(Declining(nullptr, all_but(Op::mix), false), program),
+                    "the backend does not compute attention, and does not show its cache of values, which the plain "
+                    "operator reads");
   CHECK(left_to_plain_operators(Only(all_but(Op::swiglu)), program) == "swiglu");
   CHECK(left_to_plain_operators(Only(attention_as_one), program) ==
         "embed, rms_norm, linear, rope, add, softmax, topk, expert_linear, swiglu, weigh, combine");
