@@ -40,7 +40,7 @@ struct Stretch {
   int end() const { return first + count; }
 };
 
-// What a lane can do besides computing passes from their first step to their last.
+// Abilities of a lane besides computing passes from their first step to their last.
 struct Abilities {
   bool recomputes = true;    // runs any one step on inputs that were written to it
   bool rewinds = true;       // begins at any position that its caches have; false: only at 0 and where it ended

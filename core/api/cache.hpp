@@ -11,7 +11,7 @@
 
 namespace moe_diag {
 
-// What an architecture keeps in each layer from one pass to the next: keys, values, a latent, a recurrent state.
+// Values that each layer keeps from one pass to the next: keys, values, a latent, a recurrent state.
 struct CacheInfo {
   std::string_view name;     // "keys"
   std::array<Dim, 3> row{};  // of one position, or of the state; a size of 0: the layer has no such cache

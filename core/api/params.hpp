@@ -40,7 +40,7 @@ struct TopkParams {
   friend constexpr bool operator==(const TopkParams&, const TopkParams&) = default;
 };
 
-// Those of one step; std::monostate: its operator has none.
+// The parameters of one step; std::monostate: its operator has none.
 using Params = std::variant<std::monostate, RmsNormParams, RopeParams, ScoresParams, SoftmaxParams, TopkParams>;
 
 }  // namespace moe_diag

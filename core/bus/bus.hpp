@@ -36,8 +36,8 @@ class Sighting {
     return stage ? now(lane, stage) : Tensor();
   }
 
-  // What a cache of the lane has of the layer's positions, up to the pass's last: [positions, width]. For outputs of
-  // steps that read it. Null when the lane does not show its caches.
+  // The rows of a lane's cache in this layer, for all positions up to the last of the pass: [positions, width]. Only
+  // for outputs of steps that read the cache. Null when the lane does not show its caches.
   Tensor cached(int lane, Cache cache);
 
  private:

@@ -40,7 +40,7 @@ namespace metric_at {
 constexpr bool every(Stage) { return true; }
 constexpr bool none(Stage) { return false; }
 constexpr bool values(Stage stage) { return payload_of(stage) == Payload::values; }
-// Of more than one value: one alone may be near 0, and its relative error says nothing.
+// Rows of one value are left out: it may be near 0, and its relative error says nothing.
 constexpr bool rows(Stage stage) { return values(stage) && info(stage).row[0].symbol != "1"; }
 constexpr bool choice(Stage stage) { return is(stage, Role::choice); }
 constexpr bool sums_to_one(Stage stage) { return info(stage).sums_to_one; }
@@ -50,7 +50,7 @@ constexpr bool distribution(Stage stage) {
 
 }  // namespace metric_at
 
-// What a falsifier may say about a metric. Every value of the metric lies in [lowest, highest].
+// The claims that a falsifier may make about a metric. Every value of the metric lies in [lowest, highest].
 struct MetricInfo {
   Metric metric;
   std::string_view name;

@@ -30,7 +30,7 @@ std::uint64_t KeptCaches::bytes(std::int64_t positions, const std::vector<bool>&
   return bytes;
 }
 
-// What is kept of a cache when the sequence has so many positions.
+// The positions that are kept of a cache when the sequence has so many.
 Stretch KeptCaches::kept_of(Cache cache, int positions) {
   return info(cache).is_state ? Stretch{positions - 1, 1} : Stretch{0, positions};
 }

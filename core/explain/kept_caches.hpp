@@ -12,7 +12,7 @@
 
 namespace moe_diag {
 
-// What lanes had in their caches behind the prompts of a run, on the host: what failed late in a prompt can be run
+// The contents of lanes' caches behind the prompts of a run, on the host: what failed late in a prompt can be run
 // again without the positions before it, though other prompts came after. Lanes with inputs take theirs over, and are
 // left out.
 class KeptCaches {

@@ -121,7 +121,7 @@ void Forward::take_over_caches(int lane, int from, Stretch positions) {
     for (const CacheUse& use : step.caches) take_over_cache(lane, from, {use.cache, step.layer}, positions);
 }
 
-// Of a state there is one value, behind the last position.
+// A state has one value, that behind the last position.
 void Forward::take_over_cache(int lane, int from, CacheSite at, Stretch positions) {
   if (info(at.cache).is_state) positions = {positions.end() - 1, 1};
   RunningLane& feeder = lanes_[static_cast<std::size_t>(from)];

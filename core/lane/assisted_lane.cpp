@@ -52,7 +52,7 @@ void AssistedLane::run(std::span<const Step> steps) {
   }
 }
 
-// What steps behind these read is stored, since a plain operator may be the one to read it.
+// Outputs that steps behind these read are stored, since a plain operator may be the one to read them.
 void AssistedLane::run_own(std::span<const Step> steps) {
   steps_.assign(steps.begin(), steps.end());
   for (Step& step : steps_)

@@ -6,8 +6,7 @@
 // appends one step, and what is assigned to it are the operator's parameters. Inputs and outputs are stages, by the
 // names in the architecture's table (core/arch/shared/stage_rows.hpp). Weights are roles: names of tensors without
 // "blk.<layer>." and ".weight". p.read_cache(name, i) lets the step append its input i to a cache and read all of it.
-// What an operator computes stands at `enum class Op` (core/api/op.hpp), in double in core/ops, and fast in each
-// backend.
+// Operators are defined at `enum class Op` (core/api/op.hpp), computed in double in core/ops, and fast in each backend.
 //
 // A part is shared when architectures have the same steps. Where one of its parameters differs, it becomes an argument,
 // as `renormalised` is; an architecture with other steps writes its own in its file (core/arch/qwen3moe.cpp).

@@ -196,7 +196,7 @@ inline constexpr StageInfo lm_head{.name = "lm_head",
 
 }  // namespace rows
 
-// Of attention over all positions, the same in every layer.
+// The caches of attention over all positions, the same in every layer.
 inline constexpr auto kv_caches = numbered(std::array{CacheInfo{.name = "keys", .row = {dims::kv_width}},
                                                       CacheInfo{.name = "values", .row = {dims::kv_width}}});
 
