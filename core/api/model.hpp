@@ -19,7 +19,7 @@ namespace moe_diag {
 struct ModelConfig {
   int layers = 0;
   int hidden = 0;        // d
-  int heads = 0;         // Hq
+  int heads = 0;         // Hq; of most layers, as the next two: each step has its own
   int kv_heads = 0;      // Hk, divides Hq
   int head_dim = 0;      // h, even; not hidden / heads
   int experts = 0;       // E
@@ -31,7 +31,7 @@ struct ModelConfig {
   float rope_theta = 0;
   bool tied_output = false;             // no output.weight: the head uses token_embd.weight
   std::vector<int> expert_widths = {};  // of each layer, where they differ
-  std::array<double, 16> own = {};      // numbers that the architecture alone knows
+  std::vector<double> own = {};         // numbers that the architecture alone knows, of the model or of each layer
   Stages stages = {};                   // of its architecture
   Caches caches = {};                   // of its architecture
 

@@ -16,16 +16,33 @@ struct RmsNormParams {
 };
 
 struct RopeParams {
-  int offset = 0;  // first column read
+  int offset = 0;    // first column read
+  int head_dim = 0;  // values of a head, even
   double theta = 0;
 
   friend constexpr bool operator==(const RopeParams&, const RopeParams&) = default;
 };
 
+// The sizes of attention: query head j reads kv head j / (heads / kv_heads).
+struct HeadSizes {
+  int heads = 0;     // of queries
+  int kv_heads = 0;  // divides `heads`
+  int head_dim = 0;  // values of a head
+
+  friend constexpr bool operator==(const HeadSizes&, const HeadSizes&) = default;
+};
+
 struct ScoresParams {
+  HeadSizes sizes = {};
   double scale = 1;
 
   friend constexpr bool operator==(const ScoresParams&, const ScoresParams&) = default;
+};
+
+struct MixParams {
+  HeadSizes sizes = {};
+
+  friend constexpr bool operator==(const MixParams&, const MixParams&) = default;
 };
 
 struct SoftmaxParams {
@@ -41,6 +58,7 @@ struct TopkParams {
 };
 
 // The parameters of one step; std::monostate: its operator has none.
-using Params = std::variant<std::monostate, RmsNormParams, RopeParams, ScoresParams, SoftmaxParams, TopkParams>;
+using Params =
+    std::variant<std::monostate, RmsNormParams, RopeParams, ScoresParams, SoftmaxParams, MixParams, TopkParams>;
 
 }  // namespace moe_diag

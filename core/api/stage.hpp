@@ -21,8 +21,8 @@ enum class Payload : std::uint8_t { values, indices };
 enum class Role : std::uint8_t {
   value,           // none of those below
   key_values,      // [T, heads, S]: a value for each key up to the row's own position
-  router_logits,   // [T, E]
-  router_probs,    // [T, E]: what the experts are chosen by
+  router_scores,   // [T, E]: what the experts are chosen by, the largest of them; logits, where a softmax comes between
+  router_probs,    // [T, E]: that softmax
   choice,          // [T, k]: ids of the experts chosen
   choice_weights,  // [T, k]
   expert_values,   // [T, k, n]: a slot for each expert chosen
@@ -50,7 +50,7 @@ struct StageInfo {
   std::string_view llama_cpp{};               // what llama.cpp's graph calls it; empty: not there
   std::string_view hf{};                      // where HF transformers shows it; empty: fused away
   std::string_view alias{};                   // empty: none
-  bool of_heads = false;                      // a row is vectors of head_dim values, one for each head
+  Dim head{};                                 // values of a head, where a row is heads side by side
   bool sums_to_one = false;                   // the values of a row do
 
   // Place in the table of its architecture, which has `count` rows in forward order.
@@ -95,6 +95,7 @@ class Stage {
 };
 
 constexpr const StageInfo& info(Stage stage) { return stage.row(); }
+constexpr bool is_of_heads(Stage stage) { return !stage.row().head.symbol.empty(); }
 constexpr std::string_view name_of(Stage stage) { return stage.row().name; }
 
 // The stages of an architecture, in forward order.
@@ -158,7 +159,7 @@ constexpr bool is_of_head(Stage stage) { return stage.row().scope == Scope::afte
 
 // True for the stages that the router writes: what chooses the experts, and the choice.
 constexpr bool is_of_router(Stage stage) {
-  return is(stage, Role::router_logits) || is(stage, Role::router_probs) || is(stage, Role::choice) ||
+  return is(stage, Role::router_scores) || is(stage, Role::router_probs) || is(stage, Role::choice) ||
          is(stage, Role::choice_weights);
 }
 // True for the two that say which experts compute, and what weight each has.

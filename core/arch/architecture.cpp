@@ -20,7 +20,7 @@ std::string supported() {
 }  // namespace
 
 std::string TensorSpec::name() const {
-  const std::string_view suffix = role.find('.') == std::string_view::npos ? ".weight" : "";
+  const std::string_view suffix = is_bare || role.find('.') != std::string_view::npos ? "" : ".weight";
   return layer < 0 ? fmt::format("{}{}", role, suffix) : fmt::format("blk.{}.{}{}", layer, role, suffix);
 }
 

@@ -28,12 +28,13 @@ enum class TensorKind : std::uint8_t {
 
 // One tensor that a model of a configuration has.
 struct TensorSpec {
-  std::string_view role;  // GGUF's name, without "blk.<layer>." and ".weight"; with ".bias"
+  std::string_view role;  // GGUF's name, without "blk.<layer>." and ".weight"; with ".bias" or another suffix
   int layer = -1;         // -1: of no layer
   TensorKind kind = TensorKind::matrix;
   std::int64_t cols = 0, rows = 1, experts = 1;
   int rank = 2;  // 1 for vectors, 3 for experts, else 2
   bool is_optional = false;
+  bool is_bare = false;  // its name has no suffix, not even ".weight"
 
   // Used by synthetic models only.
   float gain = 1;          // standard deviation of a matmul's output for inputs of size one; of a norm, size of weights
@@ -78,7 +79,7 @@ struct Architecture {
 
   std::span<const SyntheticPreset> presets;
 
-  std::span<const std::string_view> own = {};  // names of the numbers in ModelConfig::own, in their order
+  std::span<const std::string_view> own = {};  // names of the first numbers in ModelConfig::own
 };
 
 // All architectures, by name.

@@ -74,6 +74,7 @@ ModelConfig read_config(const GgufFile& file) {
   if (has_dense) dense = metadata.size("feed_forward_length");
   sizes::read_expert_widths(file, metadata, dense ? std::optional(*dense / config.used) : std::nullopt, config);
   const bool is_stated = file.find(metadata.full("expert_shared_feed_forward_length")) || !dense;
+  config.own.resize(std::size(own_names));
   config.own[shared_width] = is_stated ? metadata.size("expert_shared_feed_forward_length") : *dense;
   return config;
 }
@@ -113,8 +114,8 @@ void add_layer(ProgramBuilder& p, int l, std::string_view x) {
   const ModelConfig& c = p.config();
   p.norm(l, x, "attn_norm", "attn_norm", c.hidden);
   p.add(l, Op::linear, {"attn_norm"}, {"attn_q", "attn_k", "attn_v"}, {"qkv_matmul"});
-  p.add(l, Op::rope, {"qkv_matmul"}, {}, {"q_post_rope"}) = RopeParams{.theta = c.rope_theta};
-  p.add(l, Op::rope, {"qkv_matmul"}, {}, {"k_post_rope"}) = RopeParams{.offset = c.q_width(), .theta = c.rope_theta};
+  p.add(l, Op::rope, {"qkv_matmul"}, {}, {"q_post_rope"}) = RopeParams{.head_dim = c.head_dim, .theta = c.rope_theta};
+  p.add(l, Op::rope, {"qkv_matmul"}, {}, {"k_post_rope"}) = RopeParams{c.q_width(), c.head_dim, c.rope_theta};
   layers::add_attention(p, l, x);
   p.norm(l, "post_attn_residual", "ffn_norm", "ffn_norm", c.hidden);
   layers::add_experts(p, l, /*renormalised=*/false);
@@ -125,35 +126,35 @@ void add_layer(ProgramBuilder& p, int l, std::string_view x) {
 
 void add_steps(ProgramBuilder& p) { layers::add_steps(p, add_layer); }
 
-constexpr ModelConfig tiny{.layers = 4,
-                           .hidden = 256,
-                           .heads = 4,
-                           .kv_heads = 2,
-                           .head_dim = 64,
-                           .experts = 12,
-                           .used = 3,
-                           .expert_width = 256,
-                           .vocab = 512,
-                           .context = 4096,
-                           .rms_eps = 1e-6f,
-                           .rope_theta = 1e6f,
-                           .own = {512}};
+const ModelConfig tiny{.layers = 4,
+                       .hidden = 256,
+                       .heads = 4,
+                       .kv_heads = 2,
+                       .head_dim = 64,
+                       .experts = 12,
+                       .used = 3,
+                       .expert_width = 256,
+                       .vocab = 512,
+                       .context = 4096,
+                       .rms_eps = 1e-6f,
+                       .rope_theta = 1e6f,
+                       .own = {512}};
 // config.json of Qwen/Qwen1.5-MoE-A2.7B.
-constexpr ModelConfig a27b{.layers = 24,
-                           .hidden = 2048,
-                           .heads = 16,
-                           .kv_heads = 16,
-                           .head_dim = 128,
-                           .experts = 60,
-                           .used = 4,
-                           .expert_width = 1408,
-                           .vocab = 151936,
-                           .context = 8192,
-                           .rms_eps = 1e-6f,
-                           .rope_theta = 1e6f,
-                           .own = {5632}};
-constexpr std::array presets{SyntheticPreset{"tiny-qwen2moe", "Synthetic tiny Qwen2-MoE", tiny, 512},
-                             SyntheticPreset{"qwen1.5-moe-a2.7b", "Synthetic Qwen1.5-MoE-A2.7B", a27b, 5632}};
+const ModelConfig a27b{.layers = 24,
+                       .hidden = 2048,
+                       .heads = 16,
+                       .kv_heads = 16,
+                       .head_dim = 128,
+                       .experts = 60,
+                       .used = 4,
+                       .expert_width = 1408,
+                       .vocab = 151936,
+                       .context = 8192,
+                       .rms_eps = 1e-6f,
+                       .rope_theta = 1e6f,
+                       .own = {5632}};
+const std::array presets{SyntheticPreset{"tiny-qwen2moe", "Synthetic tiny Qwen2-MoE", tiny, 512},
+                         SyntheticPreset{"qwen1.5-moe-a2.7b", "Synthetic Qwen1.5-MoE-A2.7B", a27b, 5632}};
 
 }  // namespace
 

@@ -84,8 +84,8 @@ void add_layer(ProgramBuilder& p, int l, std::string_view x) {
   p.add(l, Op::linear, {"attn_norm"}, {"attn_q", "attn_k", "attn_v"}, {"qkv_matmul"});
   p.norm(l, "qkv_matmul", "attn_q_norm", "q_norm", c.head_dim);  // of each head
   p.norm(l, "qkv_matmul", "attn_k_norm", "k_norm", c.head_dim, c.q_width());
-  p.add(l, Op::rope, {"q_norm"}, {}, {"q_post_rope"}) = RopeParams{.theta = c.rope_theta};
-  p.add(l, Op::rope, {"k_norm"}, {}, {"k_post_rope"}) = RopeParams{.theta = c.rope_theta};
+  p.add(l, Op::rope, {"q_norm"}, {}, {"q_post_rope"}) = RopeParams{.head_dim = c.head_dim, .theta = c.rope_theta};
+  p.add(l, Op::rope, {"k_norm"}, {}, {"k_post_rope"}) = RopeParams{.head_dim = c.head_dim, .theta = c.rope_theta};
   layers::add_attention(p, l, x);
   p.norm(l, "post_attn_residual", "ffn_norm", "ffn_norm", c.hidden);
   layers::add_experts(p, l, /*renormalised=*/true);
@@ -97,33 +97,33 @@ void add_steps(ProgramBuilder& p) { layers::add_steps(p, add_layer); }
 // ---- synthetic models ----------------------------------------------------------------------------------------------
 
 // `tiny` keeps what breaks real code: heads together wider than hidden, few kv heads, experts no power of two.
-constexpr ModelConfig tiny{.layers = 4,
-                           .hidden = 256,
-                           .heads = 8,
-                           .kv_heads = 2,
-                           .head_dim = 64,
-                           .experts = 12,
-                           .used = 3,
-                           .expert_width = 256,
-                           .vocab = 512,
-                           .context = 4096,
-                           .rms_eps = 1e-6f,
-                           .rope_theta = 1e6f};
+const ModelConfig tiny{.layers = 4,
+                       .hidden = 256,
+                       .heads = 8,
+                       .kv_heads = 2,
+                       .head_dim = 64,
+                       .experts = 12,
+                       .used = 3,
+                       .expert_width = 256,
+                       .vocab = 512,
+                       .context = 4096,
+                       .rms_eps = 1e-6f,
+                       .rope_theta = 1e6f};
 // config.json of Qwen/Qwen3-30B-A3B.
-constexpr ModelConfig a3b{.layers = 48,
-                          .hidden = 2048,
-                          .heads = 32,
-                          .kv_heads = 4,
-                          .head_dim = 128,
-                          .experts = 128,
-                          .used = 8,
-                          .expert_width = 768,
-                          .vocab = 151936,
-                          .context = 40960,
-                          .rms_eps = 1e-6f,
-                          .rope_theta = 1e6f};
-constexpr std::array presets{SyntheticPreset{"tiny", "Synthetic tiny Qwen3-MoE", tiny, 512},
-                             SyntheticPreset{"qwen3-30b-a3b", "Synthetic Qwen3-30B-A3B", a3b, 6144}};
+const ModelConfig a3b{.layers = 48,
+                      .hidden = 2048,
+                      .heads = 32,
+                      .kv_heads = 4,
+                      .head_dim = 128,
+                      .experts = 128,
+                      .used = 8,
+                      .expert_width = 768,
+                      .vocab = 151936,
+                      .context = 40960,
+                      .rms_eps = 1e-6f,
+                      .rope_theta = 1e6f};
+const std::array presets{SyntheticPreset{"tiny", "Synthetic tiny Qwen3-MoE", tiny, 512},
+                         SyntheticPreset{"qwen3-30b-a3b", "Synthetic Qwen3-30B-A3B", a3b, 6144}};
 
 }  // namespace
 

@@ -70,7 +70,7 @@ std::string blind_to_explained(const FalsifierSpec& falsifier, const FaultSpec& 
     return fmt::format(
         "{} counts the flips that the lane's own {} do not explain, and these follow the fault; plant wrong_expert at "
         "{}",
-        name_of(falsifier.metric), name_of(fault.stage.sibling(Role::router_logits)),
+        name_of(falsifier.metric), name_of(fault.stage.sibling(Role::router_scores)),
         name_of(fault.stage.sibling(Role::choice)));
   if (falsifier.layers.contains(fault.layer) == false)
     return fmt::format(

@@ -45,7 +45,7 @@ constexpr bool rows(Stage stage) { return values(stage) && info(stage).row[0].sy
 constexpr bool choice(Stage stage) { return is(stage, Role::choice); }
 constexpr bool sums_to_one(Stage stage) { return info(stage).sums_to_one; }
 constexpr bool distribution(Stage stage) {
-  return is(stage, Role::logits) || is(stage, Role::router_logits) || is(stage, Role::router_probs);
+  return is(stage, Role::logits) || is(stage, Role::router_scores) || is(stage, Role::router_probs);
 }
 
 }  // namespace metric_at

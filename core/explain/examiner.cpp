@@ -262,8 +262,8 @@ void Examiner::look_at_units(const StepCase& seen, Finding& finding) const {
 }
 
 std::vector<RowFlip> Examiner::flips_of(int lane, Sighting& sighting) const {
-  const Routing routing{sighting.tensor(lane), sighting.tensor(parts_.oracle), sighting.now(lane, Role::router_logits),
-                        sighting.now(parts_.oracle, Role::router_logits), parts_.model.config().experts};
+  const Routing routing{sighting.tensor(lane), sighting.tensor(parts_.oracle), sighting.now(lane, Role::router_scores),
+                        sighting.now(parts_.oracle, Role::router_scores), parts_.model.config().experts};
   std::vector<RowFlip> flips;
   if (!routing.ids_a || !routing.ids_b) return flips;
   const bool has_logits = routing.logits_a && routing.logits_b;  // only a faulty id is told without

@@ -5,6 +5,8 @@
 #include <new>
 #include <numeric>
 
+#include "core/ops/operator.hpp"
+
 namespace moe_diag {
 
 KeptOracle::KeptOracle(const Contract& contract, const Plan& plan, const Lanes& lanes,
@@ -14,6 +16,7 @@ KeptOracle::KeptOracle(const Contract& contract, const Plan& plan, const Lanes& 
       oracle_(lanes.index_of(contract.oracle)),
       description_(lanes[static_cast<std::size_t>(oracle_)].description),
       most_bytes_(most_bytes) {
+  const bool moves_states = std::any_of(program_.begin(), program_.end(), has_state);  // which are not kept
   const auto runs = [&](int lane) { return lane < 0 || lanes[static_cast<std::size_t>(lane)].absent.empty(); };
   for (std::size_t p = 0; p < contract.prompts.size(); ++p) {
     bool is_judged = false;
@@ -22,7 +25,7 @@ KeptOracle::KeptOracle(const Contract& contract, const Plan& plan, const Lanes& 
       is_judged = is_judged || (falsifiers[f] && !watched.positions[p].empty() && runs(watched.lane) &&
                                 runs(watched.against) && runs(watched.floor));
     }
-    bytes_.push_back(is_judged ? bytes_of(contract.prompts[p], plan.head_first[p]) : 0);
+    bytes_.push_back(is_judged && !moves_states ? bytes_of(contract.prompts[p], plan.head_first[p]) : 0);
   }
 }
 

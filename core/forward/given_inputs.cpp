@@ -23,13 +23,13 @@ std::vector<Stage> stages_given(const Step& step) {
     if (!has(stages, stage)) stages.push_back(stage);
   };
   if (by_expert) add(Role::choice);
-  if (chooses) add(Role::router_logits);
+  if (chooses) add(Role::router_scores);
   return stages;
 }
 
 bool is_of_all_positions(const Step& step, Stage stage) {
   for (std::size_t i = 0; i < step.in.size(); ++i)
-    if (step.in[i] == stage && step.cached(i)) return true;
+    if (step.in[i] == stage && (step.cached(i) || has_state(step))) return true;
   return false;
 }
 

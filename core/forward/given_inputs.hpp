@@ -15,7 +15,8 @@ namespace moe_diag {
 // chosen, or the logits they were chosen by.
 std::vector<Stage> stages_given(const Step& step);
 
-// True for the keys and the values of attention: a step alone is given those of all positions up to its last.
+// True for what a step alone is given of all positions up to its last: keys and values of attention, and all that a
+// step reads that moves a state on, which is computed from them.
 bool is_of_all_positions(const Step& step, Stage stage);
 
 // Gives lanes what one step reads.
@@ -25,8 +26,8 @@ class GivenInputs {
   GivenInputs(const StepSpec& spec, const Step& step, const ModelConfig& config)
       : spec_(spec), step_(step), config_(config) {}
 
-  // The pass of the spec's positions; before it, where keys or values of earlier ones belong into the cache, one of
-  // those, whose outputs mean nothing.
+  // The pass of the spec's positions; before it, where the caches need earlier ones, one of those, whose outputs are
+  // not shown.
   std::vector<Stretch> stretches() const;
   bool is_shown(const Pass& pass) const { return pass.first == spec_.first; }
   // Of a stretch of the prompt's tokens.

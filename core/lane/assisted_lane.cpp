@@ -25,8 +25,9 @@ std::size_t own_steps(const Lane& lane, std::span<const Step> steps) {
 
 }  // namespace
 
-AssistedLane::AssistedLane(std::unique_ptr<Lane> lane, const ModelConfig& config, const Program& program)
-    : lane_(std::move(lane)), config_(config), layer_(config.stages.size(), -1) {
+AssistedLane::AssistedLane(std::unique_ptr<Lane> lane, const ModelConfig& config, const Program& program,
+                           Operators operators)
+    : lane_(std::move(lane)), config_(config), operators_(operators), layer_(config.stages.size(), -1) {
   std::vector<Site> written(config.stages.size());  // last, of each stage
   for (std::size_t i = 0; i < program.size(); ++i) {
     for (const Stage stage : program[i].in) last_reader_[written[stage.index()]] = i;
@@ -82,8 +83,17 @@ void AssistedLane::run_plain(const Step& step) {
     const CacheUse* use = step.cached(i);
     inputs.in[i] = use ? read_cached(step, i, *use) : read_input(step, i, rows);
   }
+  for (std::size_t i = 0; i < step.caches.size(); ++i)
+    if (info(step.caches[i].cache).is_state) inputs.states[i] = read_state(step, step.caches[i].cache);
+  const Operator& op = operators_(step.op);
   for (std::size_t o = 0; o < step.out.size(); ++o)
-    write_output(step, o, rows, compute(step, config_, inputs, nullptr, o));
+    write_output(step, o, rows, op.compute({step, config_, inputs, nullptr, o}));
+  for (std::size_t i = 0; i < step.caches.size(); ++i)
+    if (info(step.caches[i].cache).is_state) {
+      const host::Values state = op.next_state({step, config_, inputs, nullptr}, i);
+      lane_->write_cache(step.caches[i].cache, step.layer, {inputs.positions.back(), 1},
+                         {state.data(), DType::f64, Shape{1, static_cast<std::int64_t>(state.size())}});
+    }
 }
 
 host::Values AssistedLane::read_input(const Step& step, std::size_t input, Rows rows) {
@@ -109,6 +119,14 @@ host::Values AssistedLane::read_cached(const Step& step, std::size_t input, cons
   const Tensor cached = lane_->read_cache(use.cache, step.layer, {0, positions.end()});
   if (!cached) refuse(step, fmt::format("its cache of {}", name_of(use.cache)));
   return host::values_of(cached);
+}
+
+// Behind the position before the pass.
+host::Values AssistedLane::read_state(const Step& step, Cache cache) {
+  if (pass_.first == 0) return host::Values(static_cast<std::size_t>(config_.cache_width(cache, step.layer)));
+  const Tensor state = lane_->read_cache(cache, step.layer, {pass_.first - 1, 1});
+  if (!state) refuse(step, fmt::format("its cache of {}", name_of(cache)));
+  return host::values_of(state);
 }
 
 void AssistedLane::write_output(const Step& step, std::size_t output, Rows rows, const host::Values& values) {

@@ -17,8 +17,11 @@ namespace moe_diag {
 // and caches stay with the backend's lane.
 class AssistedLane final : public Lane {
  public:
+  using Operators = const Operator& (*)(Op);
+
   // `config` and `program`, which the lane computes, outlive it.
-  AssistedLane(std::unique_ptr<Lane> lane, const ModelConfig& config, const Program& program);
+  AssistedLane(std::unique_ptr<Lane> lane, const ModelConfig& config, const Program& program,
+               Operators operators = operator_of);
 
   Abilities abilities() const override { return lane_->abilities(); }
   void begin(const Pass& pass) override;
@@ -35,11 +38,13 @@ class AssistedLane final : public Lane {
   void run_plain(const Step& step);
   host::Values read_input(const Step& step, std::size_t input, Rows rows);
   host::Values read_cached(const Step& step, std::size_t input, const CacheUse& use);
+  host::Values read_state(const Step& step, Cache cache);
   void write_output(const Step& step, std::size_t output, Rows rows, const host::Values& values);
   Rows rows_of(Stage stage) const;
 
   const std::unique_ptr<Lane> lane_;
   const ModelConfig& config_;
+  const Operators operators_;
   std::map<Site, std::size_t>
       last_reader_;                    // of what a step writes: the place in the program of the last step to read it
   std::map<Site, std::size_t> place_;  // in the program, of the step that writes a site

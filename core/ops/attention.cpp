@@ -19,15 +19,15 @@ void check(const Attention& a, std::string_view op, std::span<const double> cach
   if (a.heads <= 0 || a.head_dim <= 0) refuse(op, "heads", 1, a.heads);
   expect_multiple(op, "query heads", a.kv_heads, a.heads);
   expect_below(op, "keys seen", a.total + 1, a.seen);
-  expect_multiple(op, "cached values", a.kv_heads * a.head_dim, size_of(cache));
-  if (size_of(cache) < a.seen * a.kv_heads * a.head_dim)
-    refuse(op, "cached values", a.seen * a.kv_heads * a.head_dim, size_of(cache));
+  if (a.cached < a.kv_heads * a.head_dim) refuse(op, "cached values of a position", a.kv_heads * a.head_dim, a.cached);
+  expect_multiple(op, "cached values", a.cached, size_of(cache));
+  if (size_of(cache) < a.seen * a.cached) refuse(op, "cached values", a.seen * a.cached, size_of(cache));
 }
 
 std::span<const double> cached(const Attention& a, std::span<const double> cache, std::int64_t position,
                                std::int64_t head) {
   const std::int64_t kv_head = head / (a.heads / a.kv_heads);
-  return cache.subspan(at((position * a.kv_heads + kv_head) * a.head_dim), at(a.head_dim));
+  return cache.subspan(at(position * a.cached + kv_head * a.head_dim), at(a.head_dim));
 }
 
 }  // namespace moe_diag::host
@@ -41,11 +41,12 @@ constexpr double outlier = 0.01;        // beside the worst element: keys with l
 // Scores and mix, from a cache of keys or values of which the step's second input holds the true contents.
 struct Cached {
   Operands o;
-  host::Values truth;  // [positions, Hk h]
+  HeadSizes sizes;
+  host::Values truth;  // [positions, width]
   std::int64_t width = 0;
 
   explicit Cached(const Operands& operands)
-      : o(operands), width(o.config.cache_width(o.step.caches[0].cache, o.step.layer)) {
+      : o(operands), sizes(head_sizes(o.step)), width(o.config.cache_width(o.step.caches[0].cache, o.step.layer)) {
     const std::int64_t offset = o.step.caches[0].column;
     for (std::int64_t s = 0; s < o.c.in[1].shape[0]; ++s) {
       const host::Values row = host::values_of(o.c.in[1], s, 1);
@@ -63,8 +64,8 @@ struct Cached {
   // A unit's scores or sums from that cache; `in_turn`: query head j reads kv head j mod Hk.
   host::Values attended(const StepUnit& unit, const host::Values& cache, bool in_turn = false) const {
     const std::int64_t total = is_scores() ? o.c.a.shape[2] : o.c.in[0].shape[2];
-    const std::int64_t seen = o.position(unit) + 1, h = o.config.head_dim;
-    const host::Attention attention{o.config.heads, o.config.kv_heads, h, seen, total};
+    const std::int64_t seen = o.position(unit) + 1, h = sizes.head_dim;
+    const host::Attention attention(sizes, seen, total, width);
     host::Values x = o.input(0, unit);
     if (in_turn) x = reordered(x, is_scores() ? h : total, false);
     host::Values out = is_scores() ? host::scores(attention, x, cache, o.step.as<ScoresParams>().scale)
@@ -72,7 +73,7 @@ struct Cached {
     if (in_turn) out = reordered(out, is_scores() ? total : h, true);
     if (!is_scores()) return out;
     host::Values compared;  // without the keys after the own position
-    for (std::int64_t head = 0; head < o.config.heads; ++head)
+    for (std::int64_t head = 0; head < sizes.heads; ++head)
       compared.insert(compared.end(), out.begin() + head * total, out.begin() + head * total + seen);
     return compared;
   }
@@ -80,10 +81,10 @@ struct Cached {
  private:
   // Query heads in an order in which those that read one kv head in turn are neighbours, or back from it.
   host::Values reordered(const host::Values& x, std::int64_t size, bool back) const {
-    const std::int64_t per_key = o.config.heads / o.config.kv_heads;
+    const std::int64_t per_key = sizes.heads / sizes.kv_heads;
     host::Values out(x.size());
-    for (std::int64_t j = 0; j < o.config.heads; ++j) {
-      const std::int64_t place = j % o.config.kv_heads * per_key + j / o.config.kv_heads;
+    for (std::int64_t j = 0; j < sizes.heads; ++j) {
+      const std::int64_t place = j % sizes.kv_heads * per_key + j / sizes.kv_heads;
       std::copy_n(x.begin() + (back ? place : j) * size, size, out.begin() + (back ? j : place) * size);
     }
     return out;
@@ -144,22 +145,27 @@ void add_stale(const Cached& cached, const FailingUnits& failing, HypothesisList
 
 }  // namespace
 
+const HeadSizes& head_sizes(const Step& step) {
+  return step.op == Op::scores ? step.as<ScoresParams>().sizes : step.as<MixParams>().sizes;
+}
+
 host::Attention attention_of(const StepRows& rows, std::size_t row) {
-  const ModelConfig& config = rows.config;
-  return {config.heads, config.kv_heads, config.head_dim, rows.inputs.positions[row] + 1, rows.inputs.total};
+  return {head_sizes(rows.step), rows.inputs.positions[row] + 1, rows.inputs.total,
+          rows.config.cache_width(rows.step.caches[0].cache, rows.step.layer)};
 }
 
 void add_attention_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisList& list) {
   const Cached cached(o);
-  list.set_work(cached.is_scores() ? o.config.head_dim : o.c.in[1].shape[0]);
+  list.set_work(cached.is_scores() ? cached.sizes.head_dim : o.c.in[1].shape[0]);
   add_stale(cached, failing, list);
   list.add(StepCause::permutation,
-           fmt::format("query head j reads {} head j mod {}", cached.entry(), o.config.kv_heads),
+           fmt::format("query head j reads {} head j mod {}", cached.entry(), cached.sizes.kv_heads),
            [cached](const StepUnit& unit) { return cached.attended(unit, cached.truth, true); });
 }
 
-Cost cost_of_attention(const Step&, const ModelConfig& config, double rows, int total) {
-  return {0, rows * total * config.q_width()};
+Cost cost_of_attention(const Step& step, const ModelConfig&, double rows, int total) {
+  const HeadSizes& sizes = head_sizes(step);
+  return {0, rows * total * sizes.heads * sizes.head_dim};
 }
 
 }  // namespace moe_diag

@@ -14,8 +14,17 @@ namespace moe_diag::host {
 // The sizes of attention for one position: query head j reads kv head j / (heads / kv_heads), and `seen` keys.
 struct Attention {
   std::int64_t heads = 0, kv_heads = 0, head_dim = 0;
-  std::int64_t seen = 0;   // keys up to the own position
-  std::int64_t total = 0;  // length of the whole sequence, the width of a head's row of scores
+  std::int64_t seen = 0;    // keys up to the own position
+  std::int64_t total = 0;   // length of the whole sequence, the width of a head's row of scores
+  std::int64_t cached = 0;  // values of a position in the cache, at least kv_heads * head_dim
+
+  Attention(const HeadSizes& sizes, std::int64_t seen_keys, std::int64_t positions, std::int64_t cached_values)
+      : heads(sizes.heads),
+        kv_heads(sizes.kv_heads),
+        head_dim(sizes.head_dim),
+        seen(seen_keys),
+        total(positions),
+        cached(cached_values) {}
 };
 
 // Throws Error for sizes that do not fit.
@@ -29,6 +38,8 @@ std::span<const double> cached(const Attention& attention, std::span<const doubl
 
 namespace moe_diag {
 
+// Of a step of scores or mix.
+const HeadSizes& head_sizes(const Step& step);
 // Of one row of a step.
 host::Attention attention_of(const StepRows& rows, std::size_t row);
 

@@ -60,8 +60,8 @@ constexpr bool written_by(Stage stage) {
 }
 constexpr bool product(Stage stage) { return written_by<Op::linear>(stage) || written_by<Op::expert_linear>(stage); }
 constexpr bool dispatch(Stage stage) { return choice(stage) || written_by<Op::expert_linear>(stage); }
-constexpr bool row_norm(Stage stage) { return written_by<Op::rms_norm>(stage) && !info(stage).of_heads; }
-constexpr bool head_norm(Stage stage) { return written_by<Op::rms_norm>(stage) && info(stage).of_heads; }
+constexpr bool row_norm(Stage stage) { return written_by<Op::rms_norm>(stage) && !is_of_heads(stage); }
+constexpr bool head_norm(Stage stage) { return written_by<Op::rms_norm>(stage) && is_of_heads(stage); }
 
 }  // namespace fault_at
 

@@ -70,6 +70,7 @@ double cancellation(const Step& step, std::span<const double> input, double resu
 const Operator linear_op{
     .name = "linear",
     .weights = WeightRows::all,
+    .adds_biases = true,
     .squared_error = squared_error_of_product,
     .cost = cost_of_weights,
     .compute = compute,

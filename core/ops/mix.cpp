@@ -36,6 +36,7 @@ host::Values compute(const StepRows& rows) {
 
 const Operator mix_op{
     .name = "mix",
+    .params = MixParams{},
     .squared_error = squared_error,
     .cost = cost_of_attention,
     .compute = compute,

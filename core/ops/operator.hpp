@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <span>
@@ -41,9 +42,10 @@ struct StepInputs {
   std::vector<int> positions;  // of the rows
   int total = 0;               // length of the whole sequence
   std::array<host::Values, most_inputs>
-      in;                            // as Step::in, [rows, ...]; what is cached: of all positions up to the last
-  std::vector<std::int32_t> tokens;  // of the rows, for a step that reads tokens
-  std::vector<int> stale;            // positions that stale_kv is planted at
+      in;  // as Step::in, [rows, ...]; what is cached: of all positions up to the last
+  std::array<host::Values, most_caches> states;  // as Step::caches: a state before the rows; zeros before position 0
+  std::vector<std::int32_t> tokens;              // of the rows, for a step that reads tokens
+  std::vector<int> stale;                        // positions that stale_kv is planted at
 };
 
 // The rows of one step, to be computed rightly or with a fault.
@@ -83,6 +85,7 @@ struct Operator {
   // What a step has until its architecture sets it; of the type that the operator has.
   Params params = {};
   bool chooses_experts = false;
+  bool adds_biases = false;  // a step has those that the model has of its weights
 
   // Square of the relative error that a step is expected to make: see expected_error(). `keys` is how many positions
   // the row attends to.
@@ -93,6 +96,9 @@ struct Operator {
 
   // An output, [rows, ...].
   host::Values (*compute)(const StepRows&) = nullptr;
+
+  // The state that a cache holds behind the last row; of operators that move one on.
+  host::Values (*next_state)(const StepRows&, std::size_t cache) = nullptr;
 
   // A unit's output had it been computed with that matrix; of operators that read weights and are no product.
   host::Values (*with_matrix)(const StepCase&, const StepUnit&, const host::Matrix&) = nullptr;
@@ -109,6 +115,12 @@ inline const Operator& operator_of(const Step& step) { return operator_of(step.o
 
 // True for a step that reads what other passes left.
 inline bool reads_cache(const Step& step) { return step.caches.size() > 0; }
+
+// True for a step that moves a state on: its outputs depend on all rows before, in their order.
+inline bool has_state(const Step& step) {
+  return std::any_of(step.caches.begin(), step.caches.end(),
+                     [](const CacheUse& use) { return info(use.cache).is_state; });
+}
 
 // True for a product with matrices: it multiplies its first input.
 inline bool is_product(const Operator& op) {

@@ -29,7 +29,7 @@ Params& ProgramBuilder::add(int layer, Op op, const Names& in, const Names& role
     if (!weight) weight = weight_of_(role, -1);
     if (!weight) throw Error(ErrorKind::environment, fmt::format("the architecture has no weight '{}'", role));
     step.weights.push_back(weight);
-    biases.push_back(op == Op::linear ? weight_of_(fmt::format("{}.bias", role), layer) : nullptr);
+    biases.push_back(operator_of(op).adds_biases ? weight_of_(fmt::format("{}.bias", role), layer) : nullptr);
   }
   if (std::any_of(biases.begin(), biases.end(), [](const Weight* bias) { return bias != nullptr; }))
     for (const Weight* bias : biases) step.biases.push_back(bias);

@@ -27,8 +27,8 @@ class ProgramBuilder {
   const ModelConfig& config() const { return config_; }
 
   // Appends a step; its parameters may be set until the next one comes. A weight that is not of the layer is looked for
-  // among those of no layer. A linear step has the biases that the model has of its weights. Throws Error(environment)
-  // for a stage or a role that the architecture lacks.
+  // among those of no layer. A step of an operator that adds biases has those that the model has of its weights. Throws
+  // Error(environment) for a stage or a role that the architecture lacks.
   Params& add(int layer, Op op, const Names& in, const Names& roles, const Names& out);
   // The step appended last reads a cache, into which its input goes, from `column` on; -1: a state, which the operator
   // moves on. Throws Error(environment) for a cache that the architecture lacks.

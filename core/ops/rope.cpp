@@ -46,7 +46,7 @@ host::Values compute(const StepRows& rows) {
   return rows.by_row([&](std::size_t r) {
     const auto width = static_cast<std::size_t>(rows.config.shape_of({rows.step.out[0], rows.step.layer}, 1, 0).row());
     const std::span<const double> heads = rows.row(0, r).subspan(host::at(rows.step.as<RopeParams>().offset), width);
-    return host::rope(heads, rows.config.head_dim, rows.inputs.positions[r] + later, options);
+    return host::rope(heads, rows.step.as<RopeParams>().head_dim, rows.inputs.positions[r] + later, options);
   });
 }
 
@@ -65,7 +65,7 @@ double to_three_digits(double x) {
 
 // The angle by which pair i of all heads of a row turned, in -pi..pi.
 double angle_of(const Operands& o, const StepUnit& unit, const host::Values& x, std::int64_t i) {
-  const std::int64_t h = o.config.head_dim;
+  const std::int64_t h = o.step.as<RopeParams>().head_dim;
   double along = 0, across = 0;
   for (std::int64_t head = 0; head < unit.size; head += h) {
     const double re = x[host::at(head + i)], im = x[host::at(head + i + h / 2)];
@@ -81,7 +81,7 @@ double angle_of(const Operands& o, const StepUnit& unit, const host::Values& x, 
 // pairs out looks the same: a partial one, or one with its angles scaled.
 bool turns_the_same_pairs(const Operands& o, const FailingUnits& failing, double theta) {
   constexpr double seen = 1e-5;  // radians, beyond the error that is explained in f32
-  const double h = o.config.head_dim, own = o.step.as<RopeParams>().theta;
+  const double h = o.step.as<RopeParams>().head_dim, own = o.step.as<RopeParams>().theta;
   double farthest = 0;
   for (const StepUnit* unit : failing) farthest = std::max(farthest, static_cast<double>(o.position(*unit)));
   const auto turned = [&](double base, double pair) { return farthest * std::pow(base, -2 * pair / h) > seen; };
@@ -95,11 +95,12 @@ bool turns_the_same_pairs(const Operands& o, const FailingUnits& failing, double
 std::optional<double> fitted_theta(const Operands& o, const StepUnit& unit) {
   constexpr double least_theta = 100;
   constexpr std::int64_t least_pairs = 3;  // the first of them turns by the position, whatever theta is
-  const double h = o.config.head_dim;
-  if (o.config.head_dim / 2 < least_pairs) return std::nullopt;
+  const std::int64_t pairs = o.step.as<RopeParams>().head_dim / 2;
+  const double h = static_cast<double>(2 * pairs);
+  if (pairs < least_pairs) return std::nullopt;
   const auto p = static_cast<double>(o.position(unit));
   const host::Values x = heads_of(o, unit);
-  for (std::int64_t i = 1; p > 0 && i < o.config.head_dim / 2; ++i) {
+  for (std::int64_t i = 1; p > 0 && i < pairs; ++i) {
     const auto pair = static_cast<double>(i);
     if (p * std::pow(least_theta, -2 * pair / h) >= pi) continue;
     const double theta = std::pow(angle_of(o, unit, x, i) / p, -h / (2 * pair));
@@ -112,7 +113,7 @@ std::optional<double> fitted_theta(const Operands& o, const StepUnit& unit) {
 void add_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisList& list) {
   const auto rotated = [o](std::int64_t shift, host::RopeOptions options) {
     return [o, shift, options](const StepUnit& unit) {
-      return host::rope(heads_of(o, unit), o.config.head_dim, o.position(unit) + shift, options);
+      return host::rope(heads_of(o, unit), o.step.as<RopeParams>().head_dim, o.position(unit) + shift, options);
     };
   };
   const double theta = o.step.as<RopeParams>().theta;

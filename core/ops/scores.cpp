@@ -23,8 +23,8 @@ Values scores(const Attention& a, std::span<const double> q, std::span<const dou
 namespace moe_diag {
 namespace {
 
-double squared_error(const Step&, const ModelConfig& config, const PredictedNumerics& numerics, int) {
-  return (4 + walk(config.head_dim)) * numerics.unit;
+double squared_error(const Step& step, const ModelConfig&, const PredictedNumerics& numerics, int) {
+  return (4 + walk(step.as<ScoresParams>().sizes.head_dim)) * numerics.unit;
 }
 
 // At the fault's positions the key of the one before.

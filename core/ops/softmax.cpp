@@ -32,7 +32,8 @@ namespace {
 constexpr double logit_size = 4;
 
 double squared_error(const Step& step, const ModelConfig& config, const PredictedNumerics& numerics, int keys) {
-  const int width = step.as<SoftmaxParams>().causal ? keys : config.experts;
+  const bool causal = step.as<SoftmaxParams>().causal;
+  const std::int64_t width = causal ? keys : config.shape_of({step.out[0], step.layer}, 1, keys).row();
   return (width > 1 ? square(logit_size) + 3 : 1) * numerics.unit;
 }
 
@@ -57,7 +58,7 @@ void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list
       if (seen < 1 || seen > total) return {};
       const host::Values all = host::softmax(o.input(0, unit), total, seen);
       host::Values compared;
-      for (std::int64_t head = 0; head < o.config.heads; ++head)
+      for (std::int64_t head = 0; head < o.c.in[0].shape[1]; ++head)
         compared.insert(compared.end(), all.begin() + head * total, all.begin() + head * total + own);
       return compared;
     };

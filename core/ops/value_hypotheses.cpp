@@ -205,7 +205,7 @@ void add_neighbours(const StepCase& c, std::vector<Hypothesis>& list) {
 std::int64_t head_size(const StepKnowledge& known, const StepUnit& unit) {
   const Stage stage = known.step_case.stage;
   if (is(stage, Role::key_values)) return unit.run();
-  return info(stage).of_heads ? known.config.head_dim : 0;
+  return is_of_heads(stage) ? info(stage).head.size(known.config, known.step().layer) : 0;
 }
 
 using Places = std::vector<std::size_t>;  // element i holds what place [i] should

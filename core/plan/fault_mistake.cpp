@@ -27,12 +27,12 @@ std::string experts_mistake(const FaultSpec& fault, const ModelConfig& config) {
   return "";
 }
 
-std::string rope_mistake(const FaultSpec& fault, const ModelConfig& config, const Program& program) {
+std::string rope_mistake(const FaultSpec& fault, const Program& program) {
   const Step* step = find_step(program, {fault.stage, fault.layer});
   if (fault.kind == Kind::rope_theta && step &&
       static_cast<float>(fault.theta) == static_cast<float>(step->as<RopeParams>().theta))
     return fmt::format("{} is the model's own theta: give another", fault.theta);
-  if (fault.kind == Kind::rope_interleaved && config.head_dim == 2)
+  if (fault.kind == Kind::rope_interleaved && step && step->as<RopeParams>().head_dim == 2)
     return "a head has 2 values, and they are one pair in any case";
   return "";
 }
@@ -82,7 +82,7 @@ std::string what_is_wrong(const FaultSpec& fault, const Contract& contract, cons
   if (fault.layer >= config.layers)
     return fmt::format("layer {} is not there, the model has layers 0 to {}", fault.layer, config.layers - 1);
   if (std::string why = experts_mistake(fault, config); !why.empty()) return why;
-  if (std::string why = rope_mistake(fault, config, program); !why.empty()) return why;
+  if (std::string why = rope_mistake(fault, program); !why.empty()) return why;
   if (std::string why = positions_mistake(fault, contract); !why.empty()) return why;
   const Step* step = find_step(program, {fault.stage, fault.layer});
   if (!step) return "nothing is computed there";

@@ -51,8 +51,8 @@ std::vector<SampleSegments> Comparisons::alone(int lane, int row) {
 const Routing& Comparisons::routing(int lane, int against) {
   const auto [at, fresh] = routings_.try_emplace({lane, against});
   if (fresh)
-    at->second = {sighting_.tensor(lane), sighting_.tensor(against), sighting_.now(lane, Role::router_logits),
-                  sighting_.now(against, Role::router_logits), lanes_.config().experts};
+    at->second = {sighting_.tensor(lane), sighting_.tensor(against), sighting_.now(lane, Role::router_scores),
+                  sighting_.now(against, Role::router_scores), lanes_.config().experts};
   return at->second;
 }
 

@@ -60,7 +60,7 @@ bool Judge::wants(int prompt, int lane, Site site) const {
 
 // Flips are explained by the logits, which a lane keeps for as long as somebody looks at them.
 bool Judge::watches_logits(const WatchedFalsifier& falsifier, int prompt, Site site) const {
-  return falsifier.spec->metric == Metric::routing_real_flips && is(site.stage, Role::router_logits) &&
+  return falsifier.spec->metric == Metric::routing_real_flips && is(site.stage, Role::router_scores) &&
          watches(falsifier, prompt, site.sibling(Role::choice));
 }
 

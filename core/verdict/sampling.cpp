@@ -164,7 +164,7 @@ std::string lacking(const WatchedFalsifier& watched, Comparisons& compared) {
     }
   if (watched.spec->metric == Metric::routing_real_flips) {
     const Routing& routing = compared.routing(watched.lane, watched.against);
-    if (!routing.logits_a || !routing.logits_b) return lacks("one", stage.sibling(Role::router_logits));
+    if (!routing.logits_a || !routing.logits_b) return lacks("one", stage.sibling(Role::router_scores));
   }
   return "";
 }

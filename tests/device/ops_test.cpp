@@ -394,7 +394,7 @@ TEST_CASE("rope, scores, softmax and mix, from the start and behind what is cach
         const auto total = static_cast<std::size_t>(op.total());
         const std::vector<float> x = op.fill(stages::q_norm);
         Step rope = step_of(Op::rope, {stages::q_norm}, {}, {stages::q_post_rope});
-        rope.params = RopeParams{.theta = c.rope_theta};
+        rope.params = RopeParams{.head_dim = c.head_dim, .theta = c.rope_theta};
         op.run(rope);
         std::vector<double> rotated(x.size());
         for (std::size_t i = 0; i < x.size(); i += h)
@@ -409,7 +409,7 @@ TEST_CASE("rope, scores, softmax and mix, from the start and behind what is cach
         const std::vector<float> q = op.fill(stages::q_post_rope), k = op.fill(stages::k_post_rope);
         keys.insert(keys.end(), k.begin(), k.end());
         Step scores = step_of(Op::scores, {stages::q_post_rope, stages::k_post_rope}, {}, {stages::attn_scores});
-        scores.params = ScoresParams{0.125};
+        scores.params = ScoresParams{{c.heads, c.kv_heads, c.head_dim}, 0.125};
         scores.caches.push_back({caches::keys, 1, 0});
         op.run(scores);
         std::vector<double> expected(op.count(stages::attn_scores));
@@ -441,6 +441,7 @@ TEST_CASE("rope, scores, softmax and mix, from the start and behind what is cach
           values.insert(values.end(), v, v + kv);
         }
         Step mix = step_of(Op::mix, {stages::attn_softmax, stages::qkv_matmul}, {}, {stages::attention});
+        mix.params = MixParams{{c.heads, c.kv_heads, c.head_dim}};
         mix.caches.push_back({caches::values, 1, c.q_width() + c.kv_width()});
         op.run(mix);
         std::vector<double> mixed(op.count(stages::attention));

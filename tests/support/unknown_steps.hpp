@@ -264,7 +264,7 @@ class UnknownSteps {
   }
 
   void of_mix() {
-    const std::int64_t width = config_.kv_width(), h = config_.head_dim, total = case_.in[0].shape[2];
+    const std::int64_t width = config_.kv_width(), total = case_.in[0].shape[2];
     const auto mixed = [&](auto value_of) {
       return by_row([&](std::int64_t r) {
         Values cache;
@@ -273,7 +273,7 @@ class UnknownSteps {
           const Values own(row.begin() + step_.caches[0].column, row.begin() + step_.caches[0].column + width);
           for (const double v : value_of(own)) cache.push_back(v);
         }
-        const host::Attention attention{config_.heads, config_.kv_heads, h, case_.first_position + r + 1, total};
+        const host::Attention attention(head_sizes(step_), case_.first_position + r + 1, total, width);
         return host::mix(attention, input(0, r), cache);
       });
     };

@@ -140,7 +140,7 @@ class Faults {
   }
 
   void of_places() {
-    const bool heads = step_.op != Op::linear && info(case_.stage).of_heads && !info(case_.stage).row[1].symbol.empty();
+    const bool heads = step_.op != Op::linear && is_of_heads(case_.stage) && !info(case_.stage).row[1].symbol.empty();
     const std::int64_t h = config_.head_dim;
     if (heads || name_of(case_.stage) == "attention") {
       add(StepCause::permutation, "neighbouring heads swapped",
@@ -325,7 +325,7 @@ class Faults {
       return by_row([&](std::int64_t r) {
         Values edited = cache;
         edit(edited, r);
-        const host::Attention attention{config_.heads, config_.kv_heads, config_.head_dim, r + 1, rows_};
+        const host::Attention attention(head_sizes(step_), r + 1, rows_, config_.kv_width());
         const Values x = host::values_of(case_.in[0], r, 1);
         return step_.op == Op::scores ? host::scores(attention, x, edited, step_.as<ScoresParams>().scale)
                                       : host::mix(attention, x, edited);

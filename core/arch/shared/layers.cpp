@@ -18,10 +18,12 @@ namespace moe_diag::layers {
 
 void add_attention(ProgramBuilder& p, int l, std::string_view x) {
   const ModelConfig& c = p.config();
-  p.add(l, Op::scores, {"q_post_rope", "k_post_rope"}, {}, {"attn_scores"}) = ScoresParams{1 / std::sqrt(c.head_dim)};
+  const HeadSizes sizes{c.heads, c.kv_heads, c.head_dim};
+  p.add(l, Op::scores, {"q_post_rope", "k_post_rope"}, {}, {"attn_scores"}) =
+      ScoresParams{sizes, 1 / std::sqrt(c.head_dim)};
   p.read_cache("keys", 1);
   p.add(l, Op::softmax, {"attn_scores"}, {}, {"attn_softmax"}) = SoftmaxParams{.causal = true};
-  p.add(l, Op::mix, {"attn_softmax", "qkv_matmul"}, {}, {"attention"});
+  p.add(l, Op::mix, {"attn_softmax", "qkv_matmul"}, {}, {"attention"}) = MixParams{sizes};
   p.read_cache("values", 1, c.q_width() + c.kv_width());
   p.add(l, Op::linear, {"attention"}, {"attn_output"}, {"attn_out"});
   p.add(l, Op::add, {x, "attn_out"}, {}, {"post_attn_residual"});

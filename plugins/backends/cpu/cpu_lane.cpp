@@ -130,12 +130,17 @@ void CpuLane<T>::begin(const Pass& pass) {
   x_.resize(std::max(vectors, static_cast<std::size_t>(rows_)));
   y_.resize(x_.size());
   operands_.resize(static_cast<std::size_t>(rows_) * operand_row_);
-  const auto angles = static_cast<std::size_t>(pass_total_) * static_cast<std::size_t>(config_.head_dim / 2);
-  if (cosines_.size() != angles) {
-    cosines_.resize(angles);
-    sines_.resize(angles);
-    rope_theta_ = 0;
-  }
+  if (angle_positions_ != pass_total_) angles_.clear();
+  angle_positions_ = pass_total_;
+}
+
+template <class T>
+std::size_t CpuLane<T>::supports(std::span<const Step> steps) const {
+  const auto moves_state = [](const Step& step) {
+    return std::any_of(step.caches.begin(), step.caches.end(),
+                       [](const CacheUse& use) { return info(use.cache).is_state; });
+  };
+  return static_cast<std::size_t>(std::find_if(steps.begin(), steps.end(), moves_state) - steps.begin());
 }
 
 template <class T>
@@ -371,37 +376,45 @@ void CpuLane<T>::add_biases(const Step& step) {
 }
 
 template <class T>
-void CpuLane<T>::rope(const Step& step) {
-  const std::int64_t half = config_.head_dim / 2;
-  const RopeParams& params = step.as<RopeParams>();
-  if (rope_theta_ != params.theta) {
-    rope_theta_ = params.theta;
-    for (std::int64_t i = 0; i < half; ++i) {
-      const double turn = std::pow(rope_theta_, -2.0 * static_cast<double>(i) / config_.head_dim);
-      for (std::int64_t p = 0; p < pass_total_; ++p) {
-        cosines_[static_cast<std::size_t>(p * half + i)] = static_cast<T>(std::cos(static_cast<double>(p) * turn));
-        sines_[static_cast<std::size_t>(p * half + i)] = static_cast<T>(std::sin(static_cast<double>(p) * turn));
-      }
+const typename CpuLane<T>::Angles& CpuLane<T>::angles_of(const RopeParams& params) {
+  for (const Angles& angles : angles_)
+    if (angles.head_dim == params.head_dim && angles.theta == params.theta) return angles;
+  const std::int64_t half = params.head_dim / 2;
+  std::vector<T> cosines(static_cast<std::size_t>(pass_total_ * half)), sines(cosines.size());
+  for (std::int64_t i = 0; i < half; ++i) {
+    const double turn = std::pow(params.theta, -2.0 * static_cast<double>(i) / params.head_dim);
+    for (std::int64_t p = 0; p < pass_total_; ++p) {
+      cosines[static_cast<std::size_t>(p * half + i)] = static_cast<T>(std::cos(static_cast<double>(p) * turn));
+      sines[static_cast<std::size_t>(p * half + i)] = static_cast<T>(std::sin(static_cast<double>(p) * turn));
     }
   }
-  const int heads = static_cast<int>(row_size(step.out[0]) / config_.head_dim);
+  angles_.push_back({params.head_dim, params.theta, std::move(cosines), std::move(sines)});
+  return angles_.back();
+}
+
+template <class T>
+void CpuLane<T>::rope(const Step& step) {
+  const RopeParams& params = step.as<RopeParams>();
+  const Angles& angles = angles_of(params);
+  const int heads = static_cast<int>(row_size(step.out[0]) / params.head_dim);
   parallel(rows_, 4, [&](std::int64_t r, std::int64_t end) {
     for (; r < end; ++r) {
-      const std::int64_t at = position(static_cast<int>(r)) * half;
-      kernels_.rope(row(step.in[0], r) + params.offset, cosines_.data() + at, sines_.data() + at, heads,
-                    config_.head_dim, row(step.out[0], r));
+      const std::int64_t at = position(static_cast<int>(r)) * (params.head_dim / 2);
+      kernels_.rope(row(step.in[0], r) + params.offset, angles.cosines.data() + at, angles.sines.data() + at, heads,
+                    params.head_dim, row(step.out[0], r));
     }
   });
 }
 
 template <class T>
 void CpuLane<T>::scores(const Step& step) {
-  const std::int64_t h = config_.head_dim, width = cache_width(step), per_key = config_.heads / config_.kv_heads;
+  const auto [heads, kv_heads, h] = step.as<ScoresParams>().sizes;
+  const std::int64_t width = cache_width(step), per_key = heads / kv_heads;
   const T* keys = appended(step);
   const T factor = static_cast<T>(step.as<ScoresParams>().scale);
-  parallel(static_cast<std::int64_t>(rows_) * config_.heads, 4, [&](std::int64_t at, std::int64_t end) {
+  parallel(std::int64_t{rows_} * heads, 4, [&, heads = heads, h = h](std::int64_t at, std::int64_t end) {
     for (; at < end; ++at) {
-      const std::int64_t r = at / config_.heads, head = at % config_.heads, seen = pass_first_ + r + 1;
+      const std::int64_t r = at / heads, head = at % heads, seen = pass_first_ + r + 1;
       const T* q = row(step.in[0], r) + head * h;
       const T* k = keys + head / per_key * h;
       T* out = row(step.out[0], r) + head * pass_total_;
@@ -415,7 +428,7 @@ template <class T>
 void CpuLane<T>::softmax(const Step& step) {
   const Stage in = step.in[0], out = step.out[0];
   const bool causal = step.as<SoftmaxParams>().causal;
-  const std::int64_t groups = causal ? config_.heads : 1, width = row_size(out) / groups;
+  const std::int64_t width = causal ? pass_total_ : row_size(out), groups = row_size(out) / width;
   parallel(rows_ * groups, 16, [&](std::int64_t at, std::int64_t end) {
     for (; at < end; ++at) {
       const std::int64_t r = at / groups, offset = at % groups * width;
@@ -429,11 +442,12 @@ void CpuLane<T>::softmax(const Step& step) {
 
 template <class T>
 void CpuLane<T>::mix(const Step& step) {
-  const std::int64_t h = config_.head_dim, width = cache_width(step), per_key = config_.heads / config_.kv_heads;
+  const auto [heads, kv_heads, h] = step.as<MixParams>().sizes;
+  const std::int64_t width = cache_width(step), per_key = heads / kv_heads;
   const T* values = appended(step);
-  parallel(static_cast<std::int64_t>(rows_) * config_.heads, 4, [&](std::int64_t at, std::int64_t end) {
+  parallel(std::int64_t{rows_} * heads, 4, [&, heads = heads, h = h](std::int64_t at, std::int64_t end) {
     for (; at < end; ++at) {
-      const std::int64_t r = at / config_.heads, head = at % config_.heads;
+      const std::int64_t r = at / heads, head = at % heads;
       kernels_.mix(row(step.in[0], r) + head * pass_total_, values + head / per_key * h, width, pass_first_ + r + 1, h,
                    row(step.out[0], r) + head * h);
     }

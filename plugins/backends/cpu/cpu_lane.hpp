@@ -27,6 +27,8 @@ class CpuLane final : public Lane {
   CpuLane(const ModelView& model, const LaneOptions& options);
 
   void begin(const Pass& pass) override;
+  // All but those that move a state on.
+  std::size_t supports(std::span<const Step> steps) const override;
   void run(std::span<const Step> steps) override;
   Tensor read(Site site, Rows rows) override;
   void write(Site site, Rows rows, const Tensor& values) override;
@@ -81,6 +83,14 @@ class CpuLane final : public Lane {
   void multiply(const Weight& weight, const T* w, int rows, int first, int count, std::int64_t at);
   void group_by_expert(const Step& step);
 
+  // A table of the angles that heads of this size turn by: [positions, head_dim / 2].
+  struct Angles {
+    int head_dim = 0;
+    double theta = 0;
+    std::vector<T> cosines, sines;
+  };
+  const Angles& angles_of(const RopeParams& params);
+
   template <class Body>
   void parallel(std::int64_t count, std::int64_t grain, const Body& body);
 
@@ -119,8 +129,8 @@ class CpuLane final : public Lane {
   const std::vector<int> widest_;       // by stage: the layer with the longest row
   std::vector<std::int32_t> indices_;   // moe_router_indices: [T, k]
   std::vector<std::vector<T>> caches_;  // per layer, each of the model's
-  std::vector<T> cosines_, sines_;      // [positions, h / 2]
-  double rope_theta_ = 0;               // what the tables hold
+  std::vector<Angles> angles_;          // of all heads and bases that steps rotate with, of `angle_positions_`
+  int angle_positions_ = 0;
 
   std::vector<T> norm_weight_, bias_;
   std::vector<T> operands_;          // of one product, where they are not read as they are

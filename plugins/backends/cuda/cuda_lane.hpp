@@ -29,6 +29,7 @@ class CudaLane final : public Lane {
   Tensor read_cache(Cache cache, int layer, Stretch positions) override;
   void write_cache(Cache cache, int layer, Stretch positions, const Tensor& values) override;
   DeviceMemory device_memory() override;
+  std::size_t supports(std::span<const Step> steps) const override;
 
   // Bytes on the device for passes of `rows` rows in sequences of `total` positions.
   static std::uint64_t bytes_for(const ModelView& model, Numerics numerics, const Request& request);
@@ -78,8 +79,17 @@ class CudaLane final : public Lane {
   void add_to_residual(const Sum& sum);
   void multiply(const Matrices& set, const Vectors& v, Way way, int rows, Numerics& prepared);
 
+  // A table of the angles that heads of this size turn by: [positions, head_dim / 2].
+  struct Angles {
+    int head_dim = 0;
+    double theta = 0;
+    int positions = 0;
+    DeviceBuffer cosines, sines;
+  };
+
   void reserve_cache();
   void prepare_angles(std::span<const Step> steps);
+  Angles& angles_of(const RopeParams& params);
   bool recordable(std::span<const Step> steps) const;
   bool recorded(std::span<const Step> steps) const;
   void record(std::span<const Step> steps);
@@ -121,8 +131,8 @@ class CudaLane final : public Lane {
   }
   // That which a step reads.
   float* cache(const Step& step) const { return cache(step.caches[0].cache, step.layer); }
-  Attention attention() const {
-    return {rows_, config_.heads, config_.kv_heads, config_.head_dim, total_, first_.as<int>()};
+  Attention attention(const HeadSizes& sizes) const {
+    return {rows_, sizes.heads, sizes.kv_heads, sizes.head_dim, total_, first_.as<int>()};
   }
 
   const ModelView model_;
@@ -145,12 +155,10 @@ class CudaLane final : public Lane {
   std::vector<DeviceBuffer> caches_;                      // each of the model's: of every layer [cached_, width]
   int cached_ = 0;                                        // positions
   std::vector<std::vector<std::int64_t>> widths_before_;  // by cache, per layer and behind the last
-  DeviceBuffer cosines_, sines_;                          // [angles_, h / 2]
-  double theta_ = 0;
-  int angles_ = 0;
-  DeviceBuffer order_, tiles_, tile_count_;  // vectors by expert
-  int grouped_tile_ = 0;                     // the tile they are for within a span; 0: they hold nothing of use
-  DeviceBuffer operand_, scales_;            // vectors as products of many read them
+  std::vector<std::unique_ptr<Angles>> angles_;           // of all heads and bases that steps rotate with
+  DeviceBuffer order_, tiles_, tile_count_;               // vectors by expert
+  int grouped_tile_ = 0;           // the tile they are for within a span; 0: they hold nothing of use
+  DeviceBuffer operand_, scales_;  // vectors as products of many read them
 
   PinnedBuffer pass_staging_, write_staging_, cache_copy_;
   Event pass_sent_, write_sent_;

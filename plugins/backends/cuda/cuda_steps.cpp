@@ -150,33 +150,42 @@ Way CudaLane::dense_way(const Matrices& set, int count) const {
   return count <= most && few_fits(numerics, set.w[0].cols, device_) ? Way::few : Way::many;
 }
 
+std::size_t CudaLane::supports(std::span<const Step> steps) const {
+  const auto declined = [&](const Step& step) { return !computes(step, config_); };
+  return static_cast<std::size_t>(std::find_if(steps.begin(), steps.end(), declined) - steps.begin());
+}
+
+CudaLane::Angles& CudaLane::angles_of(const RopeParams& params) {
+  for (const std::unique_ptr<Angles>& angles : angles_)
+    if (angles->head_dim == params.head_dim && angles->theta == params.theta) return *angles;
+  angles_.push_back(std::make_unique<Angles>());
+  angles_.back()->head_dim = params.head_dim;
+  angles_.back()->theta = params.theta;
+  return *angles_.back();
+}
+
 // The tables are made outside of recordings.
 void CudaLane::prepare_angles(std::span<const Step> steps) {
-  const RopeParams* first = nullptr;
   for (const Step& step : steps) {
     if (step.op != Op::rope) continue;
-    const RopeParams& params = step.as<RopeParams>();
-    if (!first) first = &params;
-    if (params.theta != first->theta)
-      throw Error(ErrorKind::environment, "layers that rotate with different bases are not computed");
-  }
-  if (first && (theta_ != first->theta || angles_ < total_)) {
-    theta_ = first->theta;
-    angles_ = std::max(angles_, total_);
-    const auto bytes =
-        static_cast<std::size_t>(angles_) * static_cast<std::size_t>(config_.head_dim / 2) * sizeof(float);
-    bool moved = cosines_.reserve(bytes, "the cosines");
-    moved |= sines_.reserve(bytes, "the sines");
+    Angles& table = angles_of(step.as<RopeParams>());
+    if (table.positions >= total_) continue;
+    table.positions = total_;
+    const std::size_t bytes =
+        static_cast<std::size_t>(total_) * static_cast<std::size_t>(table.head_dim / 2) * sizeof(float);
+    bool moved = table.cosines.reserve(bytes, "the cosines");
+    moved |= table.sines.reserve(bytes, "the sines");
     if (moved) ++moves_;
-    angles(theta_, angles_, config_.head_dim, cosines_.as<float>(), sines_.as<float>(), stream_.get());
+    angles(table.theta, total_, table.head_dim, table.cosines.as<float>(), table.sines.as<float>(), stream_.get());
   }
 }
 
 void CudaLane::rope(const Step& step) {
-  const Stage out = step.out[0];
-  cuda::rope(slot(step.in[0]) + step.as<RopeParams>().offset, row_size(step.in[0]), cosines_.as<float>(),
-             sines_.as<float>(), first_.as<int>(), rows_, static_cast<int>(row_size(out) / config_.head_dim),
-             config_.head_dim, slot(out), stream_.get());
+  const RopeParams& params = step.as<RopeParams>();
+  const Angles& table = angles_of(params);
+  cuda::rope(slot(step.in[0]) + params.offset, row_size(step.in[0]), table.cosines.as<float>(), table.sines.as<float>(),
+             first_.as<int>(), rows_, static_cast<int>(row_size(step.out[0]) / params.head_dim), params.head_dim,
+             slot(step.out[0]), stream_.get());
 }
 
 // The steps of attention_steps(): nothing of them is stored but q, the cache and the result.
@@ -188,18 +197,20 @@ void CudaLane::attend(std::span<const Step> steps) {
   heads.k_norm = weights_->at(*k_norm.weights[0]);
   heads.q_eps = static_cast<float>(q_norm.as<RmsNormParams>().eps);
   heads.k_eps = static_cast<float>(k_norm.as<RmsNormParams>().eps);
-  heads.cosines = cosines_.as<float>();
-  heads.sines = sines_.as<float>();
+  const Angles& table = angles_of(q_rope.as<RopeParams>());
+  heads.cosines = table.cosines.as<float>();
+  heads.sines = table.sines.as<float>();
   heads.q = slot(q_rope.out[0]);
   heads.keys = cache(scores);
   heads.values = cache(mix);
-  prepare_heads(heads, attention(), stream_.get());
+  const Attention all = attention(mix.as<MixParams>().sizes);
+  prepare_heads(heads, all, stream_.get());
   const auto scale = static_cast<float>(scores.as<ScoresParams>().scale);
-  if (attend_fits(attention(), device_.shared_bytes))
-    return cuda::attend(heads.q, heads.keys, heads.values, attention(), scale, slot(mix.out[0]), stream_.get());
-  cuda::scores(heads.q, heads.keys, attention(), scale, slot(scores.out[0]), stream_.get());
+  if (attend_fits(all, device_.shared_bytes))
+    return cuda::attend(heads.q, heads.keys, heads.values, all, scale, slot(mix.out[0]), stream_.get());
+  cuda::scores(heads.q, heads.keys, all, scale, slot(scores.out[0]), stream_.get());
   softmax(steps[5]);
-  cuda::mix(slot(mix.in[0]), heads.values, attention(), slot(mix.out[0]), stream_.get());
+  cuda::mix(slot(mix.in[0]), heads.values, all, slot(mix.out[0]), stream_.get());
 }
 
 // The cache that the step reads, with the rows of the pass in it.
@@ -212,19 +223,21 @@ float* CudaLane::append_to_cache(const Step& step) {
 }
 
 void CudaLane::scores(const Step& step) {
-  const auto scale = static_cast<float>(step.as<ScoresParams>().scale);
-  cuda::scores(slot(step.in[0]), append_to_cache(step), attention(), scale, slot(step.out[0]), stream_.get());
+  const ScoresParams& params = step.as<ScoresParams>();
+  cuda::scores(slot(step.in[0]), append_to_cache(step), attention(params.sizes), static_cast<float>(params.scale),
+               slot(step.out[0]), stream_.get());
 }
 
 void CudaLane::softmax(const Step& step) {
   const bool causal = step.as<SoftmaxParams>().causal;
-  const int groups = causal ? config_.heads : 1;
-  cuda::softmax(slot(step.in[0]), rows_, groups, static_cast<int>(row_size(step.out[0]) / groups),
-                causal ? first_.as<int>() : nullptr, slot(step.out[0]), stream_.get());
+  const int row = static_cast<int>(row_size(step.out[0])), width = causal ? total_ : row;
+  cuda::softmax(slot(step.in[0]), rows_, row / width, width, causal ? first_.as<int>() : nullptr, slot(step.out[0]),
+                stream_.get());
 }
 
 void CudaLane::mix(const Step& step) {
-  cuda::mix(slot(step.in[0]), append_to_cache(step), attention(), slot(step.out[0]), stream_.get());
+  cuda::mix(slot(step.in[0]), append_to_cache(step), attention(step.as<MixParams>().sizes), slot(step.out[0]),
+            stream_.get());
 }
 
 void CudaLane::add(const Step& step) {

@@ -20,34 +20,49 @@ bool has_only(const Step& step, const Params& params, std::size_t weights = 0) {
   return step.params == params && step.weights.size() == weights && step.biases.size() == 0 && step.caches.size() == 0;
 }
 
-// True when all that the step has are these parameters and a cache of one row a position, the key or value of each kv
-// head, which its second input goes into from that column on.
-bool has_only_cached(const Step& step, const Params& params, int column, const ModelConfig& config) {
-  if (step.params != params || step.weights.size() > 0 || step.biases.size() > 0 || step.caches.size() != 1)
-    return false;
-  const CacheUse& use = step.caches[0];
-  return use.input == 1 && use.column == column && !info(use.cache).is_state &&
-         config.cache_width(use.cache, step.layer) == config.kv_width();
+// True when the step reads one cache of a row a position: the keys or values of these heads.
+bool reads_heads(const Step& step, const HeadSizes& sizes, const ModelConfig& config) {
+  return step.caches.size() == 1 && !info(step.caches[0].cache).is_state &&
+         config.cache_width(step.caches[0].cache, step.layer) == std::int64_t{sizes.kv_heads} * sizes.head_dim;
+}
+
+// True when all that the step has are these parameters and a cache of these heads, which its second input goes into
+// from that column on.
+bool has_only_cached(const Step& step, const Params& params, const HeadSizes& sizes, int column,
+                     const ModelConfig& config) {
+  return step.params == params && step.weights.size() == 0 && step.biases.size() == 0 &&
+         reads_heads(step, sizes, config) && step.caches[0].input == 1 && step.caches[0].column == column;
 }
 
 bool same_kind(const Weight& a, const Weight& b) { return a.type == b.type && a.cols == b.cols && a.rows == b.rows; }
 
 }  // namespace
 
+bool computes(const Step& step, const ModelConfig& config) {
+  if (step.op == Op::scores) return reads_heads(step, step.as<ScoresParams>().sizes, config);
+  if (step.op == Op::mix) return reads_heads(step, step.as<MixParams>().sizes, config);
+  return step.caches.size() == 0;
+}
+
 std::size_t attention_steps(std::span<const Step> s, const ModelConfig& c) {
   if (!are(s, {Op::rms_norm, Op::rms_norm, Op::rope, Op::rope, Op::scores, Op::softmax, Op::mix})) return 0;
   const bool chained = feeds(s[0], s[2], 0) && feeds(s[1], s[3], 0) && feeds(s[2], s[4], 0) && feeds(s[3], s[4], 1) &&
                        feeds(s[4], s[5], 0) && feeds(s[5], s[6], 0);
   const bool of_one = s[0].in[0] == s[1].in[0] && s[0].in[0] == s[6].in[1];
-  const double scale = s[4].as<ScoresParams>().scale;
-  const RmsNormParams q_norm{.width = c.head_dim, .eps = s[0].as<RmsNormParams>().eps};
-  const RmsNormParams k_norm{.offset = c.q_width(), .width = c.head_dim, .eps = s[1].as<RmsNormParams>().eps};
-  const RopeParams rope{.theta = s[2].as<RopeParams>().theta};
+  const HeadSizes sizes = s[6].as<MixParams>().sizes;
+  const auto [heads, kv_heads, width] = sizes;
+  const RmsNormParams q_norm{.width = width, .eps = s[0].as<RmsNormParams>().eps};
+  const RmsNormParams k_norm{.offset = heads * width, .width = width, .eps = s[1].as<RmsNormParams>().eps};
+  const RopeParams rope{.head_dim = width, .theta = s[2].as<RopeParams>().theta};
+  const ScoresParams scores{sizes, s[4].as<ScoresParams>().scale};
+  const auto row = [&](Stage stage) { return c.shape_of({stage, s[0].layer}, 1, 1).row(); };
+  const bool side_by_side = row(s[0].in[0]) == (heads + 2 * kv_heads) * width && row(s[0].out[0]) == heads * width &&
+                            row(s[1].out[0]) == kv_heads * width;
   const bool computed = has_only(s[0], q_norm, 1) && has_only(s[1], k_norm, 1) && has_only(s[2], rope) &&
-                        has_only(s[3], rope) && has_only_cached(s[4], ScoresParams{scale}, 0, c) &&
+                        has_only(s[3], rope) && has_only_cached(s[4], scores, sizes, 0, c) &&
                         has_only(s[5], SoftmaxParams{.causal = true}) &&
-                        has_only_cached(s[6], {}, c.q_width() + c.kv_width(), c);
-  return chained && of_one && computed ? 7 : 0;
+                        has_only_cached(s[6], MixParams{sizes}, sizes, (heads + kv_heads) * width, c);
+  return chained && of_one && side_by_side && computed ? 7 : 0;
 }
 
 std::size_t routing_steps(std::span<const Step> s) {

@@ -11,6 +11,10 @@
 // the values of the parameters that its kernels compute: any other value is computed step by step.
 namespace moe_diag::cuda {
 
+// False for a step that no kernel here computes: one that moves a state on, or attends to a cache whose rows hold more
+// than its keys or values.
+bool computes(const Step& step, const ModelConfig& config);
+
 // Norms and rotations of q and k, then scores, softmax and mix: the steps of attention between its products.
 std::size_t attention_steps(std::span<const Step> steps, const ModelConfig& config);
 

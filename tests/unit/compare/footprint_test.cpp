@@ -211,7 +211,7 @@ TEST_CASE("a key gone stale in a row before those looked at is found by the colu
   for (const std::int64_t stale : {2, 4})
     std::copy_n(host::values_of(c.in[1]).begin() + (stale - 1) * width, width, keys.begin() + stale * width);
   for (std::int64_t r = 5; r < 7; ++r) {
-    const host::Attention attention{config.heads, config.kv_heads, config.head_dim, r + 1, c.a.shape[2]};
+    const host::Attention attention(head_sizes(*c.step), r + 1, c.a.shape[2], width);
     const host::Values row =
         host::scores(attention, host::values_of(changed.c.in[0], r, 1), keys, c.step->as<ScoresParams>().scale);
     std::copy(row.begin(), row.end(), changed.values.begin() + r * c.a.shape.row());
@@ -232,7 +232,7 @@ TEST_CASE("a value gone stale in a row before those looked at is found") {
     values.insert(values.end(), row.begin() + offset, row.begin() + offset + width);
   }
   for (std::int64_t r = 5; r < 7; ++r) {
-    const host::Attention attention{config.heads, config.kv_heads, config.head_dim, r + 1, changed.c.in[0].shape[2]};
+    const host::Attention attention(head_sizes(*c.step), r + 1, changed.c.in[0].shape[2], width);
     const host::Values row = host::mix(attention, host::values_of(changed.c.in[0], r, 1), values);
     std::copy(row.begin(), row.end(), changed.values.begin() + r * c.a.shape.row());
   }

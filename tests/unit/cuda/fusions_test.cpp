@@ -41,8 +41,28 @@ TEST_CASE("the steps of attention belong together, up to mix") {
   CHECK(attention_steps(from.steps(), config()) == 7);
   CHECK(attention_steps(from.steps().first(6), config()) == 0);
   CHECK(attention_steps(From(stages::k_norm).steps(), config()) == 0);
-  from.steps()[3].params = RopeParams{.theta = 7};
+  from.steps()[3].params = RopeParams{.head_dim = config().head_dim, .theta = 7};
   CHECK(attention_steps(from.steps(), config()) == 0);
+}
+
+TEST_CASE("steps that move a state on, or read wider rows of a cache than their heads', are left to plain operators") {
+  From from(stages::attn_scores);
+  for (const std::size_t at : {std::size_t{0}, std::size_t{2}}) {
+    Step& step = from.steps()[at];
+    const Step right = step;
+    CHECK(computes(step, config()));
+    step.caches = {CacheUse{Cache(state), 1, 0}};
+    CHECK_FALSE(computes(step, config()));
+    step = right;
+    HeadSizes& sizes =
+        step.op == Op::scores ? std::get<ScoresParams>(step.params).sizes : std::get<MixParams>(step.params).sizes;
+    sizes.head_dim /= 2;
+    CHECK_FALSE(computes(step, config()));
+  }
+  Step& softmax = from.steps()[1];
+  CHECK(computes(softmax, config()));
+  softmax.caches = {CacheUse{Cache(state), -1, 0}};
+  CHECK_FALSE(computes(softmax, config()));
 }
 
 TEST_CASE("softmax and topk belong together where the softmax is the router's") {
@@ -107,7 +127,18 @@ std::vector<Params> with_one_moved(const Params& params) {
   }
   if (const auto* rope = std::get_if<RopeParams>(&params)) {
     add(*rope, [](RopeParams& m) { m.offset += 2; });
+    add(*rope, [](RopeParams& m) { m.head_dim += 2; });
     add(*rope, [](RopeParams& m) { m.theta += 1; });
+  }
+  if (const auto* scores = std::get_if<ScoresParams>(&params)) {
+    add(*scores, [](ScoresParams& m) { m.sizes.heads += m.sizes.kv_heads; });
+    add(*scores, [](ScoresParams& m) { m.sizes.kv_heads = 1; });
+    add(*scores, [](ScoresParams& m) { m.sizes.head_dim += 2; });
+  }
+  if (const auto* mix = std::get_if<MixParams>(&params)) {
+    add(*mix, [](MixParams& m) { m.sizes.heads += m.sizes.kv_heads; });
+    add(*mix, [](MixParams& m) { m.sizes.kv_heads = 1; });
+    add(*mix, [](MixParams& m) { m.sizes.head_dim += 2; });
   }
   if (const auto* softmax = std::get_if<SoftmaxParams>(&params))
     add(*softmax, [](SoftmaxParams& m) { m.causal = !m.causal; });

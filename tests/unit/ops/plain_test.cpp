@@ -88,7 +88,7 @@ Values norm_of(Seats& seats) {
 }
 
 host::Attention attention(const ModelConfig& c, std::int64_t r) {
-  return {c.heads, c.kv_heads, c.head_dim, r + 1, static_cast<std::int64_t>(tokens.size())};
+  return {{c.heads, c.kv_heads, c.head_dim}, r + 1, static_cast<std::int64_t>(tokens.size()), c.kv_width()};
 }
 
 Values row_of(Seats& seats, std::int64_t r) {
@@ -289,8 +289,9 @@ TEST_CASE("sizes that do not fit are refused with both numbers") {
   CHECK_THROWS_AS(host::rms_norm(three, {}, {}), Error);
   CHECK_THROWS_AS(host::rope(three, 3, 0, {1e6}), Error);
   CHECK_THROWS_AS(host::rope(three, 0, 0, {1e6}), Error);
-  CHECK_THROWS_AS(host::scores({2, 1, 2, 3, 3}, Values(4), Values(4), 1), Error);
-  CHECK_THROWS_AS(host::mix({2, 1, 2, 1, 3}, Values(5), Values(6)), Error);
+  CHECK_THROWS_AS(host::scores({{2, 1, 2}, 3, 3, 2}, Values(4), Values(4), 1), Error);
+  CHECK_THROWS_AS(host::mix({{2, 1, 2}, 1, 3, 2}, Values(5), Values(6)), Error);
+  CHECK_THROWS_AS(host::mix({{2, 1, 2}, 1, 3, 1}, Values(6), Values(6)), Error);
   CHECK_THROWS_AS(host::softmax(three, 3, 4), Error);
   CHECK_THROWS_AS(host::topk(three, 4), Error);
   CHECK_THROWS_AS(host::combine(three, 2), Error);
