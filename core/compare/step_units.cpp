@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "core/api/error.hpp"
 #include "core/compare/measure.hpp"
@@ -42,10 +43,38 @@ void measure(const StepCase& c, StepUnit& unit) {
   }
 }
 
-double expected_of(const StepCase& c, const ModelConfig& config, const Step& step, int row) {
-  const auto expected = expected_error(c.numerics, step, config, c.first_position + row + 1);
-  if (!expected) fail(c, fmt::format("the error of numerics '{}' is not known", c.numerics));
+double expected_of(const StepCase& c, const ModelConfig& config, const Step& step, int row,
+                   std::optional<double> from_inputs = {}) {
+  const auto expected = expected_error(c.numerics, step, config, c.first_position + row + 1, c.oracle, from_inputs);
+  if (!expected) fail(c, fmt::format("the error of numerics '{}' is not known", c.numerics.name));
   return *expected;
+}
+
+// The output that is right on the inputs as the lane had them, where their rounding to 16 bits decides how far it may
+// be from the oracle's; empty elsewhere, and where an input is not known.
+host::Values right_on_inputs(const StepCase& c, const ModelConfig& config) {
+  if (!needs_inputs(c.numerics, *c.step, c.oracle)) return {};
+  StepInputs inputs;
+  for (std::size_t i = 0; i < c.step->in.size(); ++i) {
+    if (!c.in[i]) return {};
+    inputs.in[i] = host::values_of(c.in[i]);
+  }
+  for (int row = 0; row < static_cast<int>(c.a.shape[0]); ++row) inputs.positions.push_back(c.first_position + row);
+  inputs.total = c.a.shape.rank == 3 ? static_cast<int>(c.a.shape[2]) : 0;
+  return compute(*c.step, config, inputs, nullptr);
+}
+
+// The square of how far that is from the oracle's, in one unit.
+std::optional<double> moved_by_inputs(const StepCase& c, const host::Values& right, const StepUnit& unit) {
+  if (right.empty()) return std::nullopt;
+  double squares = 0, all = 0;
+  for (const Segment& s : unit.segments)
+    for (std::int64_t i = 0; i < s.n; ++i) {
+      const double b = value_at(c.b, s.b + i), off = right[static_cast<std::size_t>(s.a + i)] - b;
+      squares += off * off;
+      all += b * b;
+    }
+  return all > 0 && std::isfinite(squares) ? std::optional(squares / all) : std::nullopt;
 }
 
 // One unit a weight: each writes columns of its own.
@@ -72,7 +101,8 @@ void add_parts(const StepCase& c, const ModelConfig& config, int row, std::vecto
   if (first != c.a.shape.row()) fail(c, "the weights' rows are not the output's columns");
 }
 
-void add_samples(const StepCase& c, const ModelConfig& config, int row, std::vector<StepUnit>& units) {
+void add_samples(const StepCase& c, const ModelConfig& config, const host::Values& right, int row,
+                 std::vector<StepUnit>& units) {
   const Pair pair{{c.stage, c.step->layer}, c.a, c.b, c.routing_a, c.routing_b, c.first_position, config.experts};
   for (SampleSegments& sample : samples_of_row(pair, row).samples) {
     StepUnit unit;
@@ -83,7 +113,7 @@ void add_samples(const StepCase& c, const ModelConfig& config, int row, std::vec
       const std::int64_t width = c.a.shape.row() / config.used;
       unit.slot = static_cast<int>(unit.segments[0].a / width % config.used);
     }
-    unit.expected = expected_of(c, config, *c.step, row);
+    unit.expected = expected_of(c, config, *c.step, row, moved_by_inputs(c, right, unit));
     units.push_back(std::move(unit));
   }
 }
@@ -119,11 +149,12 @@ void check_case(const StepCase& c, const ModelConfig& config) {
 std::vector<StepUnit> units_of(const StepCase& c, const ModelConfig& config) {
   check_case(c, config);
   std::vector<StepUnit> units;
+  const host::Values right = right_on_inputs(c, config);
   for (int row = 0; row < static_cast<int>(c.a.shape[0]); ++row)
     if (operator_of(*c.step).weights == WeightRows::all)
       add_parts(c, config, row, units);
     else
-      add_samples(c, config, row, units);
+      add_samples(c, config, right, row, units);
   for (StepUnit& unit : units) measure(c, unit);
   return units;
 }

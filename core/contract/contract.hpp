@@ -18,6 +18,7 @@
 #include "core/contract/selection.hpp"
 #include "core/contract/where.hpp"
 #include "core/ops/fault.hpp"
+#include "core/ops/numerics.hpp"
 
 namespace moe_diag {
 
@@ -57,6 +58,7 @@ struct LaneSpec {
   std::string inputs;      // lane whose outputs replace this lane's after every step; empty: none
   std::string routing;     // lane whose routing replaces this lane's; empty: none
   Options options;         // `numerics` and all keys that are the backend's own
+  EngineNumerics engine;   // what its values are rounded to besides
   bool recorded = false;   // it computes nothing: its values are those of StepSpec::expected
   Where where;
 };

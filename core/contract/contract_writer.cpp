@@ -85,7 +85,19 @@ class Writer {
     for (const Options::Entry& entry : l.options.entries())
       out_ << YAML::Key << YAML::DoubleQuoted << entry.key << YAML::Value << YAML::DoubleQuoted << entry.value;
     if (!l.inputs.empty()) text("inputs", l.inputs);
+    engine(l.engine);
     out_ << YAML::EndMap;
+  }
+
+  void engine(const EngineNumerics& e) {
+    if (!e.reads.empty()) plain("reads", e.reads);
+    if (!e.stored.empty()) plain("stored", e.stored);
+    if (!e.stages.empty()) {
+      key("stored") << YAML::Flow << YAML::BeginMap;
+      for (const auto& [stage, type] : e.stages) plain(name_of(stage), std::string(name_of(type)));
+      out_ << YAML::EndMap;
+    }
+    if (!e.kv_cache.empty()) plain("kv_cache", e.kv_cache);
   }
 
   void files(std::string_view name, const std::vector<GivenValues>& values) {

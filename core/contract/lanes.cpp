@@ -35,6 +35,41 @@ std::string read_plugin(Map& map, std::string_view key, std::string& place) {
   return value ? value->name().value_or("") : "";
 }
 
+template <class Row>
+std::vector<std::string> names_of(std::span<const Row> rows) {
+  std::vector<std::string> names;
+  for (const Row& row : rows) names.emplace_back(row.name);
+  return names;
+}
+
+// A preset, or types by stage, of which the last word counts: {all: bf16, moe_router_probs: f32}.
+void read_stored(const Value& value, Stages stages, EngineNumerics& engine) {
+  if (value.node().kind == YamlNode::Kind::scalar) {
+    engine.stored = value.choice("way to store stages", names_of(all_storage_presets())).value_or("");
+    return;
+  }
+  for (const Entry& entry : Map(value).entries()) {
+    const auto pick = read_stage_word(entry.key, stages);
+    const auto type = entry.value.choice("type of a stage", {"f32", "bf16", "f16"});
+    if (!pick || !type) continue;
+    for (const Stage stage : pick->stages) {
+      std::erase_if(engine.stages, [&](const auto& before) { return before.first == stage; });
+      if (payload_of(stage) == Payload::values)
+        engine.stages.emplace_back(stage, *type == "bf16" ? DType::bf16 : *type == "f16" ? DType::f16 : DType::f32);
+    }
+  }
+}
+
+EngineNumerics read_engine(Map& map, Stages stages) {
+  EngineNumerics engine;
+  if (const auto reads = map.find("reads"))
+    engine.reads = reads->choice("way to read activations", names_of(all_reads())).value_or("");
+  if (const auto stored = map.find("stored")) read_stored(*stored, stages, engine);
+  if (const auto cache = map.find("kv_cache"))
+    engine.kv_cache = cache->choice("type of a KV cache", names_of(all_cache_types())).value_or("");
+  return engine;
+}
+
 LaneSpec read_lane(const std::string& name, const Value& value, const Contract& contract) {
   Map map(value);
   LaneSpec lane;
@@ -47,6 +82,7 @@ LaneSpec read_lane(const std::string& name, const Value& value, const Contract& 
   if (routing) lane.routing = read_lane_name(*routing, contract);
   if (inputs && routing)
     routing->refuse("a lane with 'inputs' takes its routing from there already: keep one of the two");
+  lane.engine = read_engine(map, contract.stages);
   const auto options = map.rest();
   if (map.is_map() &&
       std::none_of(options.begin(), options.end(), [](const Entry& e) { return e.name() == "numerics"; }))

@@ -78,7 +78,7 @@ void note_failure(int position, int expert, Finding& finding) {
 }  // namespace
 
 bool has_expected_error(const RunningLane& lane, const Program& program, const ModelConfig& config) {
-  return expected_error(lane.description.numerics, program.front(), config, 1).has_value();
+  return expected_error(LaneNumerics(lane.description), program.front(), config, 1).has_value();
 }
 
 void Finding::note_free_error(double error) {
@@ -137,7 +137,8 @@ StepCase Examiner::case_of(const Subject& subject, Sighting& sighting) const {
   c.a = sighting.tensor(subject.fed);
   c.b = sighting.tensor(parts_.oracle);
   c.first_position = sighting.position(0);
-  c.numerics = parts_.lanes[static_cast<std::size_t>(subject.fed)].description.numerics;
+  c.numerics = LaneNumerics(parts_.lanes[static_cast<std::size_t>(subject.fed)].description);
+  c.oracle = LaneNumerics(parts_.lanes[static_cast<std::size_t>(parts_.oracle)].description);
   // The error to be expected of one value depends on what it is the sum of.
   if (c.a && c.a.shape.row() == 1) c.in[0] = sighting.now(parts_.oracle, c.step->in[0]);
   if (is_per_expert(c.stage)) {
@@ -164,6 +165,7 @@ void Examiner::look_at_step(std::size_t subject, Sighting& sighting, Finding& fi
       finding.footprint.add_choice(c.first_position + row, routing_flips(c.a, c.b, row, parts_.model.config().experts),
                                    parts_.model.config().used);
   } else {
+    if (needs_inputs(c.numerics, *c.step, c.oracle)) add_inputs(s, sighting, c);
     look_at_units(c, finding);
   }
   const bool is_new = finding.explained_passes == 0;
@@ -247,7 +249,7 @@ void Examiner::look_at_units(const StepCase& seen, Finding& finding) const {
   const ModelConfig& config = parts_.model.config();
   StepCase c = seen;
   const bool known = expected_error(c.numerics, *c.step, config, 1).has_value();
-  if (!known) c.numerics = "f32";
+  if (!known) c.numerics.name = "f32";
   const std::vector<StepUnit> units = units_of(c, config);
   if (known) finding.footprint.add(c, units);
   for (const StepUnit& unit : units) {
@@ -354,15 +356,15 @@ Tensor Examiner::read_from_cache(const Subject& subject, Sighting& sighting, con
   const Tensor kept = sighting.cached(parts_.oracle, use.cache);
   if (!kept) return {};
   const Stage stage = step.in[static_cast<std::size_t>(use.input)];
-  const bool single = parts_.lanes[static_cast<std::size_t>(subject.fed)].description.stored(stage) == DType::f32;
+  const Description& fed = parts_.lanes[static_cast<std::size_t>(subject.fed)].description;
+  host::Values values = rounded_to(host::values_of(kept), fed.stored(stage));
+  if (const CacheType* type = find_cache_type(fed.kv_cache); type && type->rounding)
+    values = host::rounded(values, *type->rounding);
   const Shape shape = parts_.model.config().shape_of({stage, step.layer}, static_cast<int>(kept.shape[0]), 0);
   const std::int64_t row = shape.row(), width = kept.shape.row(), first = use.column;
   cached_.assign(static_cast<std::size_t>(shape.count()), 0.0);
-  for (std::int64_t i = 0; i < kept.shape.count(); ++i) {
-    const double value = kept.value(i);
-    cached_[static_cast<std::size_t>(i / width * row + first + i % width)] =
-        single ? static_cast<double>(static_cast<float>(value)) : value;
-  }
+  for (std::int64_t i = 0; i < kept.shape.count(); ++i)
+    cached_[static_cast<std::size_t>(i / width * row + first + i % width)] = values[static_cast<std::size_t>(i)];
   return {cached_.data(), DType::f64, shape};
 }
 

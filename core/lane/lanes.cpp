@@ -8,6 +8,7 @@
 
 #include "core/lane/assisted_lane.hpp"
 #include "core/lane/recorded_lane.hpp"
+#include "core/lane/rounded_lane.hpp"
 #include "core/plugin/guard.hpp"
 
 namespace moe_diag {
@@ -148,14 +149,29 @@ void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
     return;
   }
   host.check_options(PluginKind::backend, spec.backend, spec.options);
+  describe_engine(i);
+}
+
+// What the contract says of the lane's engine, beside what the backend says of itself.
+void Lanes::describe_engine(std::size_t i) {
+  const LaneSpec& spec = contract_.lanes[i];
+  if (spec.engine.empty()) return;
+  if (const std::string why = obstacle_to_rounding(spec.engine, program(i), config()); !why.empty())
+    throw Error(ErrorKind::usage, fmt::format("{}: {}: {}", spec.options.where(), spec.options.owner(), why));
+  Description& d = lanes_[i].description;
+  d.storage = storage_of(spec.engine, config().stages, d);
+  if (!spec.engine.reads.empty()) d.reads = spec.engine.reads;
+  if (!spec.engine.kv_cache.empty()) d.kv_cache = spec.engine.kv_cache;
 }
 
 std::unique_ptr<Lane> Lanes::opened(std::size_t i, std::string& plain_operators) const {
   if (contract_.lanes[i].recorded) return std::make_unique<RecordedLane>(*contract_.step, config());
   std::unique_ptr<Lane> lane = backend_of_[i]->open(models_[i]->view(), contract_.lanes[i].options);
   plain_operators = lane ? left_to_plain_operators(*lane, program(i)) : "";
-  if (plain_operators.empty()) return lane;
-  return std::make_unique<AssistedLane>(std::move(lane), config(), program(i));
+  if (!plain_operators.empty()) lane = std::make_unique<AssistedLane>(std::move(lane), config(), program(i));
+  const EngineNumerics& engine = contract_.lanes[i].engine;
+  if (!lane || engine.empty()) return lane;
+  return std::make_unique<RoundedLane>(std::move(lane), config(), engine, lanes_[i].description.storage);
 }
 
 // A lane of the contract's lane i.

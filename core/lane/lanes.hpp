@@ -92,6 +92,7 @@ class Lanes {
 
  private:
   void describe(std::size_t i, PluginHost& host, const Request& request);
+  void describe_engine(std::size_t i);
   std::unique_ptr<Lane> opened(std::size_t i, std::string& plain_operators) const;
   void attach(std::size_t i, RunningLane& lane) const;
   void mark_unfed();

@@ -31,6 +31,7 @@ void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list
 
 const Operator add_op{
     .name = "add",
+    .depends_on_values = true,
     .squared_error = squared_error_of<2>,
     .cost = cost_of_weights,
     .compute = compute,

@@ -53,6 +53,7 @@ void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list
 
 const Operator combine_op{
     .name = "combine",
+    .depends_on_values = true,
     .squared_error = squared_error,
     .cost = cost_of_weights,
     .compute = compute,

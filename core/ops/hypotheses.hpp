@@ -29,8 +29,8 @@ inline std::string_view names_of(host::Rounding rounding) {
     case host::Rounding::q8_0: return "8 bits in blocks of 32 with F16 scales, as Q8_0";
     case host::Rounding::q8_1: return "8 bits in blocks of 32 with F32 scales, as Q8_1";
     case host::Rounding::q8_k: return "8 bits in blocks of 256 with F32 scales, as Q8_K";
+    default: return host::name_of(rounding);
   }
-  return {};
 }
 
 // Hypotheses about the values themselves, whatever the operator: zeros, a factor, places, bits.

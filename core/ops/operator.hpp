@@ -85,7 +85,8 @@ struct Operator {
   // What a step has until its architecture sets it; of the type that the operator has.
   Params params = {};
   bool chooses_experts = false;
-  bool adds_biases = false;  // a step has those that the model has of its weights
+  bool adds_biases = false;        // a step has those that the model has of its weights
+  bool depends_on_values = false;  // what the rounding of its inputs does: they may cancel, or stand in an exponent
 
   // Square of the relative error that a step is expected to make: see expected_error(). `keys` is how many positions
   // the row attends to.

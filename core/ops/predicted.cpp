@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include "core/ops/predicted.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
-#include <utility>
+#include <optional>
+#include <string_view>
 
 #include "core/ops/operator.hpp"
 
@@ -19,51 +21,120 @@ constexpr int bits_f64 = 53, bits_f32 = 24, bits_f16 = 11, bits_bf16 = 8;
 // Blocks of n activations in steps of 1/127 of the largest, which of n bell-shaped values is sqrt(2 ln n) of their rms.
 double quantising(int n) { return 2 * std::log(n) / (12 * square(127)); }
 
-// q8_k pairs types as llama.cpp's CPU backend does, q8_1 keeps blocks of 32 and leaves weights without whole numbers
-// to f32.
-double activation_error(OperandReading reading, BlockType type) {
-  if (reading == OperandReading::bf16) return rounding(bits_bf16);
-  if (reading == OperandReading::as_they_are || type == BlockType::f32) return 0;
-  const bool q8_k = reading == OperandReading::q8_k;
-  switch (type) {
-    case BlockType::f16: return q8_k ? rounding(bits_f16) : 0;
-    case BlockType::bf16: return q8_k ? rounding(bits_bf16) : 0;
-    case BlockType::q8_0: return quantising(32) + (q8_k ? rounding(bits_f16) : 0);
-    case BlockType::q4_k:
-    case BlockType::q6_k: return quantising(q8_k ? 256 : 32);
-    default: return 0;  // no kernel multiplies its integers
+// What a rounding does to values that look drawn from a bell curve.
+double error_of(host::Rounding way) {
+  using host::Rounding;
+  constexpr int bits_e4m3 = 4, bits_e2m1 = 2;
+  constexpr double steps_q4_0 = 8;
+  switch (way) {
+    case Rounding::bf16: return rounding(bits_bf16);
+    case Rounding::f16: return rounding(bits_f16);
+    case Rounding::q8_0: return quantising(32) + rounding(bits_f16);
+    case Rounding::q8_1: return quantising(32);
+    case Rounding::q8_k: return quantising(256);
+    case Rounding::q4_0: return quantising(32) * square(127 / steps_q4_0) + rounding(bits_f16);
+    case Rounding::fp8:
+    case Rounding::fp8_token:
+    case Rounding::fp8_128:
+    case Rounding::fp8_128_pow2:
+    case Rounding::mxfp8: return rounding(bits_e4m3);
+    case Rounding::mxfp4: return rounding(bits_e2m1);
   }
+  return 0;
+}
+double error_of(std::optional<host::Rounding> way) { return way ? error_of(*way) : 0; }
+
+double error_of(DType type) {
+  return type == DType::f16 ? rounding(bits_f16) : type == DType::bf16 ? rounding(bits_bf16) : 0;
 }
 
-double weight_error(OperandReading reading, BlockType type, double unit) {
-  if (reading == OperandReading::bf16 && type != BlockType::bf16) return rounding(bits_bf16);
-  return info(type).scales.count == 2 && reading == OperandReading::as_they_are ? unit : 0;  // of a difference or a sum
+// Where the oracle reads as the lane does, one value may still be on another side of a border.
+double activation_error(const PredictedNumerics& numerics, const Weight& weight) {
+  constexpr double whole_step = 12;  // square, beside the mean square of an error within half a step
+  const auto way = [&](const Reads* reads) { return reads ? reads->of(weight.type) : std::nullopt; };
+  const auto lane = way(numerics.reads), oracle = way(numerics.oracle);
+  if (lane == oracle) return whole_step * error_of(lane) / static_cast<double>(weight.cols);
+  return error_of(lane) + error_of(oracle);
+}
+
+double weight_error(const PredictedNumerics& numerics, BlockType type) {
+  if (numerics.rounds_weights && type != BlockType::bf16) return rounding(bits_bf16);
+  const bool is_integer = numerics.reads && numerics.reads->of(type) && !numerics.rounds_weights;
+  return info(type).scales.count == 2 && !is_integer ? numerics.unit : 0;  // of a difference or a sum
+}
+
+// The numerics that have a name, as rows of what products read.
+struct Named {
+  std::string_view name, reads;
+  bool rounds_weights;
+};
+constexpr std::array named{Named{"f64", "exact", false}, Named{"f32", "exact", false}, Named{"bf16", "bf16", true},
+                           Named{"q8_k", "q8_k", false}, Named{"q8_1", "q8_1", false}};
+
+const Named* find_named(std::string_view name) {
+  const auto found = std::find_if(named.begin(), named.end(), [&](const Named& row) { return row.name == name; });
+  return found == named.end() ? nullptr : found;
+}
+
+// What a lane's products read: as it says itself, or as its numerics have it.
+const Reads* reads_of(const LaneNumerics& lane) {
+  if (!lane.reads.empty()) return find_reads(lane.reads);
+  const Named* own = find_named(lane.name);
+  return own ? find_reads(own->reads) : nullptr;
+}
+
+// The square of what rounding the inputs to 16 bits moves the output by, as if each did so by itself.
+double input_error(const LaneNumerics& lane, const Step& step, const LaneNumerics& oracle) {
+  double sum = 0;
+  for (std::size_t i = 0; i < step.in.size(); ++i)
+    if (lane.rounds_input(step, i, oracle)) sum += error_of(lane.stored(step.in[i]));
+  return sum;
+}
+
+double cache_error(const LaneNumerics& lane, const Step& step, const LaneNumerics& oracle) {
+  if (step.caches.size() == 0 || lane.kv_cache == oracle.kv_cache) return 0;
+  const CacheType* type = find_cache_type(lane.kv_cache);
+  const CacheType* other = find_cache_type(oracle.kv_cache);
+  return (type ? error_of(type->rounding) : 0) + (other ? error_of(other->rounding) : 0);
 }
 
 }  // namespace
 
 double squared_error_of_product(const Step& step, const ModelConfig&, const PredictedNumerics& numerics, int) {
-  const auto [reading, unit] = numerics;
+  const double unit = numerics.unit;
   double sum = 0, rows = 0;
   for (const Weight* w : step.weights) {
-    const double operands = (step.biases.size() > 0 ? 2 : 1) * unit + activation_error(reading, w->type) +
-                            weight_error(reading, w->type, unit);
+    const double operands =
+        (step.biases.size() > 0 ? 2 : 1) * unit + activation_error(numerics, *w) + weight_error(numerics, w->type);
     sum += static_cast<double>(w->rows) * (operands + walk(w->cols) * unit);
     rows += static_cast<double>(w->rows);
   }
   return sum / rows;
 }
 
-std::optional<double> expected_error(std::string_view numerics, const Step& step, const ModelConfig& config, int keys) {
-  constexpr std::array<std::pair<std::string_view, OperandReading>, 5> known{{{"f64", OperandReading::as_they_are},
-                                                                              {"f32", OperandReading::as_they_are},
-                                                                              {"bf16", OperandReading::bf16},
-                                                                              {"q8_k", OperandReading::q8_k},
-                                                                              {"q8_1", OperandReading::q8_1}}};
-  const double unit = rounding(numerics == "f64" ? bits_f64 : bits_f32);
-  for (const auto& [name, reading] : known)
-    if (name == numerics) return std::sqrt(operator_of(step).squared_error(step, config, {reading, unit}, keys));
-  return std::nullopt;
+bool LaneNumerics::rounds_input(const Step& step, std::size_t input, const LaneNumerics& oracle) const {
+  const Stage stage = step.in[input];
+  const DType type = stored(stage);
+  return (type == DType::f16 || type == DType::bf16) && type != oracle.stored(stage);
+}
+
+bool needs_inputs(const LaneNumerics& lane, const Step& step, const LaneNumerics& oracle) {
+  if (!operator_of(step).depends_on_values) return false;
+  for (std::size_t i = 0; i < step.in.size(); ++i)
+    if (lane.rounds_input(step, i, oracle)) return true;
+  return false;
+}
+
+std::optional<double> expected_error(const LaneNumerics& lane, const Step& step, const ModelConfig& config, int keys,
+                                     const LaneNumerics& oracle, std::optional<double> from_inputs) {
+  const Named* own = find_named(lane.name);
+  if (!own) return std::nullopt;
+  const double unit = rounding(lane.name == "f64" ? bits_f64 : bits_f32);
+  double square = operator_of(step).squared_error(step, config,
+                                                  {reads_of(lane), reads_of(oracle), own->rounds_weights, unit}, keys);
+  square += from_inputs.value_or(input_error(lane, step, oracle)) + cache_error(lane, step, oracle);
+  if (step.out.size() > 0) square += error_of(lane.stored(step.out[step.out.size() - 1]));
+  return std::sqrt(square);
 }
 
 }  // namespace moe_diag

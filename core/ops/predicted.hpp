@@ -3,28 +3,56 @@
 
 #include <cstdint>
 #include <optional>
-#include <string_view>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "core/api/backend.hpp"
 #include "core/api/model.hpp"
 #include "core/api/step.hpp"
+#include "core/ops/numerics.hpp"
 
 namespace moe_diag {
 
-// The relative L2 error, rms over rows, that one step is expected to make in `numerics` (f64, f32, bf16, q8_k, q8_1)
-// when its inputs are the oracle's, rounded to the type of the lane's stage values. Derived from sizes and types alone,
-// for rows whose values look drawn from a bell curve: docs/numerics.md has the formulas, and beside them what was
-// measured. `keys` is how many positions the row attends to, its own included: for scores, softmax and mix.
+// What decides how large the rounding errors of a lane's steps are.
+struct LaneNumerics {
+  std::string name;             // f64, f32, bf16, q8_k, q8_1
+  std::string reads, kv_cache;  // as in Description
+  DType values = DType::f32;    // of stages, where `storage` does not say otherwise
+  std::vector<DType> storage;   // by stage; may be empty
+
+  // The named ones, with all that they have; implicit, since a name is all that most lanes have.
+  LaneNumerics(const char* named) : LaneNumerics(std::string(named)) {}  // NOLINT(google-explicit-constructor)
+  LaneNumerics(std::string named)                                        // NOLINT(google-explicit-constructor)
+      : name(std::move(named)), values(name == "f64" ? DType::f64 : DType::f32) {}
+  explicit LaneNumerics(const Description& d)
+      : name(d.numerics), reads(d.reads), kv_cache(d.kv_cache), values(d.values), storage(d.storage) {}
+
+  DType stored(Stage stage) const { return storage.empty() ? values : storage[stage.index()]; }
+  // Whether an input of the step is kept in 16 bits, and by the oracle in another type.
+  bool rounds_input(const Step& step, std::size_t input, const LaneNumerics& oracle) const;
+};
+
+// The relative L2 error, rms over rows, that one step is expected to make in a lane's numerics when its inputs are the
+// oracle's, rounded to the types that the lane keeps them in. Derived from sizes and types alone, for rows whose values
+// look drawn from a bell curve: docs/numerics.md has the formulas, and beside them what was measured. `keys` is how
+// many positions the row attends to, its own included: for scores, softmax and mix. `from_inputs`: the square of what
+// the rounding of inputs to 16 bits alone moves the output by, where it was computed; else it is estimated.
 //
 // Never 0: a step that is exact in its types (an embedding of Q8_0) counts as one rounding. Of topk it is the error of
 // the router's weights; chosen experts have none. Null for numerics that are not known here.
-std::optional<double> expected_error(std::string_view numerics, const Step& step, const ModelConfig& config, int keys);
+std::optional<double> expected_error(const LaneNumerics& lane, const Step& step, const ModelConfig& config, int keys,
+                                     const LaneNumerics& oracle = "f64", std::optional<double> from_inputs = {});
 
-// The rounding of activations that a matmul with a weight reads.
-enum class OperandReading { as_they_are, bf16, q8_k, q8_1 };
+// True when an input of the step is rounded to 16 bits, and its values decide what that does to the output: they may
+// cancel, or stand in an exponent. It is computed then.
+bool needs_inputs(const LaneNumerics& lane, const Step& step, const LaneNumerics& oracle);
 
 struct PredictedNumerics {
-  OperandReading reading = OperandReading::as_they_are;
-  double unit = 0;  // square of the error of rounding to a stage value
+  const Reads* reads = nullptr;   // of activations; null: as they are
+  const Reads* oracle = nullptr;  // the same of the oracle
+  bool rounds_weights = false;    // to bf16
+  double unit = 0;                // square of the error of rounding to a stage value in f32 or f64
 };
 
 // Errors are relative and independent, so their squares are added. docs/numerics.md derives each of these.

@@ -91,6 +91,7 @@ const Operator rms_norm_op{
     .name = "rms_norm",
     .weights = WeightRows::one,
     .params = RmsNormParams{},
+    .depends_on_values = true,
     .squared_error = squared_error,
     .cost = cost_of_weights,
     .compute = compute,

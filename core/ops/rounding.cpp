@@ -50,20 +50,64 @@ void round_q8_k(std::span<const double> x, double* out) {
   }
 }
 
+// FP8 E4M3 without infinities: 4 bits of significand, the smallest normal number 2^-6.
+double nearest_e4m3(double x) { return std::copysign(std::min(std::fabs(with_bits(x, 4, -6)), 448.0), x); }
+// FP4 E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6.
+double nearest_e2m1(double x) { return std::copysign(std::min(std::fabs(with_bits(x, 2, 0)), 6.0), x); }
+
+void round_q4_0(std::span<const double> x, double* out) {
+  const float step = largest_of(x) / -8.0F, inverse = step != 0 ? 1.0F / step : 0.0F;
+  const double kept = nearest_f16(step);
+  for (double v : x) {
+    const float scaled = static_cast<float>(v) * inverse;
+    *out++ = kept * (std::min(15.0, std::trunc(double{scaled + 8.5F})) - 8);
+  }
+}
+
+void round_fp8(std::span<const double> x, bool power_of_two, double* out) {
+  constexpr float least = 1e-10F;  // of a largest value
+  float scale = std::max(std::fabs(largest_of(x)), least) / 448.0F;
+  if (power_of_two) scale = std::exp2(std::ceil(std::log2(scale)));
+  for (double v : x) *out++ = nearest_e4m3(static_cast<float>(v) / scale) * double{scale};
+}
+
+// `top`: exponent of the largest number of the element type.
+void round_mx(std::span<const double> x, int top, double (*nearest)(double), double* out) {
+  const float largest = std::fabs(largest_of(x));
+  const double scale = largest > 0 ? std::ldexp(1.0, std::max(std::ilogb(largest) - top, -127)) : 1;
+  for (double v : x) *out++ = nearest(v / scale) * scale;
+}
+
+// The values that are rounded together.
+std::int64_t together(Rounding rounding, std::int64_t row) {
+  return rounding == Rounding::fp8_token ? row : block_of(rounding);
+}
+
 }  // namespace
 
 std::string_view name_of(Rounding rounding) {
-  constexpr std::string_view names[] = {"BF16", "F16", "Q8_0", "Q8_1", "Q8_K"};
+  constexpr std::string_view names[] = {"BF16",  "F16",  "Q8_0",       "Q8_1",       "Q8_K",
+                                        "Q4_0",  "FP8",  "FP8 by row", "FP8 by 128", "FP8 by 128 with powers of two",
+                                        "MXFP8", "MXFP4"};
   return names[static_cast<std::size_t>(rounding)];
 }
 
 std::int64_t block_of(Rounding rounding) {
-  if (rounding == Rounding::q8_k) return 256;
-  return rounding == Rounding::q8_0 || rounding == Rounding::q8_1 ? 32 : 1;
+  switch (rounding) {
+    case Rounding::q8_k: return 256;
+    case Rounding::fp8_128:
+    case Rounding::fp8_128_pow2: return 128;
+    case Rounding::q8_0:
+    case Rounding::q8_1:
+    case Rounding::q4_0:
+    case Rounding::mxfp8:
+    case Rounding::mxfp4: return 32;
+    default: return 1;
+  }
 }
 
-Values rounded(std::span<const double> x, Rounding rounding) {
-  const std::int64_t block = block_of(rounding);
+Values rounded(std::span<const double> x, Rounding rounding, std::int64_t row) {
+  const std::int64_t block = together(rounding, row > 0 ? row : size_of(x));
   expect_multiple("rounded", fmt::format("values as {}", name_of(rounding)), block, size_of(x));
   Values out(x.size());
   for (std::size_t k = 0; k < x.size(); k += at(block)) {
@@ -74,6 +118,13 @@ Values rounded(std::span<const double> x, Rounding rounding) {
       case Rounding::q8_0: round_q8_0(some, &out[k]); break;
       case Rounding::q8_1: round_q8_1(some, &out[k]); break;
       case Rounding::q8_k: round_q8_k(some, &out[k]); break;
+      case Rounding::q4_0: round_q4_0(some, &out[k]); break;
+      case Rounding::fp8: out[k] = nearest_e4m3(x[k]); break;
+      case Rounding::fp8_token:
+      case Rounding::fp8_128: round_fp8(some, false, &out[k]); break;
+      case Rounding::fp8_128_pow2: round_fp8(some, true, &out[k]); break;
+      case Rounding::mxfp8: round_mx(some, 8, nearest_e4m3, &out[k]); break;
+      case Rounding::mxfp4: round_mx(some, 2, nearest_e2m1, &out[k]); break;
     }
   }
   return out;

@@ -56,6 +56,7 @@ constexpr int of_exponential = 5 * 5;
 
 const Operator sigmoid_gate_op{
     .name = "sigmoid_gate",
+    .depends_on_values = true,
     .squared_error = squared_error_of<6 + of_exponential>,
     .cost = cost_of_weights,
     .compute = compute,

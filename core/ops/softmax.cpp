@@ -76,6 +76,7 @@ void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list
 const Operator softmax_op{
     .name = "softmax",
     .params = SoftmaxParams{},
+    .depends_on_values = true,
     .squared_error = squared_error,
     .cost = cost_of_weights,
     .compute = compute,

@@ -11,6 +11,7 @@
 #include "core/api/stage.hpp"
 #include "core/api/step.hpp"
 #include "core/api/tensor.hpp"
+#include "core/ops/predicted.hpp"
 #include "core/ops/values.hpp"
 
 namespace moe_diag {
@@ -47,7 +48,8 @@ struct StepCase {
   Tensor a, b;                           // the lane's output and the oracle's
   Tensor routing_a, routing_b;           // moe_router_indices, as each lane had them; only for per-expert stages
   int first_position = 0;                // of row 0
-  std::string numerics;                  // of the lane; see expected_error()
+  LaneNumerics numerics = "";            // of the lane; see expected_error()
+  LaneNumerics oracle = "f64";
 };
 
 // A row, or an expert's slot of a row, fails when its error is beyond `failing_error` expected errors. A cause is named

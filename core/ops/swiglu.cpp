@@ -36,6 +36,7 @@ void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list
 
 const Operator swiglu_op{
     .name = "swiglu",
+    .depends_on_values = true,
     .squared_error = squared_error_of<6>,
     .cost = cost_of_weights,
     .compute = compute,

@@ -41,6 +41,7 @@ void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list
 
 const Operator weigh_op{
     .name = "weigh",
+    .depends_on_values = true,
     .squared_error = squared_error_of<3>,
     .cost = cost_of_weights,
     .compute = compute,

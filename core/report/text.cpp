@@ -148,6 +148,7 @@ std::string lane_text(const LaneReport& lane) {
   std::string text = fmt::format("{} {}", lane.backend, lane.numerics);
   if (!lane.device.empty()) text += fmt::format(" on {}", lane.device);
   if (!lane.instruction_set.empty()) text += fmt::format(", {}", lane.instruction_set);
+  if (!lane.engine.empty()) text += fmt::format(", {}", lane.engine);
   if (!lane.plain_operators.empty()) text += fmt::format("; in f64 on the host: {}", lane.plain_operators);
   return text;
 }

@@ -2,6 +2,7 @@
 #include "core/verdict/comparisons.hpp"
 
 #include "core/ops/linear.hpp"
+#include "core/ops/operator.hpp"
 #include "core/ops/predicted.hpp"
 #include "core/ops/values.hpp"
 
@@ -63,9 +64,37 @@ bool Comparisons::chose_by_numbers(int lane, int row) {
 }
 
 std::optional<double> Comparisons::expected_error(int lane, int against, int row) {
-  const auto expected = moe_diag::expected_error(lanes_[static_cast<std::size_t>(lane)].description.numerics, step(),
-                                                 lanes_.config(), position(row) + 1);
+  const LaneNumerics numerics(lanes_[static_cast<std::size_t>(lane)].description);
+  const LaneNumerics oracle(lanes_[static_cast<std::size_t>(against)].description);
+  const auto expected = moe_diag::expected_error(numerics, step(), lanes_.config(), position(row) + 1, oracle,
+                                                 moved_by_inputs(against, numerics, oracle, row));
   return expected ? std::optional(*expected * cancellation(against, row)) : std::nullopt;
+}
+
+// The square of what rounding the inputs of `against` as the lane keeps them moves the row by; none where it is not
+// computed.
+std::optional<double> Comparisons::moved_by_inputs(int against, const LaneNumerics& lane, const LaneNumerics& oracle,
+                                                   int row) {
+  if (!needs_inputs(lane, step(), oracle)) return std::nullopt;
+  StepInputs inputs;
+  inputs.positions = {position(row)};
+  inputs.total = sighting_.pass.total;
+  for (std::size_t i = 0; i < step().in.size(); ++i) {
+    const Stage stage = step().in[i];
+    const Tensor values = sighting_.now(against, stage);
+    if (!values) return std::nullopt;
+    inputs.in[i] = host::values_of(values, row + sighting_.rows().first - sighting_.rows_of(stage).first, 1);
+  }
+  const host::Values exact = compute(step(), lanes_.config(), inputs, nullptr);
+  for (std::size_t i = 0; i < step().in.size(); ++i)
+    if (lane.rounds_input(step(), i, oracle)) inputs.in[i] = rounded_to(inputs.in[i], lane.stored(step().in[i]));
+  const host::Values moved = compute(step(), lanes_.config(), inputs, nullptr);
+  double squares = 0, all = 0;
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    squares += (moved[i] - exact[i]) * (moved[i] - exact[i]);
+    all += exact[i] * exact[i];
+  }
+  return all > 0 && std::isfinite(squares) ? std::optional(squares / all) : std::nullopt;
 }
 
 // The step that wrote the site.

@@ -11,6 +11,7 @@
 #include "core/compare/routing.hpp"
 #include "core/compare/samples.hpp"
 #include "core/model/program.hpp"
+#include "core/ops/predicted.hpp"
 
 namespace moe_diag {
 
@@ -61,6 +62,7 @@ class Comparisons {
   Entry& entry(int lane, int against);
   const Step& step();
   double cancellation(int lane, int row);
+  std::optional<double> moved_by_inputs(int against, const LaneNumerics& lane, const LaneNumerics& oracle, int row);
 
   Sighting& sighting_;
   const Program& program_;

@@ -17,7 +17,7 @@ namespace {
 bool has_floor(const WatchedFalsifier& watched, const Program& program, const Lanes& lanes) {
   if (watched.spec->metric != Metric::noise_ratio || watched.floor >= 0) return true;
   const std::string& numerics = lanes[static_cast<std::size_t>(watched.lane)].description.numerics;
-  return expected_error(numerics, program.front(), lanes.config(), 1).has_value();
+  return expected_error(LaneNumerics(numerics), program.front(), lanes.config(), 1).has_value();
 }
 
 }  // namespace

@@ -106,6 +106,7 @@ struct LaneReport {
   std::string absent;
   bool unfed = false;           // only a lane that feeds it is missing
   std::string plain_operators;  // that compute what its backend does not; empty: none
+  std::string engine;           // what its values are rounded to besides; empty: nothing
 };
 
 struct PromptReport {

@@ -21,7 +21,9 @@ namespace moe_diag::test {
 
 using Keys = std::vector<std::pair<std::string, std::string>>;
 
-// A lane as a contract would state it: {"inputs", ...} and {"routing", ...} name lanes, the rest is the backend's.
+// A lane as a contract would state it: {"inputs", ...} and {"routing", ...} name lanes; {"reads", ...}, {"stored",
+// ...},
+// {"stored.STAGE", ...} and {"kv_cache", ...} are of its engine, the rest is the backend's.
 inline LaneSpec lane_spec(const std::string& name, const Keys& keys) {
   LaneSpec spec;
   spec.name = name;
@@ -32,6 +34,14 @@ inline LaneSpec lane_spec(const std::string& name, const Keys& keys) {
       spec.inputs = value;
     else if (key == "routing")
       spec.routing = value;
+    else if (key == "reads")
+      spec.engine.reads = value;
+    else if (key == "stored")
+      spec.engine.stored = value;
+    else if (key == "kv_cache")
+      spec.engine.kv_cache = value;
+    else if (key.starts_with("stored."))
+      spec.engine.stages.emplace_back(qwen3moe.stages.find(key.substr(7)), value == "bf16" ? DType::bf16 : DType::f16);
     else
       spec.options.add(key, value, "test");
   }

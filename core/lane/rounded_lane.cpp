@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: MIT
+#include "core/lane/rounded_lane.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <utility>
+
+#include "core/api/error.hpp"
+#include "core/ops/operator.hpp"
+#include "core/ops/values.hpp"
+
+namespace moe_diag {
+namespace {
+
+std::optional<host::Rounding> rounding_of(const std::string& cache_type) {
+  const CacheType* type = find_cache_type(cache_type);
+  return type ? type->rounding : std::nullopt;
+}
+
+// The upper half of a float, ties to even: what BF16(double) gives, without a call.
+void store(float x, BF16& to) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if (std::isnan(x)) return void(to.bits = static_cast<std::uint16_t>(bits >> 16 | 0x40));
+  to.bits = static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+void store(double x, BF16& to) { to = BF16(x); }
+void store(double x, F16& to) { to = F16(x); }
+
+template <class T>
+Tensor stored_as(const Tensor& values, std::vector<std::byte>& memory) {
+  memory.resize(static_cast<std::size_t>(values.shape.count()) * sizeof(T));
+  T* to = reinterpret_cast<T*>(memory.data());
+  with_values(values, 0, [&](const auto* from) {
+    for (std::int64_t i = 0; i < values.shape.count(); ++i) store(from[i], to[i]);
+  });
+  return {memory.data(), dtype_of<T>(), values.shape};
+}
+
+// The values in a type of 16 bits, in that memory.
+Tensor stored_as(DType type, const Tensor& values, std::vector<std::byte>& memory) {
+  if (type == values.dtype) return values;
+  return type == DType::f16 ? stored_as<F16>(values, memory) : stored_as<BF16>(values, memory);
+}
+
+}  // namespace
+
+RoundedLane::RoundedLane(std::unique_ptr<Lane> lane, const ModelConfig& config, const EngineNumerics& engine,
+                         std::vector<DType> storage)
+    : lane_(std::move(lane)),
+      config_(config),
+      reads_(find_reads(engine.reads)),
+      in_caches_(rounding_of(engine.kv_cache)),
+      storage_(std::move(storage)),
+      layer_(config.stages.size(), -1),
+      stored_(config.stages.size()) {}
+
+bool RoundedLane::is_coarse(Stage stage) const {
+  const DType type = storage_[stage.index()];
+  return type == DType::f16 || type == DType::bf16;
+}
+
+bool RoundedLane::rounds_cache(const CacheUse& use) const { return in_caches_ && use.input >= 0; }
+
+bool RoundedLane::rounds(const Step& step) const {
+  const auto coarse = [&](Stage stage) { return is_coarse(stage); };
+  const auto cached = [&](const CacheUse& use) { return rounds_cache(use); };
+  return (reads_ && is_product(operator_of(step))) || std::any_of(step.out.begin(), step.out.end(), coarse) ||
+         std::any_of(step.caches.begin(), step.caches.end(), cached);
+}
+
+// Rows that the pass computes of a stage.
+Rows RoundedLane::rows_of(Stage stage) const {
+  const int first = is_of_head(stage) ? pass_.head_first : 0;
+  return {first, pass_.rows() - first};
+}
+
+void RoundedLane::begin(const Pass& pass) {
+  pass_ = pass;
+  lane_->begin(pass);
+}
+
+void RoundedLane::run(std::span<const Step> steps) {
+  steps_.assign(steps.begin(), steps.end());
+  for (Step& step : steps_) step.want = true;  // what is rounded afterwards has to be there
+  const std::span<const Step> all = steps_;
+  for (std::size_t at = 0; at < all.size();) {
+    const auto end = std::find_if(all.begin() + static_cast<std::ptrdiff_t>(at), all.end(),
+                                  [&](const Step& step) { return rounds(step); });
+    const auto own = static_cast<std::size_t>(end - all.begin()) - at;
+    if (own > 0) run_own(all.subspan(at, own));
+    at += own;
+    if (at < all.size()) run_rounded(all[at++]);
+  }
+}
+
+void RoundedLane::run_own(std::span<const Step> steps) {
+  for (const Step& step : steps)
+    for (const Stage stage : step.out) layer_[stage.index()] = step.layer;
+  lane_->run(steps);
+}
+
+void RoundedLane::run_rounded(const Step& step) {
+  const auto cached =
+      std::find_if(step.caches.begin(), step.caches.end(), [&](const CacheUse& use) { return rounds_cache(use); });
+  if (cached != step.caches.end()) {
+    const auto input = static_cast<std::size_t>(cached->input);
+    const Stage stage = step.in[input];
+    host::Values values = values_of({stage, step.layer}, rows_of(stage));
+    const auto width = static_cast<std::size_t>(config_.cache_width(cached->cache, step.layer));
+    const std::size_t row = values.size() / static_cast<std::size_t>(rows_of(stage).count);
+    for (std::size_t at = static_cast<std::size_t>(cached->column); at < values.size(); at += row) {
+      const host::Values kept = host::rounded(std::span(values).subspan(at, width), *in_caches_);
+      std::copy(kept.begin(), kept.end(), values.begin() + static_cast<std::ptrdiff_t>(at));
+    }
+    run_on(step, input, values);
+  } else if (reads_ && is_product(operator_of(step))) {
+    multiply(step);
+  } else {
+    run_own({&step, 1});
+  }
+  store(step);
+}
+
+// Weights side by side may have the activations read in different ways: one run for each way, which gives the columns
+// of the weights that are read so.
+void RoundedLane::multiply(const Step& step) {
+  std::map<std::optional<host::Rounding>, std::vector<std::size_t>> ways;
+  for (std::size_t i = 0; i < step.weights.size(); ++i) ways[reads_->of(step.weights[i]->type)].push_back(i);
+  const Stage stage = step.in[0], out = step.out[0];
+  const host::Values exact = values_of({stage, layer_[stage.index()]}, rows_of(stage));
+  host::Values all;
+  for (const auto& [rounding, weights] : ways) {
+    run_on(step, 0, rounding ? host::rounded(exact, *rounding, step.weights[weights[0]]->cols) : exact);
+    if (ways.size() == 1) return;
+    const host::Values written = values_of({out, step.layer}, rows_of(out));
+    all.resize(written.size());
+    const auto row = static_cast<std::ptrdiff_t>(written.size()) / rows_of(out).count;
+    std::ptrdiff_t column = 0;
+    for (std::size_t i = 0; i < step.weights.size(); ++i) {
+      const auto width = static_cast<std::ptrdiff_t>(step.weights[i]->rows);
+      if (std::find(weights.begin(), weights.end(), i) != weights.end())
+        for (std::ptrdiff_t at = column; at < std::ssize(written); at += row)
+          std::copy_n(written.begin() + at, width, all.begin() + at);
+      column += width;
+    }
+  }
+  const Rows rows = rows_of(out);
+  lane_->write({out, step.layer}, rows,
+               {all.data(), DType::f64, config_.shape_of({out, step.layer}, rows.count, pass_.total)});
+}
+
+// Runs the step on other values of an input, which has its own again afterwards.
+void RoundedLane::run_on(const Step& step, std::size_t input, const host::Values& values) {
+  const Stage stage = step.in[input];
+  const Site site{stage, layer_[stage.index()]};
+  const Rows rows = rows_of(stage);
+  const Shape shape = config_.shape_of(site, rows.count, pass_.total);
+  const host::Values own = values_of(site, rows);
+  lane_->write(site, rows, {values.data(), DType::f64, shape});
+  run_own({&step, 1});
+  lane_->write(site, rows, {own.data(), DType::f64, shape});
+}
+
+// Rounds what the step has written.
+void RoundedLane::store(const Step& step) {
+  for (const Stage stage : step.out) {
+    if (!is_coarse(stage)) continue;
+    const Site site{stage, step.layer};
+    const Rows rows = rows_of(stage);
+    lane_->write(site, rows, read(site, rows));
+  }
+}
+
+host::Values RoundedLane::values_of(Site site, Rows rows) {
+  const Tensor values = lane_->read(site, rows);
+  if (!values)
+    throw Error(
+        ErrorKind::environment,
+        fmt::format("the backend does not show {}, which is rounded as the contract says", name_of(site.stage)));
+  return host::values_of(values);
+}
+
+Tensor RoundedLane::read(Site site, Rows rows) {
+  const Tensor values = lane_->read(site, rows);
+  if (!values || !is_coarse(site.stage)) return values;
+  return stored_as(storage_[site.stage.index()], values, stored_[site.stage.index()]);
+}
+
+void RoundedLane::write(Site site, Rows rows, const Tensor& values) {
+  layer_[site.stage.index()] = site.layer;
+  if (!is_coarse(site.stage)) return lane_->write(site, rows, values);
+  lane_->write(site, rows, stored_as(storage_[site.stage.index()], values, stored_[site.stage.index()]));
+}
+
+Tensor RoundedLane::read_cache(Cache cache, int layer, Stretch positions) {
+  return lane_->read_cache(cache, layer, positions);
+}
+
+void RoundedLane::write_cache(Cache cache, int layer, Stretch positions, const Tensor& values) {
+  if (!in_caches_ || info(cache).is_state) return lane_->write_cache(cache, layer, positions, values);
+  const host::Values kept = host::rounded(host::values_of(values), *in_caches_);
+  lane_->write_cache(cache, layer, positions, {kept.data(), DType::f64, values.shape});
+}
+
+std::string obstacle_to_rounding(const EngineNumerics& engine, const Program& program, const ModelConfig& config) {
+  const Reads* reads = find_reads(engine.reads);
+  const std::optional<host::Rounding> in_caches = rounding_of(engine.kv_cache);
+  const auto refusal = [](std::string_view key, std::string_view value, std::string_view rows, std::int64_t width,
+                          host::Rounding rounding) {
+    return fmt::format("{}: {}: rows of {} have {} values, no whole number of blocks of {}", key, value, rows, width,
+                       host::block_of(rounding));
+  };
+  for (const Step& step : program) {
+    if (reads && is_product(operator_of(step)))
+      for (const Weight* weight : step.weights)
+        if (const auto rounding = reads->of(weight->type); rounding && weight->cols % host::block_of(*rounding) != 0)
+          return refusal("reads", engine.reads, weight->name, weight->cols, *rounding);
+    for (const CacheUse& use : step.caches)
+      if (const std::int64_t width = config.cache_width(use.cache, step.layer);
+          in_caches && use.input >= 0 && width % host::block_of(*in_caches) != 0)
+        return refusal("kv_cache", engine.kv_cache, name_of(use.cache), width, *in_caches);
+  }
+  return "";
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT
+#include "core/ops/numerics.hpp"
+
+#include <algorithm>
+#include <array>
+
+namespace moe_diag {
+namespace {
+
+using host::Rounding;
+
+template <Rounding rounding>
+std::optional<Rounding> always(BlockType) {
+  return rounding;
+}
+
+std::optional<Rounding> never(BlockType) { return std::nullopt; }
+
+// As llama.cpp's CPU backend pairs types (ggml/src/ggml-cpu/ggml-cpu.c, type_traits_cpu, vec_dot_type).
+std::optional<Rounding> as_llama_cpp(BlockType weight) {
+  switch (weight) {
+    case BlockType::f32: return std::nullopt;
+    case BlockType::f16: return Rounding::f16;
+    case BlockType::bf16: return Rounding::bf16;
+    default: return info(weight).elements == 256 ? Rounding::q8_k : Rounding::q8_0;
+  }
+}
+
+// As its CUDA backend does where it multiplies whole numbers (ggml/src/ggml-cuda/quantize.cu).
+std::optional<Rounding> in_blocks_of_32(BlockType weight) {
+  return info(weight).elements > 1 ? std::optional(Rounding::q8_1) : std::nullopt;
+}
+
+constexpr std::array reads_table{
+    Reads{"exact", never, "as they are"},
+    Reads{"bf16", always<Rounding::bf16>, "rounded to bf16"},
+    Reads{"f16", always<Rounding::f16>, "rounded to f16"},
+    Reads{"q8_0", always<Rounding::q8_0>, "8 bits in blocks of 32, an f16 scale each"},
+    Reads{"q8_1", in_blocks_of_32, "8 bits in blocks of 32, an f32 scale each, where the weight is in blocks"},
+    Reads{"q8_k", as_llama_cpp, "as llama.cpp's CPU backend pairs types: Q8_K, Q8_0, f16, bf16 or as they are"},
+    Reads{"fp8_token", always<Rounding::fp8_token>, "FP8 E4M3, an f32 scale for each row"},
+    Reads{"fp8_128", always<Rounding::fp8_128>, "FP8 E4M3 in groups of 128, an f32 scale each"},
+    Reads{"fp8_128_pow2", always<Rounding::fp8_128_pow2>, "FP8 E4M3 in groups of 128, a power of two as scale of each"},
+    Reads{"mxfp8", always<Rounding::mxfp8>, "FP8 E4M3 in groups of 32, a power of two as scale of each"},
+    Reads{"mxfp4", always<Rounding::mxfp4>, "FP4 E2M1 in groups of 32, a power of two as scale of each"},
+};
+
+constexpr std::array cache_table{
+    CacheType{"f32", std::nullopt, "as they are"},
+    CacheType{"bf16", Rounding::bf16, "rounded to bf16"},
+    CacheType{"f16", Rounding::f16, "rounded to f16: the default of llama.cpp"},
+    CacheType{"q8_0", Rounding::q8_0, "8 bits in blocks of 32, an f16 scale each"},
+    CacheType{"q4_0", Rounding::q4_0, "4 bits in blocks of 32, an f16 scale each"},
+    CacheType{"fp8_e4m3", Rounding::fp8, "FP8 E4M3 with a scale of 1, as vLLM has it without calibration"},
+};
+
+template <DType type>
+DType all_in(const StageInfo&) {
+  return type;
+}
+
+// transformers, a model in bf16 with eager attention: models/qwen3_moe/modeling_qwen3_moe.py. The softmax of the router
+// is f32; its weights, and attention's, are cast back.
+DType as_hf(const StageInfo& row) { return row.role == Role::router_probs ? DType::f32 : DType::bf16; }
+
+// vLLM, a model in bf16: model_executor/layers/fused_moe/fused_moe.py. Scores stay in the kernel of attention, the
+// router's softmax and weights are f32, and the output of down is weighed before it is stored.
+DType as_vllm(const StageInfo& row) {
+  const bool is_down = row.role == Role::expert_values && row.row[1].symbol == "d";
+  const bool stays =
+      row.role == Role::key_values || row.role == Role::router_probs || row.role == Role::choice_weights || is_down;
+  return stays ? DType::f32 : DType::bf16;
+}
+
+constexpr std::array storage_table{
+    StoragePreset{"f32", all_in<DType::f32>, "every stage in f32"},
+    StoragePreset{"bf16", all_in<DType::bf16>, "every stage in bf16"},
+    StoragePreset{"f16", all_in<DType::f16>, "every stage in f16"},
+    StoragePreset{"hf", as_hf, "a bf16 model in transformers, with eager attention"},
+    StoragePreset{"vllm", as_vllm, "a bf16 model in vLLM"},
+    StoragePreset{"llama_cpp", all_in<DType::f32>, "llama.cpp on a CPU: every stage in f32"},
+};
+
+template <class Table>
+auto find_in(const Table& table, std::string_view name) -> decltype(table.data()) {
+  const auto found = std::find_if(table.begin(), table.end(), [&](const auto& row) { return row.name == name; });
+  return found == table.end() ? nullptr : &*found;
+}
+
+}  // namespace
+
+std::span<const Reads> all_reads() { return reads_table; }
+const Reads* find_reads(std::string_view name) { return find_in(reads_table, name); }
+std::span<const CacheType> all_cache_types() { return cache_table; }
+const CacheType* find_cache_type(std::string_view name) { return find_in(cache_table, name); }
+std::span<const StoragePreset> all_storage_presets() { return storage_table; }
+const StoragePreset* find_storage_preset(std::string_view name) { return find_in(storage_table, name); }
+
+std::vector<DType> storage_of(const EngineNumerics& engine, Stages stages, const Description& backend) {
+  std::vector<DType> types;
+  const StoragePreset* preset = find_storage_preset(engine.stored);
+  for (const Stage stage : stages) {
+    DType type = preset && payload_of(stage) == Payload::values ? preset->of(info(stage)) : DType::f32;
+    for (const auto& [one, stored] : engine.stages)
+      if (one == stage) type = stored;
+    types.push_back(type == DType::f32 ? backend.stored(stage) : type);
+  }
+  return types;
+}
+
+std::string text_of(const EngineNumerics& engine) {
+  std::string text;
+  const auto add = [&](std::string_view more) { text.append(text.empty() ? "" : ", ").append(more); };
+  if (!engine.reads.empty()) add("reads " + engine.reads);
+  if (!engine.stored.empty()) add("stored as " + engine.stored);
+  if (!engine.stages.empty()) add("stored by stage");
+  if (!engine.kv_cache.empty()) add("a KV cache in " + engine.kv_cache);
+  return text;
+}
+
+host::Values rounded_to(host::Values values, DType type) {
+  for (double& v : values) switch (type) {
+      case DType::f32: v = static_cast<double>(static_cast<float>(v)); break;
+      case DType::f16: v = static_cast<double>(float{F16(v)}); break;
+      case DType::bf16: v = static_cast<double>(float{BF16(v)}); break;
+      default: break;
+    }
+  return values;
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "core/api/backend.hpp"
+#include "core/api/blocks.hpp"
+#include "core/api/stage.hpp"
+#include "core/api/tensor.hpp"
+#include "core/ops/rounding.hpp"
+
+// The roundings that an engine makes besides its arithmetic, as data: how its products read activations, the type that
+// it stores each stage in, and that of its KV cache. docs/numerics.md lists the rows with their sources.
+namespace moe_diag {
+
+// How products read activations: the rounding of those that meet a weight of a type; none: as they are.
+struct Reads {
+  std::string_view name;
+  std::optional<host::Rounding> (*of)(BlockType weight);
+  std::string_view text;
+};
+std::span<const Reads> all_reads();
+const Reads* find_reads(std::string_view name);  // null: there is none
+
+// The types of a KV cache.
+struct CacheType {
+  std::string_view name;
+  std::optional<host::Rounding> rounding;  // of the keys and the values of a position; none: kept as they are
+  std::string_view text;
+};
+std::span<const CacheType> all_cache_types();
+const CacheType* find_cache_type(std::string_view name);  // null: there is none
+
+// The types that a known engine stores its stages in: f32 where it stores them as they are computed, or not at all.
+struct StoragePreset {
+  std::string_view name;
+  DType (*of)(const StageInfo& row);
+  std::string_view text;
+};
+std::span<const StoragePreset> all_storage_presets();
+const StoragePreset* find_storage_preset(std::string_view name);  // null: there is none
+
+// What a contract says of the engine that a lane stands for. Empty: as the lane's backend does it.
+struct EngineNumerics {
+  std::string reads;                            // a row of all_reads()
+  std::string stored;                           // a row of all_storage_presets()
+  std::vector<std::pair<Stage, DType>> stages;  // each once, instead of a preset
+  std::string kv_cache;                         // a row of all_cache_types()
+
+  bool empty() const { return reads.empty() && stored.empty() && stages.empty() && kv_cache.empty(); }
+  friend bool operator==(const EngineNumerics&, const EngineNumerics&) = default;
+};
+
+// The type that each stage is stored in, by index: as the backend has it where nothing coarser is said.
+std::vector<DType> storage_of(const EngineNumerics& engine, Stages stages, const Description& backend);
+
+// "reads q8_k, stored as hf, a KV cache in f16"; empty: nothing is said.
+std::string text_of(const EngineNumerics& engine);
+
+// The values in a type with fewer bits, as doubles.
+host::Values rounded_to(host::Values values, DType type);
+
+}  // namespace moe_diag

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""Writes what engines read instead of activations, and keep instead of keys and values, made by numpy, ml_dtypes and gguf.
+
+    python3 make_roundings.py [folder]     needs numpy, ml_dtypes and gguf, at the versions in versions.json
+
+x.npy holds float32 activations, of which each row shows another trouble; every other file what they are rounded to, in
+float64. FP8 and FP4 are ml_dtypes' float8_e4m3fn and float4_e2m1fn, Q4_0 is the gguf package's.
+"""
+import importlib.metadata
+import json
+import pathlib
+import sys
+
+import gguf
+import ml_dtypes
+import numpy as np
+
+COLS = 512
+LARGEST = {ml_dtypes.float8_e4m3fn: np.float32(448), ml_dtypes.float4_e2m1fn: np.float32(6)}
+
+
+def activations(random: np.random.RandomState) -> np.ndarray:
+    normal = random.standard_normal((8, COLS))
+    normal[1] **= 3  # heavy tails
+    normal[2, 100] = 408.0  # one massive activation
+    normal[3] *= 1e-3
+    normal[4, :300] = 0  # whole blocks of zeros, and a part of one
+    normal[5] = random.randint(-254, 255, COLS) / 2  # halves: ties, if the scale is 1
+    normal[5, ::32] = 448
+    normal[6] = np.linspace(-1, 3, COLS)
+    normal[7] = np.abs(normal[7]) * 1e4  # beyond FP8 without a scale
+    return normal.astype(np.float32)
+
+
+def cast(x: np.ndarray, element) -> np.ndarray:
+    """To the nearest element, ties to even; values beyond the largest become it."""
+    largest = LARGEST[element]
+    return np.clip(x, -largest, largest).astype(element).astype(np.float64)
+
+
+def fp8(x: np.ndarray, group: int, power_of_two: bool) -> np.ndarray:
+    """vLLM's per_token_group_quant_fp8: y / scale in float32, scale = max(|y|) / 448, rounded up to a power of two."""
+    groups = x.reshape(-1, group)
+    scale = np.maximum(np.abs(groups).max(axis=1, keepdims=True), np.float32(1e-10)) / np.float32(448)
+    if power_of_two:
+        scale = np.exp2(np.ceil(np.log2(scale)))
+    assert scale.dtype == np.float32
+    return (cast(groups / scale, ml_dtypes.float8_e4m3fn) * scale.astype(np.float64)).reshape(x.shape)
+
+
+def microscaled(x: np.ndarray, element, top: int) -> np.ndarray:
+    """OCP Microscaling Formats 1.0, 6.3: a block of 32 has the scale 2^(floor(log2(max)) - top)."""
+    groups = x.astype(np.float64).reshape(-1, 32)
+    largest = np.abs(groups).max(axis=1, keepdims=True)
+    scale = np.exp2(np.floor(np.log2(np.where(largest > 0, largest, 1))) - top)
+    return (cast(groups / scale, element) * scale).reshape(x.shape)
+
+
+def q4_0(x: np.ndarray) -> np.ndarray:
+    blocks = gguf.quants.quantize(x, gguf.GGMLQuantizationType.Q4_0)
+    return gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q4_0).astype(np.float64)
+
+
+def main() -> None:
+    folder = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent)
+    x = activations(np.random.RandomState(16))
+    made = {
+        "x": x,
+        "q4_0": q4_0(x),
+        "fp8": cast(x, ml_dtypes.float8_e4m3fn),
+        "fp8_token": fp8(x, COLS, False),
+        "fp8_128": fp8(x, 128, False),
+        "fp8_128_pow2": fp8(x, 128, True),
+        "mxfp8": microscaled(x, ml_dtypes.float8_e4m3fn, 8),
+        "mxfp4": microscaled(x, ml_dtypes.float4_e2m1fn, 2),
+    }
+    for name, values in made.items():
+        np.save(folder / f"{name}.npy", values)
+    versions = {package: importlib.metadata.version(package) for package in ("numpy", "ml_dtypes", "gguf")}
+    (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+// What engines round values to, bit by bit as ml_dtypes, numpy and the gguf package have it.
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <utility>
+
+#include "core/file/npy_file.hpp"
+#include "core/ops/numerics.hpp"
+#include "core/ops/rounding.hpp"
+#include "tests/support/catch.hpp"
+#include "tests/support/stages.hpp"
+
+namespace moe_diag::test {
+namespace {
+
+std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  REQUIRE(file);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// An array of doubles or floats.
+struct Golden {
+  explicit Golden(const std::string& name)
+      : bytes(read_file(MOE_DIAG_SOURCE_DIR "/tests/golden/roundings/" + name + ".npy")) {
+    const NpyArray array = parse_npy(bytes);
+    row = array.shape[1];
+    const bool wide = array.type == "<f8";
+    const Tensor tensor{array.data.data(), wide ? DType::f64 : DType::f32, {array.shape[0], row}};
+    values = host::values_of(tensor);
+  }
+  std::string bytes;
+  std::int64_t row = 0;
+  host::Values values;
+};
+
+}  // namespace
+
+TEST_CASE("activations and caches are rounded as the reference rounds them, bit by bit") {
+  using host::Rounding;
+  const Golden x("x");
+  for (const auto& [name, rounding] : {std::pair{"q4_0", Rounding::q4_0},
+                                       {"fp8", Rounding::fp8},
+                                       {"fp8_token", Rounding::fp8_token},
+                                       {"fp8_128", Rounding::fp8_128},
+                                       {"fp8_128_pow2", Rounding::fp8_128_pow2},
+                                       {"mxfp8", Rounding::mxfp8},
+                                       {"mxfp4", Rounding::mxfp4}}) {
+    const Golden expected(name);
+    const host::Values rounded = host::rounded(x.values, rounding, x.row);
+    REQUIRE(expected.values.size() == rounded.size());
+    int wrong = 0;
+    for (std::size_t i = 0; wrong < 3 && i < rounded.size(); ++i) {
+      if (rounded[i] == expected.values[i]) continue;
+      INFO(name << ", value " << i << ": " << x.values[i] << " gives " << rounded[i] << ", not " << expected.values[i]);
+      CHECK(++wrong == 0);
+    }
+  }
+}
+
+TEST_CASE("llama.cpp's pairs: what an activation becomes depends on the weight") {
+  const Reads& reads = *find_reads("q8_k");
+  CHECK(reads.of(BlockType::q4_k) == host::Rounding::q8_k);
+  CHECK(reads.of(BlockType::iq4_xs) == host::Rounding::q8_k);
+  CHECK(reads.of(BlockType::q5_0) == host::Rounding::q8_0);
+  CHECK(reads.of(BlockType::mxfp4) == host::Rounding::q8_0);
+  CHECK(reads.of(BlockType::bf16) == host::Rounding::bf16);
+  CHECK_FALSE(reads.of(BlockType::f32));
+}
+
+TEST_CASE("presets differ in what an engine does not store, and words by stage replace them") {
+  Description backend;
+  backend.values = DType::f32;
+  const Stages all = qwen3moe.stages;
+  const auto type_of = [&](const EngineNumerics& engine, Stage stage) {
+    return storage_of(engine, all, backend)[stage.index()];
+  };
+  const EngineNumerics hf{.stored = "hf"}, vllm{.stored = "vllm"}, llama{.stored = "llama_cpp"};
+  CHECK(type_of(hf, stages::moe_router_probs) == DType::f32);
+  CHECK(type_of(hf, stages::moe_router_weights) == DType::bf16);
+  CHECK(type_of(hf, stages::attn_scores) == DType::bf16);
+  CHECK(type_of(vllm, stages::attn_scores) == DType::f32);
+  CHECK(type_of(vllm, stages::moe_expert_out) == DType::f32);
+  CHECK(type_of(vllm, stages::moe_expert_gate) == DType::bf16);
+  CHECK(type_of(vllm, stages::moe_expert_weighted) == DType::bf16);
+  CHECK(type_of(llama, stages::lm_head) == DType::f32);
+  const EngineNumerics one{.stages = {{stages::moe_expert_out, DType::f16}}};
+  CHECK(type_of(one, stages::moe_expert_out) == DType::f16);
+  CHECK(type_of(one, stages::moe_expert_up) == DType::f32);
+}
+
+}  // namespace moe_diag::test

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT
+// Lanes that stand for engines with coarser types: sound ones raise no alarm, and a mistake is found beside the
+// rounding.
+#include <fmt/format.h>
+
+#include <string>
+#include <vector>
+
+#include "tests/support/catch.hpp"
+#include "tests/support/small_contract.hpp"
+#include "tests/support/stages.hpp"
+
+namespace moe_diag {
+namespace {
+
+const std::string claims = R"(
+  - {id: STEPS, claim: steps are as right as their types let them be, lane: step, stage: all, metric: noise_ratio, floor: expected, at_most: 10}
+  - {id: ROUTING, claim: the choice follows from the logits, lane: step, stage: moe_router_indices, metric: routing_real_flips, equals: 0}
+)";
+
+// The engine's keys go to the lane that is fed by the oracle; `oracle`: keys that the oracle has, too.
+std::string contract(const std::string& engine, const std::string& oracle = "",
+                     const std::string& model = "{synthetic: tiny, seed: 7}",
+                     const std::string& tokens = "[3, 141, 59, 26, 5, 358]") {
+  std::string text = contract_text(claims, model, tokens);
+  const auto replace = [&](const std::string& what, const std::string& by) {
+    const std::size_t at = text.find(what);
+    REQUIRE(at != std::string::npos);
+    text.replace(at, what.size(), by);
+  };
+  replace("inputs: truth}", "inputs: truth, " + engine + "}");
+  if (!oracle.empty()) replace("numerics: f64}", "numerics: f64, " + oracle + "}");
+  return text;
+}
+
+Verdict judge(const std::string& text, const std::vector<std::string>& faults = {}) {
+  static ModelCache models;
+  RunOptions options;
+  options.models = &models;
+  return judge_text(text, options, faults);
+}
+
+std::string alarms(const Verdict& verdict) {
+  std::string text;
+  for (const Judgement& j : verdict.judgements)
+    if (j.outcome != Outcome::held) {
+      const Sample& s = j.leading_failure() ? j.leading_failure()->first_failing : Sample{};
+      text += fmt::format("{} at {} of layer {}: {}; ", j.spec->id, name_of(s.site.stage), s.site.layer, s.value);
+    }
+  return text;
+}
+
+const std::vector<std::string> engines = {"stored: hf",
+                                          "stored: vllm",
+                                          "stored: bf16",
+                                          "stored: f16",
+                                          "reads: q8_k",
+                                          "reads: fp8_128",
+                                          "kv_cache: f16",
+                                          "kv_cache: q8_0",
+                                          "kv_cache: q4_0",
+                                          "kv_cache: fp8_e4m3",
+                                          "stored: hf, reads: q8_0, kv_cache: f16",
+                                          "stored: {moe_expert_out: f16, attn_softmax: bf16}"};
+
+}  // namespace
+
+TEST_CASE("a sound engine raises no alarm, whatever it rounds to") {
+  for (const std::string& engine : engines)
+    for (const int seed : {1, 7})
+      for (const std::string quant : {"q4_k_m", "q8_0"}) {
+        const std::string model = fmt::format("{{synthetic: tiny, quant: {}, seed: {}}}", quant, seed);
+        INFO(engine << ", " << model);
+        CHECK(alarms(judge(contract(engine, "", model))) == "");
+      }
+}
+
+TEST_CASE("a sound engine raises no alarm beside an oracle that rounds as it does") {
+  for (const std::string& engine : engines) {
+    INFO(engine);
+    CHECK(alarms(judge(contract(engine, engine))) == "");
+  }
+}
+
+TEST_CASE("a mistake is found beside an engine's rounding") {
+  struct Case {
+    const char *fault, *stage, *cause;
+  };
+  for (const std::string engine : {"stored: hf", "stored: vllm", "stored: bf16, kv_cache: q8_0"})
+    for (const Case& c :
+         {Case{"{inject: scale, stage: moe_expert_out, layer: 2, lane: step, factor: 1.5}", "moe_expert_out", "scale"},
+          Case{"{inject: skip_norm, stage: ffn_norm, layer: 2, lane: step}", "ffn_norm", "skipped"},
+          Case{"{inject: wrong_expert, stage: moe_expert_up, layer: 1, lane: step}", "moe_expert_up", "wrong_tensor"},
+          Case{"{inject: rope_interleaved, stage: q_post_rope, layer: 3, lane: step}", "q_post_rope", "permutation"},
+          Case{"{inject: transpose, stage: moe_expert_gate, layer: 0, lane: step}", "moe_expert_gate", "transposed"}}) {
+      const Verdict verdict = judge(contract(engine), {c.fault});
+      INFO(engine << ", " << c.fault);
+      REQUIRE(verdict.diagnosis.divergences.size() == 1);
+      CHECK(name_of(verdict.diagnosis.divergences[0].site.stage) == c.stage);
+      CHECK(name_of(verdict.diagnosis.divergences[0].cause) == c.cause);
+    }
+}
+
+TEST_CASE("an oracle that reads as the engine does sees a mistake that the plain one cannot") {
+  const std::string fault = "{inject: scale, stage: moe_expert_out, layer: 2, lane: step, factor: 1.02}";
+  CHECK(alarms(judge(contract("reads: fp8_128"), {fault})) == "");
+  CHECK(alarms(judge(contract("reads: fp8_128", "reads: fp8_128"), {fault})) != "");
+}
+
+TEST_CASE("what an engine rounds to is said with the lane") {
+  const Verdict verdict = judge(contract("stored: hf, reads: q8_0, kv_cache: f16"));
+  CHECK(verdict.lanes[2].engine == "reads q8_0, stored as hf, a KV cache in f16");
+  CHECK(verdict.lanes[0].engine == "");
+}
+
+}  // namespace moe_diag
