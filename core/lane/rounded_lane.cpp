@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <type_traits>
 #include <utility>
 
 #include "core/api/error.hpp"
@@ -22,22 +23,29 @@ std::optional<host::Rounding> rounding_of(const std::string& cache_type) {
   return type ? type->rounding : std::nullopt;
 }
 
-// The upper half of a float, ties to even: what BF16(double) gives, without a call.
-void store(float x, BF16& to) {
+// The upper half of a float, ties to even: what BF16(double) gives, in a few instructions.
+BF16 upper_half(float x) {
   std::uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
-  if (std::isnan(x)) return void(to.bits = static_cast<std::uint16_t>(bits >> 16 | 0x40));
-  to.bits = static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+  BF16 half;
+  half.bits = static_cast<std::uint16_t>(std::isnan(x) ? bits >> 16 | 0x40 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+  return half;
 }
-void store(double x, BF16& to) { to = BF16(x); }
-void store(double x, F16& to) { to = F16(x); }
+
+template <class T, class From>
+T nearest(From x) {
+  if constexpr (std::is_same_v<T, BF16> && std::is_same_v<From, float>)
+    return upper_half(x);
+  else
+    return T(static_cast<double>(x));
+}
 
 template <class T>
 Tensor stored_as(const Tensor& values, std::vector<std::byte>& memory) {
   memory.resize(static_cast<std::size_t>(values.shape.count()) * sizeof(T));
   T* to = reinterpret_cast<T*>(memory.data());
   with_values(values, 0, [&](const auto* from) {
-    for (std::int64_t i = 0; i < values.shape.count(); ++i) store(from[i], to[i]);
+    for (std::int64_t i = 0; i < values.shape.count(); ++i) to[i] = nearest<T>(from[i]);
   });
   return {memory.data(), dtype_of<T>(), values.shape};
 }

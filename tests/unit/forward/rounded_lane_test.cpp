@@ -27,7 +27,7 @@ const Site scores_site{stages::attn_scores, 0}, mix_site{stages::attention, 0};
 class Beside {
  public:
   explicit Beside(Keys engine, const std::string& quant = "q4_k_m")
-      : lockstep_(Model::synthetic({.quant = quant, .layers = 1}),
+      : lockstep_(Model::synthetic({.layers = 1, .quant = quant}),
                   {lane_spec("truth", {{"numerics", "f64"}}), lane_spec("engine", fed(std::move(engine)))}, count),
         seen_(lockstep_.record(tokens)),
         program_(build_program(lockstep_.model())) {}
@@ -67,7 +67,7 @@ double relative(const host::Values& a, const host::Values& b) {
 
 host::Values product(Beside& run, const Step& step, const Reads& reads) {
   const host::Values x = run.input(step, 0);
-  const auto read = [&](const Weight& w) {
+  const auto as_read = [&](const Weight& w) {
     const auto rounding = reads.of(w.type);
     return rounding ? host::rounded(x, *rounding, w.cols) : x;
   };
@@ -75,17 +75,29 @@ host::Values product(Beside& run, const Step& step, const Reads& reads) {
     const Tensor ids = run.truth({stages::moe_router_indices, 0});
     return host::expert_linear(host::Matrix(*step.weights[0]),
                                {ids.as<std::int32_t>(), static_cast<std::size_t>(ids.shape.count())}, run.config().used,
-                               read(*step.weights[0]));
+                               as_read(*step.weights[0]));
   }
   host::Values all;
   for (int row = 0; row < count; ++row)
     for (const Weight* w : step.weights) {
-      const host::Values one = host::linear(
-          host::Matrix(*w),
-          std::span(read(*w)).subspan(static_cast<std::size_t>(row * w->cols), static_cast<std::size_t>(w->cols)));
+      const host::Values read = as_read(*w);
+      const auto cols = static_cast<std::size_t>(w->cols);
+      const host::Values one =
+          host::linear(host::Matrix(*w), std::span(read).subspan(static_cast<std::size_t>(row) * cols, cols));
       all.insert(all.end(), one.begin(), one.end());
     }
   return all;
+}
+
+EngineNumerics cached(const std::string& type) {
+  EngineNumerics engine;
+  engine.kv_cache = type;
+  return engine;
+}
+EngineNumerics reading(const std::string& name) {
+  EngineNumerics engine;
+  engine.reads = name;
+  return engine;
 }
 
 }  // namespace
@@ -180,17 +192,17 @@ TEST_CASE("rows that are no whole number of blocks are refused before anything i
   const Program program = build_program(model);
   ModelConfig narrow = model.config();
   narrow.head_dim = 20;
-  CHECK(obstacle_to_rounding({.kv_cache = "q8_0"}, program, model.config()).empty());
-  CHECK(obstacle_to_rounding({.kv_cache = "q8_0"}, program, narrow) ==
+  CHECK(obstacle_to_rounding(cached("q8_0"), program, model.config()).empty());
+  CHECK(obstacle_to_rounding(cached("q8_0"), program, narrow) ==
         "kv_cache: q8_0: rows of keys have 40 values, no whole number of blocks of 32");
-  CHECK(obstacle_to_rounding({.kv_cache = "f16"}, program, narrow).empty());
+  CHECK(obstacle_to_rounding(cached("f16"), program, narrow).empty());
   Weight odd = *program[2].weights[0];
   odd.cols = 100;
   Program bent = program;
   bent[2].weights = {&odd};
-  CHECK(obstacle_to_rounding({.reads = "fp8_128"}, bent, model.config()).find("no whole number of blocks of 128") !=
+  CHECK(obstacle_to_rounding(reading("fp8_128"), bent, model.config()).find("no whole number of blocks of 128") !=
         std::string::npos);
-  CHECK(obstacle_to_rounding({.reads = "fp8_token"}, bent, model.config()).empty());
+  CHECK(obstacle_to_rounding(reading("fp8_token"), bent, model.config()).empty());
 }
 
 }  // namespace moe_diag::test

@@ -76,7 +76,10 @@ TEST_CASE("presets differ in what an engine does not store, and words by stage r
   const auto type_of = [&](const EngineNumerics& engine, Stage stage) {
     return storage_of(engine, all, backend)[stage.index()];
   };
-  const EngineNumerics hf{.stored = "hf"}, vllm{.stored = "vllm"}, llama{.stored = "llama_cpp"};
+  EngineNumerics hf, vllm, llama, one;
+  hf.stored = "hf";
+  vllm.stored = "vllm";
+  llama.stored = "llama_cpp";
   CHECK(type_of(hf, stages::moe_router_probs) == DType::f32);
   CHECK(type_of(hf, stages::moe_router_weights) == DType::bf16);
   CHECK(type_of(hf, stages::attn_scores) == DType::bf16);
@@ -85,7 +88,7 @@ TEST_CASE("presets differ in what an engine does not store, and words by stage r
   CHECK(type_of(vllm, stages::moe_expert_gate) == DType::bf16);
   CHECK(type_of(vllm, stages::moe_expert_weighted) == DType::bf16);
   CHECK(type_of(llama, stages::lm_head) == DType::f32);
-  const EngineNumerics one{.stages = {{stages::moe_expert_out, DType::f16}}};
+  one.stages = {{stages::moe_expert_out, DType::f16}};
   CHECK(type_of(one, stages::moe_expert_out) == DType::f16);
   CHECK(type_of(one, stages::moe_expert_up) == DType::f32);
 }
