@@ -234,9 +234,9 @@ std::string Identity::why_no_digests(const Digests& file) const {
                        file.model_digest, file.model_source, parts_.model.digest(), parts_.model.source());
   const auto of_lane = file.lanes.find(lane.name);
   if (of_lane == file.lanes.end()) return fmt::format("{}: holds no digests of lane '{}'", spec_.digest, lane.name);
-  if (of_lane->second.numerics != lane.description.numerics)
+  if (of_lane->second.numerics != lane.numerics())
     return fmt::format("{}: holds digests of lane '{}' with numerics {}, it has {} now", spec_.digest, lane.name,
-                       of_lane->second.numerics, lane.description.numerics);
+                       of_lane->second.numerics, lane.numerics());
   for (std::size_t p = 0; p < watched_.positions.size(); ++p) {
     if (watched_.positions[p].empty()) continue;
     const std::string& id = parts_.contract.prompts[p].id;
@@ -279,7 +279,8 @@ Judgement Identity::judge_digests(const SeenRows& seen) const {
 void add_digests(const AloneParts& parts, std::size_t falsifier, const SeenRows& seen, Digests& digests) {
   const auto lane = static_cast<std::size_t>(parts.plan.falsifiers[falsifier].lane);
   const Description& d = parts.lanes[lane].description;
-  digests.lanes[parts.lanes[lane].name] = {parts.lanes[lane].backend, d.numerics, d.device, d.instruction_set};
+  digests.lanes[parts.lanes[lane].name] = {parts.lanes[lane].backend, parts.lanes[lane].numerics(), d.device,
+                                           d.instruction_set};
   for (const auto& [key, row] : seen.rows()) {
     const std::string& prompt = parts.contract.prompts[static_cast<std::size_t>(key.prompt)].id;
     const auto tokens = parts.sequences.tokens(key.prompt);

@@ -48,7 +48,10 @@ void read_stored(const Value& value, Stages stages, EngineNumerics& engine) {
     engine.stored = value.choice("way to store stages", names_of(all_storage_presets())).value_or("");
     return;
   }
-  for (const Entry& entry : Map(value).entries()) {
+  const std::vector<Entry> entries = Map(value).entries();
+  if (value.node().kind == YamlNode::Kind::map && entries.empty())
+    value.refuse("expected at least one stage, found none");
+  for (const Entry& entry : entries) {
     const auto pick = read_stage_word(entry.key, stages);
     const auto type = entry.value.choice("type of a stage", {"f32", "bf16", "f16"});
     if (!pick || !type) continue;

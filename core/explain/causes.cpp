@@ -374,7 +374,7 @@ class Namer {
   Traced trace_numbers(int lane, const Sample& sample, double total) const {
     const RunningLane& l = lanes_[static_cast<std::size_t>(lane)];
     const Sites& sites = *sites_of(lane, sample.prompt);
-    const std::string& numerics = l.description.numerics;
+    const std::string numerics = l.numerics();
     if (!has_expected_error(l, plan_.program, lanes_.config()))
       return {Cause::unexplained, {}, fmt::format("no error is known to be expected of the numerics '{}'", numerics)};
     const Finding& here = sites.at(sample.site);
@@ -398,7 +398,7 @@ class Namer {
     if (payload_of(finding.site.stage) == Payload::indices) return "the choice follows from the logits";
     return fmt::format(
         "the step's error is {:.3g}, and {:.3g} is expected of {}{}; the claim asks for more than these numerics give",
-        finding.step_error, finding.expected, lane.description.numerics, kernel_at(lane, finding.site));
+        finding.step_error, finding.expected, lane.numerics(), kernel_at(lane, finding.site));
   }
 
   // ", Q4_K: integer dot with Q8_K": how the lane multiplies the weights of a site's step; empty where there are none.

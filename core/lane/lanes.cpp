@@ -9,6 +9,7 @@
 #include "core/lane/assisted_lane.hpp"
 #include "core/lane/recorded_lane.hpp"
 #include "core/lane/rounded_lane.hpp"
+#include "core/ops/predicted.hpp"
 #include "core/plugin/guard.hpp"
 
 namespace moe_diag {
@@ -159,6 +160,11 @@ void Lanes::describe_engine(std::size_t i) {
   if (const std::string why = obstacle_to_rounding(spec.engine, program(i), config()); !why.empty())
     throw Error(ErrorKind::usage, fmt::format("{}: {}: {}", spec.options.where(), spec.options.owner(), why));
   Description& d = lanes_[i].description;
+  if (!spec.engine.reads.empty() && rounds_activations(d.numerics))
+    throw Error(ErrorKind::usage,
+                fmt::format("{}: {}: reads: {}: the numerics {} read activations in a way of their own; use f32 or f64",
+                            spec.options.where(), spec.options.owner(), spec.engine.reads, d.numerics));
+  lanes_[i].engine = text_of(spec.engine);
   d.storage = storage_of(spec.engine, config().stages, d);
   if (!spec.engine.reads.empty()) d.reads = spec.engine.reads;
   if (!spec.engine.kv_cache.empty()) d.kv_cache = spec.engine.kv_cache;
@@ -203,6 +209,7 @@ int Lanes::add_fed_copy(int lane, int feeder) {
   copy.inputs = feeder;
   attach(i, copy);
   copy.description = lanes_[i].description;
+  copy.engine = lanes_[i].engine;
   lanes_.push_back(std::move(copy));
   models_.push_back(models_[i]);
   return static_cast<int>(lanes_.size()) - 1;

@@ -23,12 +23,15 @@ class RunningLane {
 
   std::string name, backend;
   Description description;
+  std::string engine;           // what its values are rounded to besides: "reads q8_0, stored as hf"; empty: nothing
   std::string plain_operators;  // that compute what its backend does not: "scores, softmax"; empty: none
   std::string absent;           // why the lane could not be opened; empty: it runs
   bool unfed = false;           // only a lane that feeds it is missing
   int inputs = -1;              // index of the lane whose outputs replace this lane's after every step
   int routing = -1;             // index of the lane whose routing replaces this lane's
 
+  // "f32", or with what its engine rounds besides.
+  std::string numerics() const { return description.numerics + (engine.empty() ? "" : ", " + engine); }
   bool runs() const { return lane_ != nullptr && absent.empty(); }
   const std::string& label() const { return label_; }  // for messages: "lane 'cpu' (backend cpu)"
   void attach(std::unique_ptr<Lane> lane);

@@ -119,6 +119,11 @@ bool LaneNumerics::rounds_input(const Step& step, std::size_t input, const LaneN
   return (type == DType::f16 || type == DType::bf16) && type != oracle.stored(stage);
 }
 
+bool rounds_activations(std::string_view numerics) {
+  const Named* own = find_named(numerics);
+  return own && own->reads != "exact";
+}
+
 bool needs_inputs(const LaneNumerics& lane, const Step& step, const LaneNumerics& oracle) {
   if (!operator_of(step).depends_on_values) return false;
   for (std::size_t i = 0; i < step.in.size(); ++i)

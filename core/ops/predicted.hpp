@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -43,6 +44,9 @@ struct LaneNumerics {
 // the router's weights; chosen experts have none. Null for numerics that are not known here.
 std::optional<double> expected_error(const LaneNumerics& lane, const Step& step, const ModelConfig& config, int keys,
                                      const LaneNumerics& oracle = "f64", std::optional<double> from_inputs = {});
+
+// True for the numerics with a name whose products read rounded activations by themselves.
+bool rounds_activations(std::string_view numerics);
 
 // True when an input of the step is rounded to 16 bits, and its values decide what that does to the output: they may
 // cancel, or stand in an exponent. It is computed then.

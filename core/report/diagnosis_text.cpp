@@ -107,7 +107,7 @@ std::string step_block(const Verdict& verdict, const Divergence& d) {
   std::string text;
   if (is_of_step(d.cause) && std::isfinite(d.error) && d.expected > 0)
     text += line("step", fmt::format("error {:.3g} on the oracle's inputs, {:.2g} expected of {}", d.error, d.expected,
-                                     verdict.lanes[static_cast<std::size_t>(d.lane)].numerics));
+                                     numerics_text(verdict.lanes[static_cast<std::size_t>(d.lane)])));
   if (!d.footprint.text.empty()) text += line("wrong", d.footprint.text);
   if (!d.tensors.empty()) text += line("tensor", fmt::format("{}", fmt::join(d.tensors, ", ")));
   if (!d.kernel.empty()) text += line("kernel", d.kernel);

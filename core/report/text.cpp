@@ -144,11 +144,14 @@ std::string changed_text(const Verdict& verdict) {
   return text;
 }
 
+std::string numerics_text(const LaneReport& lane) {
+  return lane.numerics + (lane.engine.empty() ? "" : ", " + lane.engine);
+}
+
 std::string lane_text(const LaneReport& lane) {
-  std::string text = fmt::format("{} {}", lane.backend, lane.numerics);
+  std::string text = fmt::format("{} {}", lane.backend, numerics_text(lane));
   if (!lane.device.empty()) text += fmt::format(" on {}", lane.device);
   if (!lane.instruction_set.empty()) text += fmt::format(", {}", lane.instruction_set);
-  if (!lane.engine.empty()) text += fmt::format(", {}", lane.engine);
   if (!lane.plain_operators.empty()) text += fmt::format("; in f64 on the host: {}", lane.plain_operators);
   return text;
 }

@@ -35,6 +35,8 @@ std::string changed_text(const Verdict& verdict);
 // In a sentence: what is to be said of a falsifier that did not hold.
 std::string reason_text(const Verdict& verdict, const Judgement& judgement);
 
+// "f32, stored as hf": with what its engine rounds besides.
+std::string numerics_text(const LaneReport& lane);
 // "cpu f32 on cpu, 2 threads, avx512": what a lane computes in.
 std::string lane_text(const LaneReport& lane);
 

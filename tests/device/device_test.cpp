@@ -186,6 +186,28 @@ double expected_of_logits(const Model& model, const std::string& numerics, int k
 
 }  // namespace
 
+TEST_CASE("a lane on the device stands for an engine, too") {
+  for (const Keys& engine : {Keys{{"stored", "hf"}}, Keys{{"stored", "f16"}}, Keys{{"reads", "q8_0"}},
+                             Keys{{"kv_cache", "q8_0"}}, Keys{{"stored", "vllm"}, {"kv_cache", "f16"}}}) {
+    Keys truth = engine, step = engine;
+    truth.emplace_back("numerics", "f64");
+    step.insert(step.end(), {{"numerics", "f32"}, {"inputs", "truth"}});
+    const std::vector<std::int32_t> tokens = tokens_of(9);
+    Lockstep lockstep(made("tiny", "q4_k_m", 0), {lane_spec("truth", truth), cuda_spec("step", step)}, 9);
+    Recorder seen = lockstep.record(tokens);
+    const ModelConfig& config = lockstep.model().config();
+    const LaneNumerics of_truth(lockstep.lanes()[0].description), of_step(lockstep.lanes()[1].description);
+    for (const Step& by : build_program(lockstep.model()))
+      for (const Stage stage : by.out) {
+        if (is_routing(stage)) continue;
+        const Site site = site_of(by, stage);
+        INFO(lockstep.lanes()[1].engine << ", " << name_of(stage) << ", layer " << site.layer);
+        CHECK(worst_row(seen.at(1, site).tensor(), seen.at(0, site).tensor()) <=
+              10 * expected_error(of_step, by, config, 9, of_truth).value());
+      }
+  }
+}
+
 TEST_CASE("every step agrees with the truth: block types and numbers of rows", "[tiny]") {
   for (const std::string quant : {"f32", "f16", "bf16", "q8_0", "q4_k", "q6_k", "q4_k_m"})
     for (int count : {1, 2, 3, 31, 33, 257}) {

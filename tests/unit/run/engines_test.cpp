@@ -3,12 +3,19 @@
 // rounding.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstring>
+#include <fstream>
 #include <string>
 #include <vector>
 
+#include "core/model/model.hpp"
+#include "core/model/synthetic.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/lockstep.hpp"
 #include "tests/support/small_contract.hpp"
 #include "tests/support/stages.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 namespace moe_diag {
 namespace {
@@ -63,7 +70,45 @@ const std::vector<std::string> engines = {"stored: hf",
                                           "stored: hf, reads: q8_0, kv_cache: f16",
                                           "stored: {moe_expert_out: f16, attn_softmax: bf16}"};
 
+// Multiplies values of an F32 tensor in a model file.
+void multiply(const std::string& path, const std::string& tensor, std::size_t first, std::size_t count, float factor) {
+  const Model model = Model::open(path);
+  const auto weights = model.view().weights;
+  const auto weight = std::find_if(weights.begin(), weights.end(), [&](const Weight& w) { return w.name == tensor; });
+  REQUIRE(weight != weights.end());
+  REQUIRE(weight->type == BlockType::f32);
+  std::vector<float> values(count);
+  std::memcpy(values.data(), weight->data + first * sizeof(float), count * sizeof(float));
+  for (float& v : values) v *= factor;
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(static_cast<std::streamoff>(model.place_of(*weight).offset + first * sizeof(float)));
+  file.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(count * sizeof(float)));
+}
+
 }  // namespace
+
+TEST_CASE("a sound engine raises no alarm where scores are large, and activations massive") {
+  const TemporaryFolder folder;
+  const std::string path = folder / "bent.gguf";
+  write_synthetic({"tiny", 0, "q4_k_m", 7}, path);
+  multiply(path, "blk.1.attn_q_norm.weight", 0, 64, 6);  // scores of 40 and more
+  multiply(path, "blk.2.ffn_norm.weight", 7, 1, 1000);   // one channel of 1000
+  {
+    using namespace test;
+    Lockstep lockstep(Model::open(path), {lane_spec("truth", {{"numerics", "f64"}})}, 6);
+    const Recorder seen = lockstep.record({3, 141, 59, 26, 5, 358});
+    const auto largest = [&](Stage stage, int layer) {
+      const host::Values values = host::values_of(seen.all().at({0, {stage, layer}}).tensor());
+      return *std::max_element(values.begin(), values.end());
+    };
+    CHECK(largest(stages::attn_scores, 1) > 40);
+    CHECK(largest(stages::ffn_norm, 2) > 500);
+  }
+  for (const std::string& engine : engines) {
+    INFO(engine);
+    CHECK(alarms(judge(contract(engine, "", "{gguf: " + path + "}"))) == "");
+  }
+}
 
 TEST_CASE("a sound engine raises no alarm, whatever it rounds to") {
   for (const std::string& engine : engines)
