@@ -4,11 +4,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <memory>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/ops/mix.hpp"
+#include "core/ops/rounding.hpp"
 #include "core/ops/scores.hpp"
 #include "core/ops/sizes.hpp"
 #include "core/text/numbers.hpp"
@@ -61,12 +65,15 @@ struct Cached {
   }
   void clear(host::Values& cache, std::int64_t p) const { std::fill_n(cache.begin() + p * width, width, 0.0); }
 
-  // A unit's scores or sums from that cache; `in_turn`: query head j reads kv head j mod Hk.
-  host::Values attended(const StepUnit& unit, const host::Values& cache, bool in_turn = false) const {
+  // A unit's scores or sums from that cache; `in_turn`: query head j reads kv head j mod Hk; `change`: of the queries,
+  // or of the weights of attention.
+  host::Values attended(const StepUnit& unit, const host::Values& cache, bool in_turn = false,
+                        host::Values (*change)(const host::Values&) = nullptr) const {
     const std::int64_t total = is_scores() ? o.c.a.shape[2] : o.c.in[0].shape[2];
     const std::int64_t seen = o.position(unit) + 1, h = sizes.head_dim;
     const host::Attention attention(sizes, seen, total, width);
     host::Values x = o.input(0, unit);
+    if (change) x = change(x);
     if (in_turn) x = reordered(x, is_scores() ? h : total, false);
     host::Values out = is_scores() ? host::scores(attention, x, cache, o.step.as<ScoresParams>().scale)
                                    : host::mix(attention, x, cache);
@@ -90,6 +97,97 @@ struct Cached {
     return out;
   }
 };
+
+// ---- the type of the cache -----------------------------------------------------------------------------------------
+
+// Blocks of 32 in 16 steps of an f16, the largest becomes -8. Source: ggml/src/ggml-quants.c (quantize_row_q4_0_ref).
+host::Values as_q4_0(const host::Values& x) {
+  constexpr std::size_t block = 32;
+  host::Values out(x.size());
+  for (std::size_t first = 0; first + block <= x.size(); first += block) {
+    float largest = 0;
+    for (std::size_t i = first; i < first + block; ++i)
+      if (std::fabs(x[i]) > std::fabs(largest)) largest = static_cast<float>(x[i]);
+    const float step = largest / -8, inverse = step != 0 ? 1 / step : 0;
+    for (std::size_t i = first; i < first + block; ++i) {
+      const int q = std::min(15, static_cast<int>(static_cast<float>(x[i]) * inverse + 8.5F));
+      out[i] = double{float{F16(step)}} * (q - 8);
+    }
+  }
+  return out;
+}
+
+// A type of caches, and what a kernel for it rounds its other operand to.
+struct CacheType {
+  std::string_view name;
+  host::Values (*rounded)(const host::Values& row);
+  std::string_view other_name;
+  host::Values (*other_rounded)(const host::Values& row);
+  std::size_t block;
+};
+
+template <host::Rounding rounding>
+host::Values as(const host::Values& x) {
+  return host::rounded(x, rounding);
+}
+constexpr CacheType cache_types[] = {
+    {"F16", as<host::Rounding::f16>, "F16", as<host::Rounding::f16>, 1},
+    {"BF16", as<host::Rounding::bf16>, "BF16", as<host::Rounding::bf16>, 1},
+    {"Q8_0", as<host::Rounding::q8_0>, "Q8_0", as<host::Rounding::q8_0>, 32},
+    {"Q4_0", as_q4_0, "Q8_0", as<host::Rounding::q8_0>, 32},
+};
+
+// The cache with the entries from a position on rounded, each by itself. Made when it is first asked for.
+class RoundedCache {
+ public:
+  RoundedCache(std::shared_ptr<const Cached> cached, const CacheType& type, std::int64_t first)
+      : cached_(std::move(cached)), type_(type), first_(first) {}
+
+  const Cached& cached() const { return *cached_; }
+  const host::Values& values() {
+    if (!values_.empty()) return values_;
+    values_ = cached_->truth;
+    for (std::int64_t at = first_ * cached_->width; at < host::size_of(values_); at += cached_->width) {
+      const auto from = values_.begin() + at;
+      const host::Values entry = type_.rounded({from, from + cached_->width});
+      std::copy(entry.begin(), entry.end(), from);
+    }
+    return values_;
+  }
+
+ private:
+  const std::shared_ptr<const Cached> cached_;
+  const CacheType type_;
+  const std::int64_t first_;
+  host::Values values_;
+};
+
+void add_cache_type(const std::shared_ptr<RoundedCache>& rounded, const CacheType& type, HypothesisList& list) {
+  const Cached& cached = rounded->cached();
+  list.add(StepCause::cache_type,
+           fmt::format("the {}s are rounded to {}, as in a cache of that type", cached.entry(), type.name),
+           [rounded](const StepUnit& unit) { return rounded->cached().attended(unit, rounded->values()); });
+  if (!cached.is_scores() && type.block > 1) return;
+  list.add(type.block > 1 ? StepCause::cache_type : StepCause::rounded_activations,
+           fmt::format("the {}s are rounded to {}, the {} to {}", cached.entry(), type.name,
+                       cached.is_scores() ? "queries" : "weights of attention", type.other_name),
+           [rounded, other = type.other_rounded](const StepUnit& unit) {
+             return rounded->cached().attended(unit, rounded->values(), false, other);
+           });
+}
+
+// All entries, or only those that the pass itself has written: the others may have been put there as they should be.
+void add_cache_types(const Cached& cached, HypothesisList& list) {
+  const auto shared = std::make_shared<const Cached>(cached);
+  for (const CacheType& type : cache_types) {
+    if (host::at(cached.width) % type.block != 0) continue;
+    const int own = cached.o.c.first_position;
+    add_cache_type(std::make_shared<RoundedCache>(shared, type, 0), type, list);
+    if (own > 0) add_cache_type(std::make_shared<RoundedCache>(shared, type, own), type, list);
+  }
+}
+
+// ---- entries that were not written ---------------------------------------------------------------------------------
 
 // The keys with wrong scores in the rows that fail: those that are farther off than their error explains.
 std::vector<std::int64_t> wrong_keys(const Cached& cached, const FailingUnits& failing) {
@@ -161,6 +259,7 @@ void add_attention_hypotheses(const Operands& o, const FailingUnits& failing, Hy
   list.add(StepCause::permutation,
            fmt::format("query head j reads {} head j mod {}", cached.entry(), cached.sizes.kv_heads),
            [cached](const StepUnit& unit) { return cached.attended(unit, cached.truth, true); });
+  add_cache_types(cached, list);
 }
 
 Cost cost_of_attention(const Step& step, const ModelConfig&, double rows, int total) {

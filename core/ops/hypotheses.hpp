@@ -39,6 +39,12 @@ std::vector<Hypothesis> value_hypotheses(const StepKnowledge& known, const Faili
 // About the weights of an operator that has some, and what is multiplied with them.
 std::vector<Hypothesis> weight_hypotheses(const StepKnowledge& known, const FailingUnits& failing);
 
+// About how a product adds, and how it decodes a block of that weight. Part of the above.
+std::vector<Hypothesis> product_hypotheses(const StepKnowledge& known, const Weight& weight);
+
+// What a product multiplies for a unit: its row of the first input, or its slot's.
+host::Values input_of(const StepKnowledge& known, const StepUnit& unit, std::int64_t cols);
+
 // About the operator's own arithmetic.
 std::vector<Hypothesis> operator_hypotheses(const StepKnowledge& known, const FailingUnits& failing);
 

@@ -51,8 +51,8 @@ class HypothesisList {
 
   // Hypotheses added from now on take that many multiplications an element.
   void set_work(std::int64_t work) { work_ = static_cast<double>(work); }
-  void add(StepCause cause, std::string text, Row row) {
-    Hypothesis h{cause, std::move(text)};
+  void add(StepCause cause, std::string text, Row row, double factor = 1) {
+    Hypothesis h{cause, std::move(text), factor};
     h.work = work_;
     h.row = std::move(row);
     list_.push_back(std::move(h));

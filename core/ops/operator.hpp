@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -109,6 +110,9 @@ struct Operator {
 
   // Whether values that are all off by this factor may come from a wrong parameter, which then has no better name.
   bool (*may_be_parameter)(const StepCase&, const FailingUnits&, double factor) = nullptr;
+
+  // The part of the step that such a factor is, left out or applied twice; empty when it is none.
+  std::string (*part_of_factor)(const Step&, double factor, double relative_error) = nullptr;
 };
 
 const Operator& operator_of(Op op);

@@ -21,4 +21,10 @@ namespace moe_diag {
 
 extern const Operator rms_norm_op;
 
+void add_norm_hypotheses(const Operands& operands, const FailingUnits& failing, HypothesisList& list);
+
+// Whether a norm with another eps than the model's gives all these rows, too: it multiplies each by a factor that
+// depends on its mean square.
+bool may_be_eps(const StepCase& step_case, const FailingUnits& failing, double factor);
+
 }  // namespace moe_diag

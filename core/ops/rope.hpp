@@ -26,4 +26,6 @@ namespace moe_diag {
 
 extern const Operator rope_op;
 
+void add_rope_hypotheses(const Operands& operands, const FailingUnits& failing, HypothesisList& list);
+
 }  // namespace moe_diag

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include "core/ops/scores.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cmath>
+#include <string>
 
 #include "core/ops/sizes.hpp"
 
@@ -46,6 +50,17 @@ host::Values compute(const StepRows& rows) {
   });
 }
 
+// The scale is 1/sqrt(h) in nearly all models.
+std::string part_of_factor(const Step& step, double factor, double relative_error) {
+  const auto [sizes, scale] = step.as<ScoresParams>();
+  const auto is = [&](double other) { return std::fabs(factor / other - 1) <= relative_error; };
+  const double root = std::sqrt(static_cast<double>(sizes.head_dim));
+  const std::string name = std::fabs(scale * root - 1) < 1e-6 ? fmt::format("1/sqrt({})", sizes.head_dim)
+                                                              : fmt::format("the scale {:.6g}", scale);
+  if (is(1 / scale)) return name + " was left out";
+  return is(scale) ? name + " was applied twice" : "";
+}
+
 }  // namespace
 
 const Operator scores_op{
@@ -55,6 +70,7 @@ const Operator scores_op{
     .cost = cost_of_attention,
     .compute = compute,
     .add_hypotheses = add_attention_hypotheses,
+    .part_of_factor = part_of_factor,
 };
 
 }  // namespace moe_diag

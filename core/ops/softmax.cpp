@@ -46,31 +46,6 @@ host::Values compute(const StepRows& rows) {
   });
 }
 
-void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list) {
-  if (!o.step.as<SoftmaxParams>().causal) {
-    list.add(StepCause::skipped, "the softmax was left out: the input passed through",
-             [o](const StepUnit& unit) { return o.input(0, unit); });
-    return;
-  }
-  const auto seeing = [o](auto seen_of) {
-    return [o, seen_of](const StepUnit& unit) -> host::Values {
-      const std::int64_t total = o.c.in[0].shape[2], own = o.position(unit) + 1, seen = seen_of(own, total);
-      if (seen < 1 || seen > total) return {};
-      const host::Values all = host::softmax(o.input(0, unit), total, seen);
-      host::Values compared;
-      for (std::int64_t head = 0; head < o.c.in[0].shape[1]; ++head)
-        compared.insert(compared.end(), all.begin() + head * total, all.begin() + head * total + own);
-      return compared;
-    };
-  };
-  list.add(StepCause::skipped, "the mask was left out: later keys count",
-           seeing([](std::int64_t, std::int64_t total) { return total; }));
-  list.add(StepCause::shifted_position, "the own key is not seen",
-           seeing([](std::int64_t own, std::int64_t) { return own - 1; }));
-  list.add(StepCause::shifted_position, "the key of the position after is seen",
-           seeing([](std::int64_t own, std::int64_t) { return own + 1; }));
-}
-
 }  // namespace
 
 const Operator softmax_op{
@@ -80,7 +55,7 @@ const Operator softmax_op{
     .squared_error = squared_error,
     .cost = cost_of_weights,
     .compute = compute,
-    .add_hypotheses = add_hypotheses,
+    .add_hypotheses = add_softmax_hypotheses,
 };
 
 }  // namespace moe_diag

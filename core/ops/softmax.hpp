@@ -18,4 +18,6 @@ namespace moe_diag {
 
 extern const Operator softmax_op;
 
+void add_softmax_hypotheses(const Operands& operands, const FailingUnits& failing, HypothesisList& list);
+
 }  // namespace moe_diag

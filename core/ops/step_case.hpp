@@ -28,12 +28,19 @@ enum class StepCause : std::uint8_t {
   permutation,          // the right values in other places, or other pairs of values rotated together
   shifted_position,     // the values or the angle of a neighbouring position, or attention to one key more or fewer
   stale_kv,             // the cache held something else than was written to it: at the own position, at one, at all
+  window,               // attention to the last keys only, or to another number of them
+  function,             // another activation, gating or normalisation
+  eps,                  // normalised with another eps
   rope_theta,           // rotated with another base
+  rotation,             // rotated by other angles: positions divided, YaRN, some columns only, the other way
   wrong_tensor,         // another expert's weights, another layer's, or another tensor's of the same shape
   transposed,           // the weight read column by column
   wrong_type,           // the weight's bytes decoded as another block type
+  partial_sum,          // columns missing from the sums of a product
+  accumulation,         // sums kept in 16 bits
+  cache_type,           // keys or values rounded as in a cache of another type
   rounded_activations,  // what the product reads, or what the step wrote, was rounded to 8 or 16 bits
-  scale,                // all values multiplied by one factor
+  scale,                // all values, or the logits of a softmax, multiplied by one factor
   plain_operator,       // none of these
 };
 std::string_view name_of(StepCause cause);  // "operator" for the last

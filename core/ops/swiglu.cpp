@@ -21,17 +21,6 @@ namespace {
 
 host::Values compute(const StepRows& rows) { return host::swiglu(rows.inputs.in[0], rows.inputs.in[1]); }
 
-void add_hypotheses(const Operands& o, const FailingUnits&, HypothesisList& list) {
-  list.add(StepCause::skipped, "gate * up, without silu", [o](const StepUnit& unit) {
-    host::Values out = o.input(0, unit);
-    const host::Values up = o.input(1, unit);
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] *= up[i];
-    return out;
-  });
-  list.add(StepCause::permutation, "gate and up changed places: silu(up) * gate",
-           [o](const StepUnit& unit) { return host::swiglu(o.input(1, unit), o.input(0, unit)); });
-}
-
 }  // namespace
 
 const Operator swiglu_op{
@@ -40,7 +29,7 @@ const Operator swiglu_op{
     .squared_error = squared_error_of<6>,
     .cost = cost_of_weights,
     .compute = compute,
-    .add_hypotheses = add_hypotheses,
+    .add_hypotheses = add_swiglu_hypotheses,
 };
 
 }  // namespace moe_diag

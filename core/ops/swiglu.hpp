@@ -17,4 +17,6 @@ namespace moe_diag {
 
 extern const Operator swiglu_op;
 
+void add_swiglu_hypotheses(const Operands& operands, const FailingUnits& failing, HypothesisList& list);
+
 }  // namespace moe_diag

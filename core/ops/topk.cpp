@@ -74,6 +74,15 @@ void add_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisLi
   if (o.step.as<TopkParams>().renormalised)
     list.add(StepCause::skipped, "the weights are not divided by their sum",
              shared([](const host::Values& chosen, std::size_t slot, double) { return chosen[slot]; }));
+  else
+    list.add(StepCause::function, "the weights are divided by their sum, which the model's are not",
+             shared([](const host::Values& chosen, std::size_t slot, double) { return chosen[slot] / sum(chosen); }));
+  list.add(StepCause::function, "the softmax of the probabilities of the experts chosen, instead of the probabilities",
+           shared([](const host::Values& chosen, std::size_t slot, double) {
+             double total = 0;
+             for (const double p : chosen) total += std::exp(p);
+             return std::exp(chosen[slot]) / total;
+           }));
   list.add(
       StepCause::uniform_weights, fmt::format("all experts weigh 1/{}", o.config.used),
       shared([](const host::Values& chosen, std::size_t, double) { return 1.0 / static_cast<double>(chosen.size()); }));

@@ -95,7 +95,11 @@ void add_scale(const StepCase& c, const FailingUnits& failing, std::vector<Hypot
   const double factor = ab / bb;
   const Operator& op = operator_of(*c.step);
   if (op.may_be_parameter && op.may_be_parameter(c, failing, factor)) return;
-  if (std::isfinite(factor) && factor != 0) list.push_back(scaled(c, region, factor));
+  if (!std::isfinite(factor) || factor == 0) return;
+  list.push_back(scaled(c, region, factor));
+  if (!op.part_of_factor) return;
+  const std::string part = op.part_of_factor(*c.step, factor, explained_error * failing[0]->expected);
+  if (!part.empty()) list.back().text += ": " + part;
 }
 
 // ---- one bit -------------------------------------------------------------------------------------------------------

@@ -31,14 +31,6 @@ constexpr std::size_t most_ties = 8;   // activations of one unit that are next 
 // What the step itself reads of a unit's expert, or of another one's.
 Matrix own_matrix(const Weight& weight, const StepUnit& unit) { return Matrix(weight, std::max(unit.expert, 0)); }
 
-// What the operator read for a unit: its row of the input, or its slot's.
-Values input_of(const StepKnowledge& known, const StepUnit& unit, std::int64_t cols) {
-  const Values row = host::values_of(known.step_case.in[0], unit.row, 1);
-  const bool own = static_cast<std::int64_t>(row.size()) != cols;
-  const auto from = row.begin() + (own ? unit.slot * cols : 0);
-  return {from, from + cols};
-}
-
 // Chosen elements of units that read one matrix: its rows are decoded once.
 Values products(const StepKnowledge& known, const Matrix& matrix, const FailingUnits& units, Elements elements,
                 const Change& activations, const Change& weights) {
@@ -341,6 +333,13 @@ void add_roundings(const StepKnowledge& known, const Weight& weight, std::vector
 
 }  // namespace
 
+host::Values input_of(const StepKnowledge& known, const StepUnit& unit, std::int64_t cols) {
+  const Values row = host::values_of(known.step_case.in[0], unit.row, 1);
+  const bool own = static_cast<std::int64_t>(row.size()) != cols;
+  const auto from = row.begin() + (own ? unit.slot * cols : 0);
+  return {from, from + cols};
+}
+
 std::vector<Hypothesis> weight_hypotheses(const StepKnowledge& known, const FailingUnits& failing) {
   std::vector<Hypothesis> list;
   const Step& step = known.step();
@@ -357,7 +356,9 @@ std::vector<Hypothesis> weight_hypotheses(const StepKnowledge& known, const Fail
   add_experts(known, weight, failing, list);
   if (const Weight* bias = step.bias(part)) add_without_bias(known, *bias, list);
   add_readings(known, weight, list);
-  if (is_product(operator_of(step))) add_roundings(known, weight, list);
+  if (!is_product(operator_of(step))) return list;
+  add_roundings(known, weight, list);
+  for (Hypothesis& h : product_hypotheses(known, weight)) list.push_back(std::move(h));
   return list;
 }
 

@@ -18,8 +18,8 @@
 #include "core/run/run.hpp"
 #include "core/verdict/controls.hpp"
 #include "tests/score/cases.hpp"
+#include "tests/score/engines.hpp"
 #include "tests/score/movement.hpp"
-#include "tests/score/unknown.hpp"
 
 namespace moe_diag::score {
 namespace {
@@ -258,7 +258,7 @@ int run(int argc, char** argv) {
   app.add_option("--clean", settings.clean, "models run without a fault")->capture_default_str();
   app.add_option("--numerics", settings.numerics, "of the lanes that faults are planted in")->capture_default_str();
   app.add_flag("--list", settings.list, "name each fault that is not counted, or whose cause is not named");
-  app.add_flag("--unknown", settings.unknown, "only faults that no cause is known for");
+  app.add_flag("--unknown", settings.unknown, "only mistakes of engines, those that no cause is known for among them");
   CLI11_PARSE(app, argc, argv);
   if (settings.unknown) {
     settings.clean = 0;
@@ -267,11 +267,11 @@ int run(int argc, char** argv) {
   Scorer scorer(settings);
   scorer.score_faults();
   scorer.score_clean_runs();
-  UnknownFaults unknown;
-  unknown.score(settings.seeds, std::min(settings.every, most_between_unknown), settings.list);
+  EngineFaults engines;
+  engines.score(settings.seeds, std::min(settings.every, most_between_unknown), settings.list);
   if (!settings.unknown) scorer.print();
-  unknown.print();
-  return (settings.unknown || scorer.good()) && unknown.good() ? 0 : 1;
+  engines.print();
+  return (settings.unknown || scorer.good()) && engines.good() ? 0 : 1;
 }
 
 }  // namespace moe_diag::score

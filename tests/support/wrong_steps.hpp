@@ -311,7 +311,7 @@ class Faults {
     add(StepCause::shifted_position, "one position on", rope(1, {step_.as<RopeParams>().theta}));
     add(StepCause::shifted_position, "one position back", rope(-1, {step_.as<RopeParams>().theta}));
     add(StepCause::skipped, "not rotated", by_row([&](std::int64_t r) { return heads(r); }));
-    add(StepCause::plain_operator, "seven positions on", rope(7, {step_.as<RopeParams>().theta}));
+    add(StepCause::shifted_position, "seven positions on", rope(7, {step_.as<RopeParams>().theta}));
   }
 
   void of_cache() {

@@ -17,9 +17,9 @@
 #include "core/api/error.hpp"
 #include "core/ops/predicted.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/engine_steps.hpp"
 #include "tests/support/stages.hpp"
 #include "tests/support/step_bench.hpp"
-#include "tests/support/unknown_steps.hpp"
 #include "tests/support/wrong_steps.hpp"
 
 namespace moe_diag::test {
@@ -54,7 +54,9 @@ Score score_of(const SyntheticSpec& spec, const std::string& numerics, const std
       if (payload_of(stage) == Payload::indices) continue;
       StepCase c = bench.clean(step, stage);
       c.numerics = numerics;
-      for (const Made& made : Faults(bench, c, static_cast<unsigned>(spec.seed) + 7).make()) {
+      std::vector<Made> all = Faults(bench, c, static_cast<unsigned>(spec.seed) + 7).make();
+      for (Made& made : EngineSteps(bench, c).named()) all.push_back(std::move(made));
+      for (const Made& made : all) {
         std::vector<float> values = stored(made.values, c, bench.config(), random);
         if (made.bit >= 0) flip(values[made.element], made.bit);
         c.a.data = values.data();
@@ -255,7 +257,7 @@ TEST_CASE("a mistake that has no name is an operator: at every step") {
     for (Stage stage : step.out) {
       if (payload_of(stage) == Payload::indices) continue;
       StepCase c = bench.clean(step, stage);
-      for (const Made& made : UnknownSteps(bench, c).make()) {
+      for (const Made& made : EngineSteps(bench, c).unknown()) {
         const std::vector<float> values = stored(made.values, c, bench.config(), random);
         c.a.data = values.data();
         const StepExplanation e = bench.explain(c);
@@ -265,7 +267,61 @@ TEST_CASE("a mistake that has no name is an operator: at every step") {
       }
     }
   }
-  CHECK(kinds.size() >= 30);
+  CHECK(kinds.size() >= 35);
+}
+
+namespace {
+
+// A mistake of an engine at layer 1, in the rows from `first` on; the oracle's values before.
+StepExplanation explained(StepBench& bench, Stage stage, const std::string& mistake, std::int64_t first = 0) {
+  Changed changed(bench, stage, 1);
+  std::vector<Made> all = EngineSteps(bench, changed.c).named();
+  const auto made = std::find_if(all.begin(), all.end(), [&](const Made& m) { return m.name == mistake; });
+  REQUIRE(made != all.end());
+  const auto from = first * changed.c.a.shape.row();
+  std::copy(made->values.begin() + from, made->values.end(), changed.values.begin() + from);
+  return changed.explain();
+}
+
+}  // namespace
+
+TEST_CASE("texts have the numbers that were solved") {
+  StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
+  const auto text = [&](Stage stage, const std::string& mistake) { return explained(bench, stage, mistake).text; };
+  CHECK(text(stages::ffn_norm, "eps 0.001") == "computed with an eps of 0.001 instead of 1e-06");
+  CHECK(text(stages::q_norm, "eps 1e-05") == "computed with an eps of 1e-05 instead of 1e-06");
+  CHECK(text(stages::q_norm, "norm over all heads") == "one norm over all 8 heads instead of one for each");
+  CHECK(text(stages::q_post_rope, "positions divided by 2.5") == "the positions are divided by 2.5");
+  CHECK(text(stages::q_post_rope, "positions divided by 0.5") == "the positions are multiplied by 2");
+  CHECK(text(stages::q_post_rope, "YaRN") == "YaRN with factor 4 and an original context of 64");
+  CHECK(text(stages::q_post_rope, "half of the columns") ==
+        "only the first 16 of 32 columns of a head are rotated, by the angles of a head of 16");
+  CHECK(text(stages::q_post_rope, "three positions on") == "rotated by the angle of the position 3 after it");
+  CHECK(text(stages::attn_softmax, "a window of 3 keys") == "only the last 3 keys count");
+  CHECK(text(stages::attn_softmax, "a sink beside the keys") == "1 more in the denominator of the softmax");
+  CHECK(text(stages::attn_softmax, "twice as cold") == "the scores are multiplied by 2 before the softmax");
+  CHECK(text(stages::attn_scores, "the cache in Q8_0") == "the keys are rounded to Q8_0, as in a cache of that type");
+  CHECK(text(stages::attn_scores, "1/sqrt(h) twice") == "multiplied by 0.176777: 1/sqrt(32) was applied twice");
+  CHECK(text(stages::moe_expert_swiglu, "clamped at 0.1") == "gate clamped to at most 0.1, up to -0.1 .. 0.1");
+  CHECK(text(stages::moe_expert_up, "half of K") ==
+        "only columns 0 to 127 of the 256 of blk.1.ffn_up_exps.weight are summed");
+}
+
+TEST_CASE("numbers are not solved from one row, which shows any") {
+  StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
+  const auto cause = [&](Stage stage, const std::string& mistake, std::int64_t first) {
+    return explained(bench, stage, mistake, first).cause;
+  };
+  CHECK(cause(stages::ffn_norm, "eps 0.001", 5) == StepCause::eps);
+  CHECK(cause(stages::ffn_norm, "eps 0.001", 6) == StepCause::plain_operator);
+  CHECK(cause(stages::q_post_rope, "positions divided by 2.5", 5) == StepCause::rotation);
+  CHECK(cause(stages::q_post_rope, "positions divided by 2.5", 6) == StepCause::plain_operator);
+  CHECK(cause(stages::q_post_rope, "three positions on", 5) == StepCause::shifted_position);
+  CHECK(cause(stages::q_post_rope, "three positions on", 6) == StepCause::plain_operator);
+  CHECK(cause(stages::attn_softmax, "a window of 3 keys", 5) == StepCause::window);
+  CHECK(cause(stages::attn_softmax, "a window of 3 keys", 6) == StepCause::plain_operator);
+  CHECK(cause(stages::attn_softmax, "a sink beside the keys", 4) == StepCause::function);
+  CHECK(cause(stages::attn_softmax, "a sink beside the keys", 5) == StepCause::plain_operator);
 }
 
 namespace {
