@@ -137,53 +137,60 @@ constexpr CacheType cache_types[] = {
     {"Q4_0", as_q4_0, "Q8_0", as<host::Rounding::q8_0>, 32},
 };
 
-// The cache with the entries from a position on rounded, each by itself. Made when it is first asked for.
-class RoundedCache {
+// The cache with the entries from a position on rounded, each by itself. Made when it is asked for; only the last one
+// is kept, since hypotheses are tried one after the other.
+class RoundedCaches {
  public:
-  RoundedCache(std::shared_ptr<const Cached> cached, const CacheType& type, std::int64_t first)
-      : cached_(std::move(cached)), type_(type), first_(first) {}
+  explicit RoundedCaches(const Cached& cached) : cached_(cached) {}
 
-  const Cached& cached() const { return *cached_; }
-  const host::Values& values() {
-    if (!values_.empty()) return values_;
-    values_ = cached_->truth;
-    for (std::int64_t at = first_ * cached_->width; at < host::size_of(values_); at += cached_->width) {
+  const Cached& cached() const { return cached_; }
+  const host::Values& values(const CacheType& type, std::int64_t first) {
+    if (type_ == &type && first_ == first) return values_;
+    type_ = &type;
+    first_ = first;
+    values_ = cached_.truth;
+    for (std::int64_t at = first * cached_.width; at < host::size_of(values_); at += cached_.width) {
       const auto from = values_.begin() + at;
-      const host::Values entry = type_.rounded({from, from + cached_->width});
+      const host::Values entry = type.rounded({from, from + cached_.width});
       std::copy(entry.begin(), entry.end(), from);
     }
     return values_;
   }
 
  private:
-  const std::shared_ptr<const Cached> cached_;
-  const CacheType type_;
-  const std::int64_t first_;
+  const Cached cached_;
+  const CacheType* type_ = nullptr;
+  std::int64_t first_ = 0;
   host::Values values_;
 };
 
-void add_cache_type(const std::shared_ptr<RoundedCache>& rounded, const CacheType& type, HypothesisList& list) {
-  const Cached& cached = rounded->cached();
-  list.add(StepCause::cache_type,
-           fmt::format("the {}s are rounded to {}, as in a cache of that type", cached.entry(), type.name),
-           [rounded](const StepUnit& unit) { return rounded->cached().attended(unit, rounded->values()); });
+// A cache of that type, from a position on; and a kernel for it that rounds its other operand, too.
+void add_cache_type(const std::shared_ptr<RoundedCaches>& caches, const CacheType& type, int first,
+                    HypothesisList& list) {
+  const Cached& cached = caches->cached();
+  const auto add = [&](StepCause cause, std::string text, auto other) {
+    list.add(cause, std::move(text), [caches, &type, first, other](const StepUnit& unit) {
+      return caches->cached().attended(unit, caches->values(type, first), false, other);
+    });
+  };
+  add(StepCause::cache_type,
+      fmt::format("the {}s are rounded to {}, as in a cache of that type", cached.entry(), type.name), nullptr);
   if (!cached.is_scores() && type.block > 1) return;
-  list.add(type.block > 1 ? StepCause::cache_type : StepCause::rounded_activations,
-           fmt::format("the {}s are rounded to {}, the {} to {}", cached.entry(), type.name,
-                       cached.is_scores() ? "queries" : "weights of attention", type.other_name),
-           [rounded, other = type.other_rounded](const StepUnit& unit) {
-             return rounded->cached().attended(unit, rounded->values(), false, other);
-           });
+  add(type.block > 1 ? StepCause::cache_type : StepCause::rounded_activations,
+      fmt::format("the {}s are rounded to {}, the {} to {}", cached.entry(), type.name,
+                  cached.is_scores() ? "queries" : "weights of attention", type.other_name),
+      type.other_rounded);
 }
 
 // All entries, or only those that the pass itself has written: the others may have been put there as they should be.
 void add_cache_types(const Cached& cached, HypothesisList& list) {
-  const auto shared = std::make_shared<const Cached>(cached);
+  if (!std::all_of(cached.truth.begin(), cached.truth.end(), is_finite)) return;
+  const auto caches = std::make_shared<RoundedCaches>(cached);
   for (const CacheType& type : cache_types) {
     if (host::at(cached.width) % type.block != 0) continue;
     const int own = cached.o.c.first_position;
-    add_cache_type(std::make_shared<RoundedCache>(shared, type, 0), type, list);
-    if (own > 0) add_cache_type(std::make_shared<RoundedCache>(shared, type, own), type, list);
+    add_cache_type(caches, type, 0, list);
+    if (own > 0) add_cache_type(caches, type, own, list);
   }
 }
 

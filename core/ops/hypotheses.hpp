@@ -40,7 +40,8 @@ std::vector<Hypothesis> value_hypotheses(const StepKnowledge& known, const Faili
 std::vector<Hypothesis> weight_hypotheses(const StepKnowledge& known, const FailingUnits& failing);
 
 // About how a product adds, and how it decodes a block of that weight. Part of the above.
-std::vector<Hypothesis> product_hypotheses(const StepKnowledge& known, const Weight& weight);
+std::vector<Hypothesis> product_hypotheses(const StepKnowledge& known, const Weight& weight,
+                                           const FailingUnits& failing);
 
 // What a product multiplies for a unit: its row of the first input, or its slot's.
 host::Values input_of(const StepKnowledge& known, const StepUnit& unit, std::int64_t cols);

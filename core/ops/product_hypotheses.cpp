@@ -22,11 +22,6 @@ using Elements = std::span<const std::int64_t>;
 using Row = std::function<Values(std::int64_t expert, std::int64_t row)>;             // of the weight, as decoded
 using Sum = std::function<double(std::span<const double>, std::span<const double>)>;  // of a row times an input
 
-double bias_of(const StepKnowledge& known, std::size_t part, std::int64_t element) {
-  const Weight* bias = known.step().bias(part);
-  return bias ? host::decode_row(host::Matrix(*bias), 0)[static_cast<std::size_t>(element)] : 0;
-}
-
 // Chosen elements of units: each row of the weight is decoded once.
 Values products(const StepKnowledge& known, std::int64_t cols, const FailingUnits& units, Elements elements,
                 const Row& row_of, const Sum& sum) {
@@ -36,12 +31,14 @@ Values products(const StepKnowledge& known, std::int64_t cols, const FailingUnit
     by_expert[std::max(units[i]->expert, 0)].push_back(i);
     x.push_back(input_of(known, *units[i], cols));
   }
+  const Weight* bias = known.step().bias(units[0]->part);
+  const Values added = bias ? host::decode_row(host::Matrix(*bias), 0) : Values();
   Values out(units.size() * elements.size());
   for (std::size_t j = 0; j < elements.size(); ++j) {
-    const double bias = bias_of(known, units[0]->part, elements[j]);
+    const double constant = bias ? added[static_cast<std::size_t>(elements[j])] : 0;
     for (const auto& [expert, members] : by_expert) {
       const Values row = row_of(expert, elements[j]);
-      for (const std::size_t i : members) out[i * elements.size() + j] = sum(row, x[i]) + bias;
+      for (const std::size_t i : members) out[i * elements.size() + j] = sum(row, x[i]) + constant;
     }
   }
   return out;
@@ -85,7 +82,7 @@ std::vector<Range> ranges_of(std::int64_t cols) {
     add(0, cols / ranks * (ranks - 1));
     add(cols / ranks, cols);
   }
-  for (const std::int64_t tile : {32, 48, 64, 96, 128, 160, 192, 256, 512, 1024}) add(0, cols / tile * tile);
+  for (const std::int64_t tile : {4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 256, 512, 1024}) add(0, cols / tile * tile);
   return ranges;
 }
 
@@ -100,20 +97,25 @@ void add_partial_sums(const StepKnowledge& known, const Weight& weight, std::vec
                                         weight.cols, weight.name),
                             as_stored(weight), sum));
   }
-  for (const std::int64_t warps : {2, 4, 8}) {
-    constexpr std::int64_t lanes = 32;
-    if (weight.cols <= lanes || weight.cols % lanes != 0 || weight.cols == warps * lanes) continue;
-    const auto sum = [warps](std::span<const double> row, std::span<const double> x) {
-      double all = 0;
-      for (std::size_t k = 0; k < row.size(); ++k)
-        if (static_cast<std::int64_t>(k) / lanes % warps == 0) all += row[k] * x[k];
-      return all;
-    };
-    list.push_back(computed(known, weight, StepCause::partial_sum,
-                            fmt::format("only the first 32 of every {} columns of {} are summed, as by one warp of {}",
-                                        warps * lanes, weight.name, warps),
-                            as_stored(weight), sum));
-  }
+}
+
+// What the first of several warps adds, which take turns with chunks of columns.
+void add_first_warps(const StepKnowledge& known, const Weight& weight, std::vector<Hypothesis>& list) {
+  for (const std::int64_t chunk : {8, 16, 32, 64, 128, 256})
+    for (const std::int64_t warps : {2, 4, 8}) {
+      if (weight.cols <= chunk * warps) continue;  // one turn is a range of columns
+      const auto sum = [chunk, warps](std::span<const double> row, std::span<const double> x) {
+        double all = 0;
+        for (std::size_t k = 0; k < row.size(); ++k)
+          if (static_cast<std::int64_t>(k) / chunk % warps == 0) all += row[k] * x[k];
+        return all;
+      };
+      list.push_back(
+          computed(known, weight, StepCause::partial_sum,
+                   fmt::format("only the first {} of every {} columns of {} are summed, as by one of {} warps", chunk,
+                               chunk * warps, weight.name, warps),
+                   as_stored(weight), sum));
+    }
 }
 
 // ---- sums in 16 bits -----------------------------------------------------------------------------------------------
@@ -151,7 +153,7 @@ void add_sums_in(const StepKnowledge& known, const Weight& weight, std::vector<H
   constexpr std::int64_t least = 8;  // columns: fewer could be added in another order, too
   if (weight.cols < least) return;
   Hypothesis h{StepCause::accumulation,
-               fmt::format("the sums are kept in {}, added column by column", name_of(dtype_of<Type>())), 1,
+               fmt::format("the sums are kept in {}, added column by column", cpp_name_of(dtype_of<Type>())), 1,
                roundings * static_cast<double>(weight.cols)};
   h.elements = [&known, &weight](const FailingUnits& units, Elements elements) {
     Values sums = products(known, weight.cols, units, elements, as_stored(weight), added_in<Type>);
@@ -179,6 +181,18 @@ Row changed(const Weight& weight, Change change) {
   };
 }
 
+// Each group of 16 weights gets the scale of another one.
+void turn_scales(BlockQ6_K& block, int shift) { std::rotate(block.groups, block.groups + shift, block.groups + 16); }
+void turn_scales(BlockQ3_K& block, int shift) {
+  const BlockQ3_K own = block;
+  std::fill(std::begin(block.groups), std::end(block.groups), std::uint8_t{0});
+  for (int g = 0; g < 16; ++g) {
+    const int scale = q3_k_scale(own.groups, (g + shift) % 16), low = (scale & 0xF) << (g / 8 * 4);
+    block.groups[g % 8] = static_cast<std::uint8_t>(block.groups[g % 8] | low);
+    block.groups[8 + g % 4] = static_cast<std::uint8_t>(block.groups[8 + g % 4] | (scale >> 4) << (g / 4 * 2));
+  }
+}
+
 template <class Block>
 void add_parts_of(const StepKnowledge& known, const Weight& weight, std::vector<Hypothesis>& list) {
   const std::string name = fmt::format("{} ({})", weight.name, name_of(weight.type));
@@ -188,23 +202,24 @@ void add_parts_of(const StepKnowledge& known, const Weight& weight, std::vector<
   if constexpr (requires(Block b) { b.m; })
     list.push_back(computed(known, weight, StepCause::skipped, "the mins are not added: " + name,
                             changed<Block>(weight, [](Block& b) { b.m = 0; }), host::dot));
-  if constexpr (Block::type == BlockType::q6_k) {
+  if constexpr (requires(Block b) { turn_scales(b, 1); })
     for (const int shift : {1, 15})
-      list.push_back(computed(
-          known, weight, StepCause::permutation,
-          fmt::format("each group of 16 weights has the scale of the group {} it: {}", shift == 1 ? "after" : "before",
-                      name),
-          changed<Block>(weight, [shift](Block& b) { std::rotate(b.groups, b.groups + shift, b.groups + 16); }),
-          host::dot));
-  }
+      list.push_back(computed(known, weight, StepCause::permutation,
+                              fmt::format("each group of 16 weights has the scale of the group {} it: {}",
+                                          shift == 1 ? "after" : "before", name),
+                              changed<Block>(weight, [shift](Block& b) { turn_scales(b, shift); }), host::dot));
 }
 
 }  // namespace
 
-std::vector<Hypothesis> product_hypotheses(const StepKnowledge& known, const Weight& weight) {
+std::vector<Hypothesis> product_hypotheses(const StepKnowledge& known, const Weight& weight,
+                                           const FailingUnits& failing) {
+  constexpr std::int64_t least_values = 16;  // fewer may be any of so many sums
+  if (weight.rows * static_cast<std::int64_t>(failing.size()) < least_values) return {};
   std::vector<Hypothesis> list;
   with_block(weight.type, [&](auto block) { add_parts_of<decltype(block)>(known, weight, list); });
   add_partial_sums(known, weight, list);
+  add_first_warps(known, weight, list);
   add_sums_in<BF16>(known, weight, list);
   add_sums_in<F16>(known, weight, list);
   return list;

@@ -124,9 +124,8 @@ void add_limits(const Operands& o, const FailingUnits& failing, HypothesisList& 
   }
 }
 
-// gate' * sigmoid(1.702 gate') * (up' + 1), both clamped at 7.
-Values gpt_oss(const Values& gate, const Values& up) {
-  constexpr double limit = 7;
+// Both clamped first, as gpt-oss does at 7.
+Values silu_1702_up_plus_one(const Values& gate, const Values& up, double limit) {
   Values out(gate.size());
   for (std::size_t i = 0; i < out.size(); ++i)
     out[i] = silu_1702(std::min(gate[i], limit)) * (std::clamp(up[i], -limit, limit) + 1);
@@ -179,8 +178,12 @@ void add_swiglu_hypotheses(const Operands& o, const FailingUnits& failing, Hypot
   add_activation(o, "relu(gate) instead of silu(gate)", relu, list);
   add_activation(o, "gate * sigmoid(1.702 gate) instead of silu(gate)", silu_1702, list);
   add_limits(o, failing, list);
-  list.add(StepCause::function, "the activation of gpt-oss: gate * sigmoid(1.702 gate) * (up + 1), clamped at 7",
-           [o](const StepUnit& unit) { return gpt_oss(o.input(0, unit), o.input(1, unit)); });
+  for (const double limit : {static_cast<double>(INFINITY), 7.0})
+    list.add(
+        StepCause::function,
+        fmt::format("gate * sigmoid(1.702 gate) * (up + 1) instead of silu(gate) * up{}",
+                    std::isinf(limit) ? "" : ", clamped at 7: the activation of gpt-oss"),
+        [o, limit](const StepUnit& unit) { return silu_1702_up_plus_one(o.input(0, unit), o.input(1, unit), limit); });
 }
 
 }  // namespace moe_diag

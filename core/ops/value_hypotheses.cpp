@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <numeric>
 #include <optional>
 
 #include "core/ops/hypotheses.hpp"
+#include "core/text/numbers.hpp"
 
 namespace moe_diag {
 namespace {
@@ -79,9 +81,33 @@ Hypothesis scaled(const StepCase& c, const Region& region, double factor) {
   return h;
 }
 
+// The experts all of whose slots hold zeros alone, when others do not: those of a rank whose part was never added.
+std::vector<int> zero_experts(const StepCase& c, const FailingUnits& failing) {
+  std::map<int, std::int64_t> zeros;  // slots by expert
+  for (const StepUnit* unit : failing) {
+    if (unit->expert < 0) return {};
+    const Values lane = lane_row(c, *unit);
+    if (std::any_of(lane.begin(), lane.end(), [](double v) { return v != 0; })) return {};
+    ++zeros[unit->expert];
+  }
+  std::map<int, std::int64_t> slots;
+  for (std::int64_t i = 0; i < c.routing_a.shape.count(); ++i) ++slots[static_cast<int>(value_at(c.routing_a, i))];
+  std::vector<int> experts;
+  for (const auto& [expert, count] : zeros) {
+    if (count != slots[expert]) return {};
+    experts.push_back(expert);
+  }
+  return experts.size() > 1 && experts.size() < slots.size() ? experts : std::vector<int>();
+}
+
 void add_scale(const StepCase& c, const FailingUnits& failing, std::vector<Hypothesis>& list) {
   const Region region(c, failing);
-  if (region.all_zero()) return list.push_back(scaled(c, region, 0));
+  if (region.all_zero()) {
+    list.push_back(scaled(c, region, 0));
+    if (const std::vector<int> experts = zero_experts(c, failing); !experts.empty())
+      list.back().text = fmt::format("experts {} give zeros", numbers_text(experts));
+    return;
+  }
   const bool fine = failing[0]->expected < fine_error;
   if (region.wrong() < (fine ? least_for_scale : least_for_coarse_scale)) return;
   double ab = 0, bb = 0;

@@ -358,7 +358,7 @@ std::vector<Hypothesis> weight_hypotheses(const StepKnowledge& known, const Fail
   add_readings(known, weight, list);
   if (!is_product(operator_of(step))) return list;
   add_roundings(known, weight, list);
-  for (Hypothesis& h : product_hypotheses(known, weight)) list.push_back(std::move(h));
+  for (Hypothesis& h : product_hypotheses(known, weight, failing)) list.push_back(std::move(h));
   return list;
 }
 

@@ -147,12 +147,15 @@ class EngineSteps {
     add(StepCause::accumulation, "sums in f16", product(f16_sums));
     add_unknown("sums in bf16 from the end", product(bf16_sums_back));
     add_unknown("sums in bf16, two of them", product(bf16_sums_of_two));
-    if (all_of(BlockType::q4_k)) {
-      add(StepCause::skipped, "Q4_K without its mins", product(less_mins<1>));
-      add_unknown("Q4_K with half of its mins", product(less_mins<2>));
+    for (const BlockType type : {BlockType::q4_k, BlockType::q5_k, BlockType::q2_k, BlockType::q4_1, BlockType::q5_1}) {
+      if (!all_of(type)) continue;
+      add(StepCause::skipped, fmt::format("{} without its mins", name_of(type)), product(less_mins<1>));
+      add_unknown(fmt::format("{} with half of its mins", name_of(type)), product(less_mins<2>));
     }
-    if (all_of(BlockType::q6_k))
-      add(StepCause::permutation, "Q6_K with the scale of the group before", product(scale_of_the_group_before));
+    for (const BlockType type : {BlockType::q6_k, BlockType::q3_k})
+      if (all_of(type))
+        add(StepCause::permutation, fmt::format("{} with the scale of the group before", name_of(type)),
+            product(scale_of_the_group_before));
   }
 
   // ---- attention ----
@@ -432,13 +435,14 @@ class EngineSteps {
           const double own = std::min(g, 7.0);
           return own / (1 + std::exp(-1.702 * own)) * (std::clamp(u, -7.0, 7.0) + 1);
         }));
-    add_unknown("that of gpt-oss without its limit", silu(1.702, 1));
+    add(StepCause::function, "that of gpt-oss without its limit", silu(1.702, 1));
     add(StepCause::permutation, "gate and up read as pairs", fused(true));
     add(StepCause::permutation, "gate and up read as halves", fused(false));
     add_unknown("gelu with a wrong constant", by_tanh(0.0547));
     add_unknown("silu with alpha 1.6", silu(1.6));
     add_unknown("clamped at 0.1 on both sides", clamped(-0.1, 0.1));
     add_unknown("relu squared", each([](double g, double u) { return std::max(g, 0.0) * std::max(g, 0.0) * u; }));
+    add_unknown("silu with alpha 1.702 and up + 0.5", silu(1.702, 0.5));
     add_unknown("softplus", each([](double g, double u) { return std::log1p(std::exp(g)) * u; }));
   }
 

@@ -192,17 +192,17 @@ def not_renormalised(m: Model, layer: int) -> np.ndarray:
 
 # Model, stage, layer, kernel, and the cause that is right; empty: there is none, it is an operator.
 KERNELS = [
-    ("odd_widths", "moe_expert_out", 1, tail_dropped, ""),
+    ("odd_widths", "moe_expert_out", 1, tail_dropped, "partial_sum"),
     ("odd_widths", "moe_expert_out", 0, tile_border, ""),
     ("odd_widths", "ffn_norm", 1, norm_by_32_threads, ""),
     ("odd_widths", "moe_expert_gate", 0, gather_next_row, ""),
     ("mixed_types", "moe_expert_out", 1, unsigned_quants, ""),
-    ("mixed_types", "moe_expert_up", 2, f16_accumulator, ""),
+    ("mixed_types", "moe_expert_up", 2, f16_accumulator, "accumulation"),
     ("mixed_types", "attn_scores", 1, kv_head_in_turn, "permutation"),
     ("forty_tokens", "attn_softmax", 1, softmax_overflows, ""),
     ("forty_tokens", "attn_softmax", 0, causal_off_by_one, "shifted_position"),
     ("forty_tokens", "q_post_rope", 1, rope_interleaved, "permutation"),
-    ("equal_heads", "attn_out", 0, first_warp_only, ""),
+    ("equal_heads", "attn_out", 0, first_warp_only, "partial_sum"),
     ("equal_heads", "moe_expert_swiglu", 1, gate_twice, ""),
     ("equal_heads", "moe_ffn_out", 1, last_slot_missing, "dropped_expert"),
     ("equal_heads", "moe_router_weights", 0, not_renormalised, "skipped"),
