@@ -99,7 +99,7 @@ void add_partial_sums(const StepKnowledge& known, const Weight& weight, std::vec
   }
 }
 
-// What the first of several warps adds, which take turns with chunks of columns.
+// The sum of the first of several warps, which take turns with chunks of columns.
 void add_first_warps(const StepKnowledge& known, const Weight& weight, std::vector<Hypothesis>& list) {
   for (const std::int64_t chunk : {8, 16, 32, 64, 128, 256})
     for (const std::int64_t warps : {2, 4, 8}) {

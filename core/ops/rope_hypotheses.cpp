@@ -36,7 +36,7 @@ double to_three_digits(double x) {
   return std::round(x / unit) * unit;
 }
 
-// How pair (i, i + h/2) of all heads of a row turned.
+// The turn of pair (i, i + h/2) of all heads of a row.
 struct Turned {
   double angle = 0;  // in -pi..pi
   double size = 1;   // what it was multiplied with beside
@@ -103,7 +103,7 @@ std::optional<double> fitted_theta(const Operands& o, const StepUnit& unit) {
 
 // ---- angles of each pair -------------------------------------------------------------------------------------------
 
-// How the pairs (i, i + h/2) of each head are turned.
+// A rotation of the pairs (i, i + h/2) of each head.
 struct Rotation {
   std::vector<double> turns;  // radians a position
   double size = 1;            // what all are multiplied with
@@ -141,7 +141,7 @@ void add_rotation(const Operands& o, std::string text, Rotation rotation, Hypoth
   });
 }
 
-// What the lane did in one row, to tell at little cost which rotations to try.
+// The angles of one row of the lane. They tell at little cost which rotations are worth a hypothesis.
 class Measured {
  public:
   Measured(const Operands& o, const StepUnit& unit)
@@ -174,7 +174,7 @@ class Measured {
     return along / all;
   }
 
-  // How many positions further on each pair turned, from those that tell it to a hundredth, and up to thousands.
+  // The positions further on that the pairs turned, from a slow pair: it tells some thousands to a hundredth.
   std::optional<int> offset() const {
     constexpr double slow = 1e-3, too_slow = 1e-5;  // radians a position
     for (std::size_t i = 0; i < pairs_.size(); ++i) {
@@ -220,8 +220,8 @@ void add_divided_positions(const Operands& o, const FailingUnits& failing, const
                rotation, list);
 }
 
-// Where two factors of YaRN would turn the pairs by the same angles there is no telling; where two contexts do, both
-// are named.
+// A form of YaRN that fits. Two contexts that turn the pairs by the same angles are both named; two factors that do are
+// no explanation.
 struct Yarn {
   double factor = 0;
   std::vector<int> contexts;

@@ -89,7 +89,7 @@ std::optional<double> factor_of_logits(const std::vector<Group>& groups) {
   return along / all;
 }
 
-// To four digits where that is as near.
+// The number to four digits, where that is as near.
 double rounded(double x) {
   const double unit = std::pow(10, std::floor(std::log10(std::fabs(x))) - 3), round = std::round(x / unit) * unit;
   return std::fabs(round - x) < 1e-5 * std::fabs(x) ? round : x;
@@ -158,7 +158,7 @@ std::optional<Sink> sink_of(const Group& group) {
   return Sink{largest + std::log(all * (1 - sum) / sum), 1 - sum};
 }
 
-// One for each head, from the row that shows it best. Rows are the evidence: there must be at least as many as three.
+// The sink of each head, from the row that shows it best. Rows are the evidence: three at least.
 std::map<std::int64_t, double> sinks_of(const std::vector<Group>& groups) {
   constexpr std::size_t least_rows = 3;
   std::map<std::int64_t, std::vector<Sink>> shown;

@@ -124,7 +124,7 @@ void add_limits(const Operands& o, const FailingUnits& failing, HypothesisList& 
   }
 }
 
-// Both clamped first, as gpt-oss does at 7.
+// The activation of gpt-oss, which clamps both first, at 7.
 Values silu_1702_up_plus_one(const Values& gate, const Values& up, double limit) {
   Values out(gate.size());
   for (std::size_t i = 0; i < out.size(); ++i)

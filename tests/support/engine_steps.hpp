@@ -120,13 +120,16 @@ class EngineSteps {
       return by_row([&](std::int64_t r) {
         Values out;
         for (std::int64_t slot = 0; slot < slots; ++slot)
-          for (const Weight* w : step_.weights) {
+          for (std::size_t part = 0; part < step_.weights.size(); ++part) {
+            const Weight* w = step_.weights[part];
+            const Values bias = step_.bias(part) ? host::decode_row(host::Matrix(*step_.bias(part)), 0) : Values();
             Values x = input(0, r);
             if (static_cast<std::int64_t>(x.size()) != w->cols)
               x = Values(x.begin() + slot * w->cols, x.begin() + (slot + 1) * w->cols);
             const std::int64_t expert =
                 step_.op == Op::expert_linear ? case_.routing_a.as<std::int32_t>()[r * slots + slot] : 0;
-            for (std::int64_t row = 0; row < w->rows; ++row) out.push_back(sum(*w, w->row(expert, row), x));
+            for (std::int64_t row = 0; row < w->rows; ++row)
+              out.push_back(sum(*w, w->row(expert, row), x) + (bias.empty() ? 0 : bias[static_cast<std::size_t>(row)]));
           }
         return out;
       });
@@ -209,7 +212,7 @@ class EngineSteps {
     add_unknown("half a position on", rotated([&](std::int64_t i) { return turn(i, h); }, 1, 0.5));
   }
 
-  // How slow a pair is, from 0 to 1: YaRN of an original context.
+  // The slowness of a pair by YaRN of an original context, from 0 to 1.
   double slowness(std::int64_t i, double context) const {
     const double h = config_.head_dim, each = std::log(step_.as<RopeParams>().theta) * 2 / h;
     const double low = std::max(0.0, std::floor(std::log(context / (32 * 2 * 3.14159265358979323846)) / each));
