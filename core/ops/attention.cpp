@@ -6,12 +6,14 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "core/ops/mix.hpp"
+#include "core/ops/numerics.hpp"
 #include "core/ops/rounding.hpp"
 #include "core/ops/scores.hpp"
 #include "core/ops/sizes.hpp"
@@ -65,15 +67,15 @@ struct Cached {
   }
   void clear(host::Values& cache, std::int64_t p) const { std::fill_n(cache.begin() + p * width, width, 0.0); }
 
-  // A unit's scores or sums from that cache; `in_turn`: query head j reads kv head j mod Hk; `change`: of the queries,
-  // or of the weights of attention.
+  // A unit's scores or sums from that cache; `in_turn`: query head j reads kv head j mod Hk; `other`: what the queries,
+  // or the weights of attention, are rounded to.
   host::Values attended(const StepUnit& unit, const host::Values& cache, bool in_turn = false,
-                        host::Values (*change)(const host::Values&) = nullptr) const {
+                        std::optional<host::Rounding> other = {}) const {
     const std::int64_t total = is_scores() ? o.c.a.shape[2] : o.c.in[0].shape[2];
     const std::int64_t seen = o.position(unit) + 1, h = sizes.head_dim;
     const host::Attention attention(sizes, seen, total, width);
     host::Values x = o.input(0, unit);
-    if (change) x = change(x);
+    if (other) x = host::rounded(x, *other);
     if (in_turn) x = reordered(x, is_scores() ? h : total, false);
     host::Values out = is_scores() ? host::scores(attention, x, cache, o.step.as<ScoresParams>().scale)
                                    : host::mix(attention, x, cache);
@@ -100,42 +102,8 @@ struct Cached {
 
 // ---- the type of the cache -----------------------------------------------------------------------------------------
 
-// Blocks of 32 in 16 steps of an f16, the largest becomes -8. Source: ggml/src/ggml-quants.c (quantize_row_q4_0_ref).
-host::Values as_q4_0(const host::Values& x) {
-  constexpr std::size_t block = 32;
-  host::Values out(x.size());
-  for (std::size_t first = 0; first + block <= x.size(); first += block) {
-    float largest = 0;
-    for (std::size_t i = first; i < first + block; ++i)
-      if (std::fabs(x[i]) > std::fabs(largest)) largest = static_cast<float>(x[i]);
-    const float step = largest / -8, inverse = step != 0 ? 1 / step : 0;
-    for (std::size_t i = first; i < first + block; ++i) {
-      const int q = std::min(15, static_cast<int>(static_cast<float>(x[i]) * inverse + 8.5F));
-      out[i] = double{float{F16(step)}} * (q - 8);
-    }
-  }
-  return out;
-}
-
-// A type of caches, and what a kernel for it rounds its other operand to.
-struct CacheType {
-  std::string_view name;
-  host::Values (*rounded)(const host::Values& row);
-  std::string_view other_name;
-  host::Values (*other_rounded)(const host::Values& row);
-  std::size_t block;
-};
-
-template <host::Rounding rounding>
-host::Values as(const host::Values& x) {
-  return host::rounded(x, rounding);
-}
-constexpr CacheType cache_types[] = {
-    {"F16", as<host::Rounding::f16>, "F16", as<host::Rounding::f16>, 1},
-    {"BF16", as<host::Rounding::bf16>, "BF16", as<host::Rounding::bf16>, 1},
-    {"Q8_0", as<host::Rounding::q8_0>, "Q8_0", as<host::Rounding::q8_0>, 32},
-    {"Q4_0", as_q4_0, "Q8_0", as<host::Rounding::q8_0>, 32},
-};
+// What a kernel for a cache of that type rounds its other operand to.
+host::Rounding other_operand(host::Rounding cache) { return host::block_of(cache) > 1 ? host::Rounding::q8_0 : cache; }
 
 // The cache with the entries from a position on rounded, each by itself. Made when it is asked for; only the last one
 // is kept, since hypotheses are tried one after the other.
@@ -144,14 +112,14 @@ class RoundedCaches {
   explicit RoundedCaches(const Cached& cached) : cached_(cached) {}
 
   const Cached& cached() const { return cached_; }
-  const host::Values& values(const CacheType& type, std::int64_t first) {
-    if (type_ == &type && first_ == first) return values_;
-    type_ = &type;
+  const host::Values& values(host::Rounding type, std::int64_t first) {
+    if (type_ == type && first_ == first) return values_;
+    type_ = type;
     first_ = first;
     values_ = cached_.truth;
     for (std::int64_t at = first * cached_.width; at < host::size_of(values_); at += cached_.width) {
       const auto from = values_.begin() + at;
-      const host::Values entry = type.rounded({from, from + cached_.width});
+      const host::Values entry = host::rounded(std::span(from, from + cached_.width), type);
       std::copy(entry.begin(), entry.end(), from);
     }
     return values_;
@@ -159,38 +127,39 @@ class RoundedCaches {
 
  private:
   const Cached cached_;
-  const CacheType* type_ = nullptr;
+  std::optional<host::Rounding> type_;
   std::int64_t first_ = 0;
   host::Values values_;
 };
 
 // A cache of that type, from a position on; and a kernel for it that rounds its other operand, too.
-void add_cache_type(const std::shared_ptr<RoundedCaches>& caches, const CacheType& type, int first,
+void add_cache_type(const std::shared_ptr<RoundedCaches>& caches, host::Rounding type, int first,
                     HypothesisList& list) {
   const Cached& cached = caches->cached();
-  const auto add = [&](StepCause cause, std::string text, auto other) {
-    list.add(cause, std::move(text), [caches, &type, first, other](const StepUnit& unit) {
+  const auto add = [&](StepCause cause, std::string text, std::optional<host::Rounding> other) {
+    list.add(cause, std::move(text), [caches, type, first, other](const StepUnit& unit) {
       return caches->cached().attended(unit, caches->values(type, first), false, other);
     });
   };
-  add(StepCause::cache_type,
-      fmt::format("the {}s are rounded to {}, as in a cache of that type", cached.entry(), type.name), nullptr);
-  if (!cached.is_scores() && type.block > 1) return;
-  add(type.block > 1 ? StepCause::cache_type : StepCause::rounded_activations,
-      fmt::format("the {}s are rounded to {}, the {} to {}", cached.entry(), type.name,
-                  cached.is_scores() ? "queries" : "weights of attention", type.other_name),
-      type.other_rounded);
+  const bool in_blocks = host::block_of(type) > 1;
+  const std::string entries = fmt::format("the {}s are rounded to {}", cached.entry(), host::name_of(type));
+  add(StepCause::cache_type, entries + ", as in a cache of that type", std::nullopt);
+  if (!cached.is_scores() && in_blocks) return;
+  add(in_blocks ? StepCause::cache_type : StepCause::rounded_activations,
+      fmt::format("{}, the {} to {}", entries, cached.is_scores() ? "queries" : "weights of attention",
+                  host::name_of(other_operand(type))),
+      other_operand(type));
 }
 
 // All entries, or only those that the pass itself has written: the others may have been put there as they should be.
 void add_cache_types(const Cached& cached, HypothesisList& list) {
   if (!std::all_of(cached.truth.begin(), cached.truth.end(), is_finite)) return;
   const auto caches = std::make_shared<RoundedCaches>(cached);
-  for (const CacheType& type : cache_types) {
-    if (host::at(cached.width) % type.block != 0) continue;
+  for (const CacheType& type : all_cache_types()) {
+    if (!type.rounding || cached.width % host::block_of(*type.rounding) != 0) continue;
     const int own = cached.o.c.first_position;
-    add_cache_type(caches, type, 0, list);
-    if (own > 0) add_cache_type(caches, type, own, list);
+    add_cache_type(caches, *type.rounding, 0, list);
+    if (own > 0) add_cache_type(caches, *type.rounding, own, list);
   }
 }
 

@@ -44,6 +44,8 @@ double error_of(host::Rounding way) {
 }
 double error_of(std::optional<host::Rounding> way) { return way ? error_of(*way) : 0; }
 
+bool is_coarse(DType type) { return type == DType::f16 || type == DType::bf16; }
+
 double error_of(DType type) {
   return type == DType::f16 ? rounding(bits_f16) : type == DType::bf16 ? rounding(bits_bf16) : 0;
 }
@@ -116,7 +118,7 @@ double squared_error_of_product(const Step& step, const ModelConfig&, const Pred
 bool LaneNumerics::rounds_input(const Step& step, std::size_t input, const LaneNumerics& oracle) const {
   const Stage stage = step.in[input];
   const DType type = stored(stage);
-  return (type == DType::f16 || type == DType::bf16) && type != oracle.stored(stage);
+  return payload_of(stage) == Payload::values && type != DType::f64 && type != oracle.stored(stage);
 }
 
 bool rounds_activations(std::string_view numerics) {
@@ -127,7 +129,8 @@ bool rounds_activations(std::string_view numerics) {
 bool needs_inputs(const LaneNumerics& lane, const Step& step, const LaneNumerics& oracle) {
   if (!operator_of(step).depends_on_values) return false;
   for (std::size_t i = 0; i < step.in.size(); ++i)
-    if (lane.rounds_input(step, i, oracle)) return true;
+    if (lane.rounds_input(step, i, oracle) && (is_coarse(lane.stored(step.in[i])) || step.op == Op::softmax))
+      return true;
   return false;
 }
 
@@ -138,7 +141,12 @@ std::optional<double> expected_error(const LaneNumerics& lane, const Step& step,
   const double unit = rounding(lane.name == "f64" ? bits_f64 : bits_f32);
   double square = operator_of(step).squared_error(step, config,
                                                   {reads_of(lane), reads_of(oracle), own->rounds_weights, unit}, keys);
-  square += from_inputs.value_or(input_error(lane, step, oracle)) + cache_error(lane, step, oracle);
+  const bool coarse = std::any_of(step.in.begin(), step.in.end(), [&](Stage s) { return is_coarse(lane.stored(s)); });
+  if (from_inputs && !coarse)
+    square = std::max(square, *from_inputs);  // which holds what f32 does to inputs of the size that is assumed
+  else
+    square += from_inputs.value_or(input_error(lane, step, oracle));
+  square += cache_error(lane, step, oracle);
   if (step.out.size() > 0) square += error_of(lane.stored(step.out[step.out.size() - 1]));
   return std::sqrt(square);
 }

@@ -30,7 +30,7 @@ struct LaneNumerics {
       : name(d.numerics), reads(d.reads), kv_cache(d.kv_cache), values(d.values), storage(d.storage) {}
 
   DType stored(Stage stage) const { return storage.empty() ? values : storage[stage.index()]; }
-  // Whether an input of the step is kept in 16 bits, and by the oracle in another type.
+  // Whether an input of the step is kept in fewer bits than in f64, and by the oracle in another type.
   bool rounds_input(const Step& step, std::size_t input, const LaneNumerics& oracle) const;
 };
 
@@ -38,7 +38,7 @@ struct LaneNumerics {
 // oracle's, rounded to the types that the lane keeps them in. Derived from sizes and types alone, for rows whose values
 // look drawn from a bell curve: docs/numerics.md has the formulas, and beside them what was measured. `keys` is how
 // many positions the row attends to, its own included: for scores, softmax and mix. `from_inputs`: the square of what
-// the rounding of inputs to 16 bits alone moves the output by, where it was computed; else it is estimated.
+// the rounding of inputs alone moves the output by, where it was computed; else it is estimated.
 //
 // Never 0: a step that is exact in its types (an embedding of Q8_0) counts as one rounding. Of topk it is the error of
 // the router's weights; chosen experts have none. Null for numerics that are not known here.
@@ -49,7 +49,7 @@ std::optional<double> expected_error(const LaneNumerics& lane, const Step& step,
 bool rounds_activations(std::string_view numerics);
 
 // True when an input of the step is rounded to 16 bits, and its values decide what that does to the output: they may
-// cancel, or stand in an exponent. It is computed then.
+// cancel, or stand in an exponent. It is computed then; for a softmax in f32 as well, whose logits may be large.
 bool needs_inputs(const LaneNumerics& lane, const Step& step, const LaneNumerics& oracle);
 
 struct PredictedNumerics {
