@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -44,9 +45,17 @@ Values products(const StepKnowledge& known, std::int64_t cols, const FailingUnit
   return out;
 }
 
+// Rows as they are stored. All hypotheses look at the same few first, so these are decoded once.
 Row as_stored(const Weight& weight) {
-  return
-      [&weight](std::int64_t expert, std::int64_t row) { return host::decode_row(host::Matrix(weight, expert), row); };
+  constexpr std::size_t most = 256;
+  const auto kept = std::make_shared<std::map<std::pair<std::int64_t, std::int64_t>, Values>>();
+  return [&weight, kept](std::int64_t expert, std::int64_t row) {
+    const auto found = kept->find({expert, row});
+    if (found != kept->end()) return found->second;
+    Values values = host::decode_row(host::Matrix(weight, expert), row);
+    if (kept->size() < most) kept->emplace(std::pair(expert, row), values);
+    return values;
+  };
 }
 
 Hypothesis computed(const StepKnowledge& known, const Weight& weight, StepCause cause, std::string text, Row row,
@@ -86,7 +95,8 @@ std::vector<Range> ranges_of(std::int64_t cols) {
   return ranges;
 }
 
-void add_partial_sums(const StepKnowledge& known, const Weight& weight, std::vector<Hypothesis>& list) {
+void add_partial_sums(const StepKnowledge& known, const Weight& weight, const Row& row_of,
+                      std::vector<Hypothesis>& list) {
   for (const Range range : ranges_of(weight.cols)) {
     const auto sum = [range](std::span<const double> row, std::span<const double> x) {
       const auto first = static_cast<std::size_t>(range.first), n = static_cast<std::size_t>(range.end) - first;
@@ -95,12 +105,13 @@ void add_partial_sums(const StepKnowledge& known, const Weight& weight, std::vec
     list.push_back(computed(known, weight, StepCause::partial_sum,
                             fmt::format("only columns {} to {} of the {} of {} are summed", range.first, range.end - 1,
                                         weight.cols, weight.name),
-                            as_stored(weight), sum));
+                            row_of, sum));
   }
 }
 
 // The sum of the first of several warps, which take turns with chunks of columns.
-void add_first_warps(const StepKnowledge& known, const Weight& weight, std::vector<Hypothesis>& list) {
+void add_first_warps(const StepKnowledge& known, const Weight& weight, const Row& row_of,
+                     std::vector<Hypothesis>& list) {
   for (const std::int64_t chunk : {8, 16, 32, 64, 128, 256})
     for (const std::int64_t warps : {2, 4, 8}) {
       if (weight.cols <= chunk * warps) continue;  // one turn is a range of columns
@@ -114,7 +125,7 @@ void add_first_warps(const StepKnowledge& known, const Weight& weight, std::vect
           computed(known, weight, StepCause::partial_sum,
                    fmt::format("only the first {} of every {} columns of {} are summed, as by one of {} warps", chunk,
                                chunk * warps, weight.name, warps),
-                   as_stored(weight), sum));
+                   row_of, sum));
     }
 }
 
@@ -148,15 +159,15 @@ void settle(const StepKnowledge& known, const FailingUnits& units, Elements elem
 }
 
 template <class Type>
-void add_sums_in(const StepKnowledge& known, const Weight& weight, std::vector<Hypothesis>& list) {
+void add_sums_in(const StepKnowledge& known, const Weight& weight, const Row& row_of, std::vector<Hypothesis>& list) {
   constexpr double roundings = 16;   // times as long as a multiplication
   constexpr std::int64_t least = 8;  // columns: fewer could be added in another order, too
   if (weight.cols < least) return;
   Hypothesis h{StepCause::accumulation,
                fmt::format("the sums are kept in {}, added column by column", cpp_name_of(dtype_of<Type>())), 1,
                roundings * static_cast<double>(weight.cols)};
-  h.elements = [&known, &weight](const FailingUnits& units, Elements elements) {
-    Values sums = products(known, weight.cols, units, elements, as_stored(weight), added_in<Type>);
+  h.elements = [&known, &weight, row_of](const FailingUnits& units, Elements elements) {
+    Values sums = products(known, weight.cols, units, elements, row_of, added_in<Type>);
     settle<Type>(known, units, elements, sums);
     return sums;
   };
@@ -218,10 +229,11 @@ std::vector<Hypothesis> product_hypotheses(const StepKnowledge& known, const Wei
   if (weight.rows * static_cast<std::int64_t>(failing.size()) < least_values) return {};
   std::vector<Hypothesis> list;
   with_block(weight.type, [&](auto block) { add_parts_of<decltype(block)>(known, weight, list); });
-  add_partial_sums(known, weight, list);
-  add_first_warps(known, weight, list);
-  add_sums_in<BF16>(known, weight, list);
-  add_sums_in<F16>(known, weight, list);
+  const Row row_of = as_stored(weight);
+  add_partial_sums(known, weight, row_of, list);
+  add_first_warps(known, weight, row_of, list);
+  add_sums_in<BF16>(known, weight, row_of, list);
+  add_sums_in<F16>(known, weight, row_of, list);
   return list;
 }
 
