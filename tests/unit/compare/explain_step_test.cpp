@@ -229,6 +229,33 @@ TEST_CASE("texts name tensors, types, experts and numbers") {
         fmt::format("blk.1.ffn_down_exps.weight ({}) read as {}", name_of(weight.type), name_of(retyped.type)));
 }
 
+TEST_CASE("experts of which every slot holds zeros are told: those of a rank that was never added") {
+  StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
+  Changed changed(bench, stages::moe_expert_out, 1);
+  const std::int64_t width = bench.config().hidden;
+  const auto* ids = changed.c.routing_a.as<std::int32_t>();
+  std::set<int> zero;
+  const auto clear = [&](std::int64_t slot) {
+    for (std::int64_t i = 0; i < width; ++i) changed.values[static_cast<std::size_t>(slot * width + i)] = 0;
+  };
+  for (std::int64_t slot = 0; slot < changed.c.routing_a.shape.count(); ++slot)
+    if (ids[slot] >= 6) {
+      zero.insert(ids[slot]);
+      clear(slot);
+    }
+  REQUIRE(zero.size() > 1);
+  StepExplanation e = changed.explain();
+  CHECK(e.cause == StepCause::zero);
+  CHECK(e.text == fmt::format("experts {} give zeros", numbers_text({zero.begin(), zero.end()})));
+  const auto* end = ids + changed.c.routing_a.shape.count();
+  const auto* twice = std::find_if(ids, end, [&](int id) { return id < 6 && std::count(ids, end, id) > 1; });
+  REQUIRE(twice != end);
+  clear(twice - ids);  // one slot of another expert, not all
+  e = changed.explain();
+  CHECK(e.cause == StepCause::zero);
+  CHECK(e.text == "zeros instead of values");
+}
+
 TEST_CASE("experts chosen without the best one are named so, others are not") {
   StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
   StepCase c = bench.clean(*find_step(bench.program(), {stages::moe_router_indices, 1}), stages::moe_router_indices);

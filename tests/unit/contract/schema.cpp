@@ -12,6 +12,7 @@
 #include "core/contract/contract.hpp"
 #include "core/contract/metric.hpp"
 #include "core/model/synthetic.hpp"
+#include "core/ops/numerics.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/known_keys.hpp"
 #include "tests/support/process.hpp"
@@ -109,6 +110,15 @@ TEST_CASE("the schema has the words that the parser takes, and no others") {
   CHECK(words_of(defs["stage"]["anyOf"][0]["enum"]) == stages);
   stages.insert("all");
   CHECK(words_of(defs["stage_word"]["anyOf"][0]["enum"]) == stages);
+  const Json& lane = defs["lane"]["properties"];
+  const auto names_of = [](auto rows) {
+    Words names;
+    for (const auto& row : rows) names.emplace(row.name);
+    return names;
+  };
+  CHECK(words_of(lane["reads"]["enum"]) == names_of(all_reads()));
+  CHECK(words_of(lane["stored"]["anyOf"][0]["enum"]) == names_of(all_storage_presets()));
+  CHECK(words_of(lane["kv_cache"]["enum"]) == names_of(all_cache_types()));
   CHECK(words_of(defs["synthetic"]["enum"]) == words_of(synthetic_presets()));
   CHECK(words_of(schema()["properties"]["model"]["properties"]["quant"]["enum"]) == words_of(synthetic_quants()));
   CHECK(words_of(defs["fault"]["properties"]["inject"]["enum"]) == words_of(known_words("inject")));
