@@ -32,15 +32,30 @@ class OneSite final : public Hook {
   const Site site_;
 };
 
+// "f32, stored: hf" as keys of a lane.
+test::Keys keys_of(std::string text) {
+  test::Keys keys;
+  text = "numerics: " + text;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t colon = text.find(": ", at), end = std::min(text.find(", ", colon), text.size());
+    keys.emplace_back(text.substr(at, colon - at), text.substr(colon + 2, end - colon - 2));
+    at = end + 2;
+  }
+  return keys;
+}
+
+test::Keys fed(test::Keys keys) {
+  keys.emplace_back("inputs", "truth");
+  return keys;
+}
+
 }  // namespace
 
 Movement::Movement(const SyntheticSpec& spec, const std::string& numerics, std::vector<std::int32_t> tokens)
-    : numerics_(numerics),
-      tokens_(std::move(tokens)),
+    : tokens_(std::move(tokens)),
       run_(Model::synthetic(spec),
-           {test::lane_spec("truth", {{"numerics", "f64"}}),
-            test::lane_spec("step", {{"numerics", numerics}, {"inputs", "truth"}}),
-            test::lane_spec("free", {{"numerics", numerics}})},
+           {test::lane_spec("truth", {{"numerics", "f64"}}), test::lane_spec("step", fed(keys_of(numerics))),
+            test::lane_spec("free", keys_of(numerics))},
            static_cast<int>(tokens_.size())),
       clean_(run_.record(tokens_)),
       program_(build_program(run_.model())) {}
@@ -69,7 +84,7 @@ double Movement::most(Site site, const test::Seen& values, int lane, const test:
     c.routing_a = clean_.at(lane, site.sibling(Role::choice)).tensor();
     c.routing_b = clean_.at(beside_lane, site.sibling(Role::choice)).tensor();
   }
-  c.numerics = numerics_;
+  c.numerics = LaneNumerics(run_.lanes()[static_cast<std::size_t>(lane)].description);
   if (c.a.shape.row() == 1) c.in[0] = clean_.at(truth_lane, {c.step->in[0], site.layer}).tensor();
   double most = 0;
   for (const StepUnit& unit : units_of(c, run_.model().config())) most = std::max(most, unit.error);

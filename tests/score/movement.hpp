@@ -26,7 +26,6 @@ class Movement {
  private:
   double most(Site site, const test::Seen& values, int lane, const test::Seen& beside, int beside_lane);
 
-  const std::string numerics_;
   const std::vector<std::int32_t> tokens_;
   test::Lockstep run_;
   test::Recorder clean_;
