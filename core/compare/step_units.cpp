@@ -34,6 +34,7 @@ void measure(const StepCase& c, StepUnit& unit) {
   }
   if (m.nonfinite_b > 0) return;  // nothing to be held against
   unit.rms = std::sqrt(m.squares_b / static_cast<double>(unit.size));
+  unit.expected = expected_of_values(unit.expected, c.numerics.stored(c.stage), unit.rms);
   unit.error = m.nonfinite_a > 0 ? std::numeric_limits<double>::infinity() : m.rel_l2() / unit.expected;
   unit.fails = unit.error > failing_error;
   if (unit.fails || m.max_abs <= alone_error * unit.expected * unit.rms) return;

@@ -121,6 +121,11 @@ bool LaneNumerics::rounds_input(const Step& step, std::size_t input, const LaneN
   return payload_of(stage) == Payload::values && type != DType::f64 && type != oracle.stored(stage);
 }
 
+double expected_of_values(double expected, DType stored, double rms) {
+  constexpr double step = 0x1p-24;
+  return stored == DType::f16 && rms > 0 ? std::hypot(expected, step / std::sqrt(12) / rms) : expected;
+}
+
 bool rounds_activations(std::string_view numerics) {
   const Named* own = find_named(numerics);
   return own && own->reads != "exact";

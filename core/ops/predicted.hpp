@@ -45,6 +45,9 @@ struct LaneNumerics {
 std::optional<double> expected_error(const LaneNumerics& lane, const Step& step, const ModelConfig& config, int keys,
                                      const LaneNumerics& oracle = "f64", std::optional<double> from_inputs = {});
 
+// That error of values of a root mean square: those below 2^-14 have steps in f16 that are as wide as there.
+double expected_of_values(double expected, DType stored, double rms);
+
 // True for the numerics with a name whose products read rounded activations by themselves.
 bool rounds_activations(std::string_view numerics);
 

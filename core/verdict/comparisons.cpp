@@ -4,6 +4,7 @@
 #include "core/ops/linear.hpp"
 #include "core/ops/operator.hpp"
 #include "core/ops/predicted.hpp"
+#include "core/ops/sizes.hpp"
 #include "core/ops/values.hpp"
 
 namespace moe_diag {
@@ -63,38 +64,58 @@ bool Comparisons::chose_by_numbers(int lane, int row) {
   return !at->second || is_row_finite(at->second, row);
 }
 
-std::optional<double> Comparisons::expected_error(int lane, int against, int row) {
+std::optional<double> Comparisons::expected_error(int lane, int against, const Measured& sample) {
   const LaneNumerics numerics(lanes_[static_cast<std::size_t>(lane)].description);
   const LaneNumerics oracle(lanes_[static_cast<std::size_t>(against)].description);
+  const int row = sample.segments.row;
+  if (computed_lane_ != lane || computed_against_ != against) computed_ = {};
+  computed_lane_ = lane;
+  computed_against_ = against;
   const auto expected = moe_diag::expected_error(numerics, step(), lanes_.config(), position(row) + 1, oracle,
-                                                 moved_by_inputs(against, numerics, oracle, row));
-  return expected ? std::optional(*expected * cancellation(against, row)) : std::nullopt;
+                                                 moved_by_inputs(against, numerics, oracle, sample.segments));
+  if (!expected) return std::nullopt;
+  const Measure& m = sample.measure;
+  const double rms = m.count > 0 ? std::sqrt(m.squares_b / static_cast<double>(m.count)) : 0;
+  return expected_of_values(*expected, numerics.stored(site().stage), rms) * cancellation(against, row);
 }
 
-// The square of what rounding the inputs of `against` as the lane keeps them moves the row by; none where it is not
+// The square of what rounding the inputs of `against` as the lane keeps them moves a sample by; none where it is not
 // computed.
 std::optional<double> Comparisons::moved_by_inputs(int against, const LaneNumerics& lane, const LaneNumerics& oracle,
-                                                   int row) {
+                                                   const SampleSegments& sample) {
   if (!needs_inputs(lane, step(), oracle)) return std::nullopt;
+  const Computed& of_row = computed(against, lane, oracle, sample.row);
+  if (of_row.exact.empty()) return std::nullopt;
+  const std::int64_t start = sample.row * host::size_of(of_row.exact);
+  double squares = 0, all = 0;
+  for (const Segment& s : sample.segments)
+    for (std::int64_t i = s.b - start; i < s.b - start + s.n; ++i) {
+      const double exact = of_row.exact[static_cast<std::size_t>(i)];
+      const double off = of_row.moved[static_cast<std::size_t>(i)] - exact;
+      squares += off * off;
+      all += exact * exact;
+    }
+  return all > 0 && std::isfinite(squares) ? std::optional(squares / all) : std::nullopt;
+}
+
+const Comparisons::Computed& Comparisons::computed(int against, const LaneNumerics& lane, const LaneNumerics& oracle,
+                                                   int row) {
+  if (computed_.row == row) return computed_;
+  computed_ = {row, {}, {}};
   StepInputs inputs;
   inputs.positions = {position(row)};
   inputs.total = sighting_.pass.total;
   for (std::size_t i = 0; i < step().in.size(); ++i) {
     const Stage stage = step().in[i];
     const Tensor values = sighting_.now(against, stage);
-    if (!values) return std::nullopt;
+    if (!values) return computed_;
     inputs.in[i] = host::values_of(values, row + sighting_.rows().first - sighting_.rows_of(stage).first, 1);
   }
-  const host::Values exact = compute(step(), lanes_.config(), inputs, nullptr);
+  computed_.exact = compute(step(), lanes_.config(), inputs, nullptr);
   for (std::size_t i = 0; i < step().in.size(); ++i)
     if (lane.rounds_input(step(), i, oracle)) inputs.in[i] = rounded_to(inputs.in[i], lane.stored(step().in[i]));
-  const host::Values moved = compute(step(), lanes_.config(), inputs, nullptr);
-  double squares = 0, all = 0;
-  for (std::size_t i = 0; i < exact.size(); ++i) {
-    squares += (moved[i] - exact[i]) * (moved[i] - exact[i]);
-    all += exact[i] * exact[i];
-  }
-  return all > 0 && std::isfinite(squares) ? std::optional(squares / all) : std::nullopt;
+  computed_.moved = compute(step(), lanes_.config(), inputs, nullptr);
+  return computed_;
 }
 
 // The step that wrote the site.

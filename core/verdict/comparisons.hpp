@@ -49,9 +49,9 @@ class Comparisons {
   // Whether the lane's choice of experts follows from finite numbers: its weights are NaN where its logits are.
   bool chose_by_numbers(int lane, int row);
 
-  // The relative error that the step at hand is expected to make in the lane's numerics, where the row's result is that
-  // of `against`; none when it is not known.
-  std::optional<double> expected_error(int lane, int against, int row);
+  // The relative error that the step at hand is expected to make in the lane's numerics in a sample, where the right
+  // values are those of `against`; none when it is not known.
+  std::optional<double> expected_error(int lane, int against, const Measured& sample);
 
  private:
   struct Entry {
@@ -62,7 +62,14 @@ class Comparisons {
   Entry& entry(int lane, int against);
   const Step& step();
   double cancellation(int lane, int row);
-  std::optional<double> moved_by_inputs(int against, const LaneNumerics& lane, const LaneNumerics& oracle, int row);
+  std::optional<double> moved_by_inputs(int against, const LaneNumerics& lane, const LaneNumerics& oracle,
+                                        const SampleSegments& sample);
+  // A row computed from the inputs of `against`, and from the same as the lane keeps them; empty: not known.
+  struct Computed {
+    int row = -1;
+    host::Values exact, moved;
+  };
+  const Computed& computed(int against, const LaneNumerics& lane, const LaneNumerics& oracle, int row);
 
   Sighting& sighting_;
   const Program& program_;
@@ -71,6 +78,8 @@ class Comparisons {
   std::map<std::pair<int, int>, Entry> entries_;
   std::map<std::pair<int, int>, Routing> routings_;
   std::map<int, Tensor> weights_;  // of the router, by lane
+  Computed computed_;              // of the pair of lanes and the row that were asked for last
+  int computed_lane_ = -1, computed_against_ = -1;
 };
 
 // True when all values of the row are finite.

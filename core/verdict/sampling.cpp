@@ -91,27 +91,27 @@ class RowSampler {
       if (m.measure.nonfinite_b > 0)
         leave_out(watched_.against);
       else if (spec_.metric == Metric::noise_ratio)
-        sample_noise(m.measure);
+        sample_noise(m);
       else
         add(value_of_segments(spec_, pair(), m.segments, m.measure));
     }
   }
 
-  void sample_noise(const Measure& measure) {
-    const std::optional<double> floor = floor_of(sample_.expert);
+  void sample_noise(const Comparisons::Measured& measured) {
+    const std::optional<double> floor = floor_of(measured);
     if (!floor)
       ++sampled_.without_floor;
     else if (std::isnan(*floor))
       leave_out(watched_.floor);
     else
-      add(noise_ratio(measure.rel_l2(), *floor));
+      add(noise_ratio(measured.measure.rel_l2(), *floor));
   }
 
   // The error that the sample's is counted in; none when the floor's lane did not compute the expert.
-  std::optional<double> floor_of(int expert) {
-    if (watched_.floor < 0) return compared_.expected_error(watched_.lane, watched_.against, row_);
+  std::optional<double> floor_of(const Comparisons::Measured& sample) {
+    if (watched_.floor < 0) return compared_.expected_error(watched_.lane, watched_.against, sample);
     for (const Comparisons::Measured& m : compared_.row(watched_.floor, watched_.against, row_).samples)
-      if (m.segments.expert == expert) return m.measure.rel_l2();
+      if (m.segments.expert == sample.segments.expert) return m.measure.rel_l2();
     return std::nullopt;
   }
 
