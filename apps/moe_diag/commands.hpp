@@ -31,6 +31,8 @@ void add_stages(CLI::App& app, Context& context);
 void add_plugins(CLI::App& app, Context& context);
 void add_inspect(CLI::App& app, Context& context);
 void add_synth(CLI::App& app, Context& context);
+void add_cases(CLI::App& app, Context& context);
+void add_judge(CLI::App& app, Context& context);
 void add_new(CLI::App& app, Context& context);
 
 }  // namespace moe_diag

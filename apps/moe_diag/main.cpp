@@ -42,8 +42,8 @@ int parse_and_run(int argc, char** argv) {
   app.footer(fmt::format(footer, contracts_folder()));
   app.require_subcommand(1);
   app.fallthrough();
-  for (auto* add : {add_run, add_check, add_plan, add_capture, add_digest, add_repro, add_stages, add_plugins,
-                    add_inspect, add_synth, add_new})
+  for (auto* add : {add_run, add_check, add_plan, add_capture, add_digest, add_repro, add_cases, add_judge, add_stages,
+                    add_plugins, add_inspect, add_synth, add_new})
     add(app, context);
   try {
     app.parse(words_for_cli11(argc, argv, app));

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+
+#include <memory>
+#include <string>
+
+#include "apps/moe_diag/commands.hpp"
+#include "apps/moe_diag/exit_code.hpp"
+#include "apps/moe_diag/interrupt.hpp"
+#include "apps/moe_diag/run_outputs.hpp"
+#include "core/api/output_file.hpp"
+#include "core/kernel/judge_report.hpp"
+
+namespace moe_diag {
+namespace {
+
+struct JudgeArguments {
+  JudgeRequest request;
+  std::string json;
+  bool overwrite = false;
+};
+
+ExitCode exit_code_of(const JudgedKernel& judged) {
+  if (judged.count(CaseOutcome::refused) > 0) return exit_usage;
+  if (judged.count(CaseOutcome::falsified) > 0) return exit_falsified;
+  return judged.count(CaseOutcome::untested) > 0 ? exit_untested : exit_held;
+}
+
+ExitCode judge(JudgeArguments& arguments) {
+  const std::string& json = arguments.json;
+  if (!json.empty() && json != "-") check_output(json, arguments.overwrite, "--json");
+  note_interrupts();
+  arguments.request.interrupted = is_interrupted;
+  const std::string& folder = arguments.request.folder;
+  const JudgedKernel judged = judge_kernel(arguments.request);
+  if (!json.empty()) {
+    const std::string text = judge_json(judged, folder, MOE_DIAG_VERSION);
+    if (json == "-")
+      print(text);
+    else
+      write_whole_file(json, text);
+  }
+  if (json != "-") print(judge_report(judged, folder));
+  return exit_code_of(judged);
+}
+
+}  // namespace
+
+void add_judge(CLI::App& app, Context& context) {
+  CLI::App* command = app.add_subcommand("judge", "Judge what a kernel of your own wrote for the cases of `cases`");
+  auto arguments = std::make_shared<JudgeArguments>();
+  command->add_option("DIR", arguments->request.folder, "The folder of the cases")->required();
+  command->add_option("--model", arguments->request.model, "Where the model is now [where it was for `cases`]")
+      ->type_name("MODEL.gguf");
+  command
+      ->add_option("--json", arguments->json, "Write the verdict as JSON here, too; - prints it instead of the report")
+      ->type_name("FILE");
+  command->add_flag("--overwrite", arguments->overwrite, "Replace the file of --json");
+  command->footer(
+      "Each case that has an out.safetensors is held or falsified by the error that its numerics allow a row. What is\n"
+      "falsified is looked at: numbers of rows, rows, columns, experts, and which mistake of the span explains it, "
+      "for\n"
+      "which the model is read again.\n"
+      "Example:\n"
+      "  moe-diag judge cases\n"
+      "Exit codes: 0 all cases held; 1 one is falsified; 2 a file of them is wrong, or what the kernel wrote has\n"
+      "another name, shape or type; 3 nothing is falsified, and for a case nothing was written.");
+  command->callback([arguments, &context] { context.exit_code = judge(*arguments); });
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+#include "core/kernel/allowed_error.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <random>
+
+#include "core/api/error.hpp"
+#include "core/ops/linear.hpp"
+#include "core/ops/step_case.hpp"
+#include "core/text/nearest.hpp"
+
+namespace moe_diag {
+namespace {
+
+double predicted(const LaneNumerics& lane, const Step& step, const ModelConfig& config) {
+  const auto error = expected_error(lane, step, config, /*keys=*/1);
+  if (!error) throw Error(ErrorKind::usage, "--numerics: " + unknown("numerics", lane.name, known_numerics()));
+  return *error;
+}
+
+// Of one row: matmuls with one value may cancel.
+double predicted_of_row(const LaneNumerics& lane, const Step& step, const ModelConfig& config, const SpanValues& exact,
+                        std::int64_t row) {
+  const double error = predicted(lane, step, config);
+  const host::Values result = exact.row(step.out[step.out.size() - 1], row);
+  if (result.size() != 1 || step.in.size() == 0) return error;
+  return error * cancellation(step, exact.row(step.in[0], row), result[0]);
+}
+
+// Evenly distributed noise of that relative error in every vector of a stage: a row, or an expert's slot of it. From
+// the generator's own numbers, so that every machine has the same.
+void add_noise(host::Values& values, std::size_t width, double error, std::mt19937_64& random) {
+  for (std::size_t at = 0; at + width <= values.size(); at += width) {
+    double squares = 0;
+    for (std::size_t i = 0; i < width; ++i) squares += values[at + i] * values[at + i];
+    const double size = error * std::sqrt(3 * squares / static_cast<double>(width));
+    for (std::size_t i = 0; i < width; ++i)
+      values[at + i] += size * (2 * (static_cast<double>(random() >> 11) * 0x1p-53) - 1);
+  }
+}
+
+// The squared relative error of each row that all steps but the last one cause.
+std::vector<double> squares_before_last(const Span& span, const ModelConfig& config, const LaneNumerics& lane,
+                                        const SpanValues& exact) {
+  std::vector<double> squares(static_cast<std::size_t>(exact.rows()), 0);
+  if (span.steps.size() == 1) return squares;
+  std::mt19937_64 random(1);
+  SpanValues noisy = exact;
+  for (std::size_t i = 0; i < span.steps.size(); ++i) {
+    const Step& step = span.steps[i];
+    const StepInputs inputs = inputs_of(step, noisy);
+    for (std::size_t output = 0; output < step.out.size(); ++output) {
+      host::Values& values = noisy.of[step.out[output]];
+      values = compute(step, config, inputs, nullptr, output);
+      const Shape shape = config.shape_of({step.out[output], span.layer}, 1, 0);
+      if (i + 1 < span.steps.size())
+        add_noise(values, static_cast<std::size_t>(shape[shape.rank - 1]), predicted(lane, step, config), random);
+    }
+  }
+  for (std::int64_t r = 0; r < exact.rows(); ++r) {
+    const host::Values a = noisy.row(span.output, r), b = exact.row(span.output, r);
+    double off = 0, all = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      off += (a[i] - b[i]) * (a[i] - b[i]);
+      all += b[i] * b[i];
+    }
+    if (all > 0) squares[static_cast<std::size_t>(r)] = off / all;
+  }
+  return squares;
+}
+
+}  // namespace
+
+std::vector<std::string> known_numerics() { return {"f32", "bf16", "q8_k", "q8_1"}; }
+
+LaneNumerics kernel_numerics(const std::string& numerics, Stage output, DType type) {
+  LaneNumerics lane(numerics);
+  lane.storage.assign(output.siblings().size(), DType::f32);
+  lane.storage[output.index()] = type;
+  return lane;
+}
+
+AllowedErrors allowed_errors(const Span& span, const ModelConfig& config, const std::string& numerics,
+                             const SpanValues& exact) {
+  const std::vector<double> before =
+      squares_before_last(span, config, kernel_numerics(numerics, span.output, DType::f32), exact);
+  AllowedErrors allowed;
+  for (const DType type : output_types) {
+    const LaneNumerics lane = kernel_numerics(numerics, span.output, type);
+    for (std::int64_t r = 0; r < exact.rows(); ++r) {
+      const double last = predicted_of_row(lane, span.steps.back(), config, exact, r);
+      allowed[type].push_back(failing_error * std::sqrt(before[static_cast<std::size_t>(r)] + last * last));
+    }
+  }
+  return allowed;
+}
+
+}  // namespace moe_diag

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/kernel/case_index.hpp"
+#include "core/model/model.hpp"
+#include "core/plugin/host.hpp"
+
+namespace moe_diag {
+
+// What cases are to be written of.
+struct CasesRequest {
+  std::string span;                   // as find_span() takes it
+  std::vector<int> layers;            // ascending
+  std::vector<int> rows;              // of each case, ascending, each at least 1
+  std::vector<CaseRouting> routings;  // empty: all, where the span reads the choice of experts
+  std::string numerics = "f32";
+  unsigned seed = 0;       // of the tokens
+  bool decoded = true;     // the weights' values in f32, beside their bytes
+  std::string out;         // folder
+  bool overwrite = false;  // replace the cases that are there
+  std::string tool_version;
+  std::function<bool()> interrupted = {};  // empty: never
+  std::function<void(const std::string& what)> progress = {};
+};
+
+// Writes the folder, whole or not at all, and says in a few lines what it holds. Throws Error: usage for what cannot be
+// written, absent where no backend computes in f64, environment when writing fails.
+std::string write_cases(const Model& model, const CaseIndex& source, PluginHost& host, const CasesRequest& request);
+
+}  // namespace moe_diag

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT
+// What `cases` writes, of which spans, and which spans it refuses.
+#include <cmath>
+#include <set>
+#include <string>
+
+#include "core/api/error.hpp"
+#include "core/kernel/span.hpp"
+#include "tests/support/catch.hpp"
+#include "tests/support/kernel_cases.hpp"
+#include "tests/support/own_kernel.hpp"
+#include "tests/support/process.hpp"
+
+namespace moe_diag::test {
+namespace {
+
+std::string refusal(const std::string& span, const std::vector<CaseRouting>& routings = {CaseRouting::model}) {
+  try {
+    const Cases cases("f32", {2}, span, routings);
+  } catch (const Error& e) {
+    CHECK(e.kind() == ErrorKind::usage);
+    return e.what();
+  }
+  return "";
+}
+
+// What was expected, written as the kernel's own in f32.
+void write_expected(const Cases& cases) {
+  const CaseIndex index = read_index(cases.folder());
+  for (const KernelCase& c : index.cases) {
+    const OwnFile expected(cases.path(c.name + "/expected.safetensors"));
+    const StoredTensor t = expected.tensor(index.output);
+    write_out(cases.path(c.name + "/out.safetensors"), out_of(index.output, floats_of(t), t.shape));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a case has the inputs, the weights and what is expected") {
+  const Cases cases("f32", {1, 16}, "moe_ffn", {});
+  const CaseIndex index = read_index(cases.folder());
+  CHECK(index.steps == std::vector<std::string>{"moe_expert_gate", "moe_expert_up", "moe_expert_swiglu",
+                                                "moe_expert_out", "moe_expert_weighted", "moe_ffn_out"});
+  CHECK(index.output == "moe_ffn_out");
+  CHECK(index.choice == "moe_router_indices");
+  CHECK(index.cases.size() == 6);
+  CHECK(index.cases[5].name == "layer_01_rows_16_none");
+  const OwnFile in(cases.path("layer_01_rows_16/in.safetensors"));
+  CHECK(std::set<std::string>{"ffn_norm", "moe_router_indices", "moe_router_weights"} ==
+        [names = in.file.names()] { return std::set<std::string>(names.begin(), names.end()); }());
+  CHECK(in.file.find("ffn_norm")->dtype == "F32");
+  CHECK(in.file.find("moe_router_indices")->dtype == "I32");
+  const OwnFile weights(cases.path(index.layers.at(0).file));
+  const SafeTensor* bytes = weights.file.find("blk.1.ffn_gate_exps.weight");
+  REQUIRE(bytes);
+  CHECK(bytes->dtype == "U8");
+  CHECK(weights.file.metadata.at("blk.1.ffn_gate_exps.weight.type") == "Q4_K");
+  CHECK(weights.file.metadata.at("blk.1.ffn_gate_exps.weight.shape") == "[12, 256, 256]");
+  CHECK(weights.file.find("blk.1.ffn_gate_exps.weight.f32")->shape == std::vector<std::int64_t>{12, 256, 256});
+  const OwnFile expected(cases.path("layer_01_rows_16/expected.safetensors"));
+  CHECK(expected.file.find("moe_ffn_out")->dtype == "F64");
+  for (const double allowed : index.cases[1].allowed.at(DType::f32)) {
+    CHECK(allowed > 1e-7);
+    CHECK(allowed < 1e-5);
+  }
+}
+
+TEST_CASE("fewer rows are the first rows of more, and routings are as they are called") {
+  const Cases cases("bf16", {2, 16}, "moe_ffn", {});
+  const OwnFile few(cases.path("layer_01_rows_2/in.safetensors")), many(cases.path("layer_01_rows_16/in.safetensors"));
+  const StoredTensor a = few.tensor("ffn_norm"), b = many.tensor("ffn_norm");
+  CHECK(a.dtype == DType::bf16);
+  CHECK(std::equal(a.bytes.begin(), a.bytes.end(), b.bytes.begin()));
+  const OwnFile one(cases.path("layer_01_rows_16_one/in.safetensors")),
+      none(cases.path("layer_01_rows_16_none/in.safetensors"));
+  const StoredTensor same = one.tensor("moe_router_indices"), hole = none.tensor("moe_router_indices");
+  const auto* ids = same.tensor().as<std::int32_t>();
+  for (int i = 0; i < 16 * 3; ++i) CHECK(ids[i] == ids[i % 3]);
+  const CaseIndex index = read_index(cases.folder());
+  const auto* holed = hole.tensor().as<std::int32_t>();
+  for (int i = 0; i < 16 * 3; ++i)
+    CHECK_FALSE(holds(index.cases.back().changed, "no row chooses expert " + std::to_string(holed[i]) + ":"));
+}
+
+TEST_CASE("spans of one step and of several are written, and what is expected of them holds") {
+  for (const std::string span :
+       {"moe_expert_gate", "moe_expert_swiglu", "moe_expert_weighted", "moe_ffn_out", "moe_router_weights", "ffn_norm",
+        "ffn_norm..moe_router_probs", "moe_expert_gate..moe_expert_out", "q_norm..q_post_rope", "qkv_matmul",
+        "post_ffn_residual", "attn_norm", "lm_head", "final_norm..lm_head"}) {
+    INFO(span);
+    const Cases cases("f32", {1, 5}, span);
+    write_expected(cases);
+    CHECK(cases.judged().count(CaseOutcome::held) == 2);
+  }
+}
+
+TEST_CASE("the experts of another architecture are found by what their steps do") {
+  const Cases cases("f32", {3}, "moe_ffn", {}, {.preset = "tiny-qwen2moe", .layers = 2});
+  write_expected(cases);
+  CHECK(cases.judged().count(CaseOutcome::held) == 3);
+}
+
+TEST_CASE("spans that no case can be written of are refused by name") {
+  CHECK(holds(refusal("moe_fnn"), "unknown stage 'moe_fnn', did you mean 'moe_ffn'?"));
+  CHECK(holds(refusal("attn_scores"), "steps that read a cache are not written as cases yet: attn_scores reads one"));
+  CHECK(holds(refusal("attn_softmax"), "steps of attention over keys are not written as cases yet"));
+  CHECK(holds(refusal("embedding"), "steps that read tokens are not written as cases yet: embedding does"));
+  CHECK(holds(refusal("moe_ffn_out..moe_expert_gate"), "write moe_expert_gate..moe_ffn_out"));
+  CHECK(holds(refusal("moe_expert_gate..moe_expert_up"), "moe_expert_up does not follow from moe_expert_gate"));
+  CHECK(holds(refusal("moe_router_logits..moe_ffn_out"), "chooses experts, near-ties of which"));
+  CHECK(holds(refusal("moe_router_indices"), "take moe_router_weights"));
+  CHECK(holds(refusal("moe_ffn_out..lm_head"), "are not of the same layer"));
+  CHECK(holds(refusal("ffn_norm", {CaseRouting::one}), "--routing one: ffn_norm reads no choice of experts"));
+}
+
+TEST_CASE("a folder that is there is replaced only when it holds cases, and when that is asked for") {
+  const TemporaryFolder folder;
+  const std::string out = folder / "cases", again = "cases tiny --span ffn_norm --rows 2 --out " + quoted(out);
+  CHECK(run_tool(again).code == 0);
+  CHECK(holds(run_tool(again).err, "is there already; choose another --out, or replace it with --overwrite"));
+  CHECK(run_tool(again + " --overwrite").code == 0);
+  write_text(out + "/notes.txt", "mine");
+  const Finished kept = run_tool(again + " --overwrite");
+  CHECK(kept.code == 2);
+  CHECK(holds(kept.err, "holds notes.txt, which is no part of cases"));
+  CHECK(run_tool("cases nowhere.gguf --span ffn_norm --out " + quoted(folder / "other")).code == 2);
+  CHECK(run_tool("cases tiny --span ffn_norm --layers 9 --out " + quoted(folder / "other")).code == 2);
+  CHECK(run_tool("cases tiny --span ffn_norm --numerics f16 --out " + quoted(folder / "other")).code == 2);
+  CHECK_FALSE(std::filesystem::exists(folder / "other"));
+}
+
+}  // namespace moe_diag::test
