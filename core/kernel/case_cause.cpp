@@ -128,7 +128,7 @@ std::string text_of(std::vector<Found> found) {
   for (const Found& f : found)
     if (f.left <= clearly_better * std::max(best, negligible)) texts.push_back(f.text);
   if (texts.size() > most_named) return "";
-  return fmt::format("{}", fmt::join(texts, "; or, which comes to the same here: "));
+  return fmt::format("{}", fmt::join(texts, "; or, which explains it as well: "));
 }
 
 // The cause that all rows have in common; empty: none.
