@@ -10,6 +10,7 @@
 #include "apps/moe_diag/run_outputs.hpp"
 #include "core/api/output_file.hpp"
 #include "core/kernel/judge_report.hpp"
+#include "core/run/output_places.hpp"
 
 namespace moe_diag {
 namespace {
@@ -26,9 +27,21 @@ ExitCode exit_code_of(const JudgedKernel& judged) {
   return judged.count(CaseOutcome::untested) > 0 ? exit_untested : exit_held;
 }
 
+// Whatever lies in the folder is read, or is what the next verdict is of.
+void check_json(const JudgeArguments& arguments) {
+  const std::string& json = arguments.json;
+  if (json.empty() || json == "-") return;
+  const std::string within = resolved(json).lexically_relative(resolved(arguments.request.folder)).string();
+  if (!within.empty() && !within.starts_with(".."))
+    throw Error(
+        ErrorKind::usage,
+        fmt::format("{}: lies in the folder of the cases, whose files are read; choose another place (--json)", json));
+  check_output(json, arguments.overwrite, "--json");
+}
+
 ExitCode judge(JudgeArguments& arguments) {
   const std::string& json = arguments.json;
-  if (!json.empty() && json != "-") check_output(json, arguments.overwrite, "--json");
+  check_json(arguments);
   note_interrupts();
   arguments.request.interrupted = is_interrupted;
   const std::string& folder = arguments.request.folder;

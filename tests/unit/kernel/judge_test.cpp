@@ -92,6 +92,11 @@ TEST_CASE("cases whose own files are missing, cut or changed are refused, with t
   std::filesystem::remove(in);
   CHECK_THROWS_WITH(cases.judged(), Catch::Contains("in.safetensors: there is no such file"));
   CHECK(run_tool("judge " + quoted(cases.folder() + "/nowhere")).code == 2);
+  const Finished over =
+      run_tool("judge " + quoted(cases.folder()) + " --overwrite --json " + quoted(cases.path("case.json")));
+  CHECK(over.code == 2);
+  CHECK(holds(over.err, "lies in the folder of the cases"));
+  CHECK(read_text(cases.path("case.json")) == index);
 }
 
 TEST_CASE("one step has the cause that any step of a lane has") {
