@@ -62,7 +62,7 @@ std::string nonfinite_text(const JudgedCase& c) {
   return "";
 }
 
-// What falsified cases are told together by.
+// What falsified cases are told together by: their cause, or else what their wrong values have in common.
 struct Finding {
   std::string cause, unexplained, experts, columns;
 
@@ -70,6 +70,7 @@ struct Finding {
 };
 
 Finding finding_of(const JudgedKernel& judged, const JudgedCase& c) {
+  if (!c.cause.empty()) return {c.cause, {}, {}, {}};
   return {c.cause, c.unexplained, experts_text(judged.index, c.footprint), columns_text(c.footprint)};
 }
 
@@ -98,8 +99,8 @@ std::string finding_text(const JudgedKernel& judged, const Finding& finding,
   const bool unknown = finding.cause.empty() && judged.no_causes.empty();
   std::string text = fmt::format("\n{} is wrong in {}\n", judged.index.output, cases_text(judged, cases));
   add_line(text, "cause", unknown ? "not known: " + finding.unexplained : finding.cause);
-  add_line(text, "experts", finding.experts);
-  add_line(text, "columns", finding.columns);
+  add_line(text, "experts", experts_text(judged.index, worst_case.footprint));
+  add_line(text, "columns", columns_text(worst_case.footprint));
   add_line(text, "rows", rows_text(worst_case.footprint, worst_case.of->rows) + where);
   add_line(text, "worst", fmt::format("{}{}: {:.3g} times the allowed error", place_of(worst), where, worst.ratio()));
   add_line(text, "nonfinite", nonfinite_text(worst_case));
