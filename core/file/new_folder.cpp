@@ -108,7 +108,7 @@ void NewFolder::fill() {
   if (error) fail(place_, "not all of it could be put in place", error.message());
 }
 
-// What is replaced goes only when the new one is in its place.
+// The old folder goes only when the new one is in its place.
 void NewFolder::put_in_place() {
   if (fills_) return fill();
   std::error_code error;

@@ -8,11 +8,12 @@
 
 namespace moe_diag {
 
-// What a folder holds that a command writes whole.
+// The content of a folder that a command writes whole.
 struct FolderContent {
   std::string nouns;  // "cases"
   std::string last;   // the file that comes last when an empty folder is filled: without it there is nothing
-  // Why a folder that is there may not be replaced: it holds another content, or something besides. Empty: it may.
+  // The reason why a folder that is there may not be replaced: it holds another content, or something besides. Empty:
+  // it may.
   std::function<std::string(const std::string& folder)> why_kept;
 };
 

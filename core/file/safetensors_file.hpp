@@ -65,7 +65,7 @@ struct TensorSource {
   std::uint64_t bytes = 0;
   std::function<void(const Put&)> write;
 };
-// Of values that outlive it.
+// A tensor of values that outlive it.
 TensorSource source_of(const StoredTensor& tensor);
 
 // Writes a new file in bounded memory. The header is padded so that data begin at a multiple of 8 bytes. Throws Error

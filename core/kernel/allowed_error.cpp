@@ -22,7 +22,7 @@ double predicted(const LaneNumerics& lane, const Step& step, const ModelConfig& 
   return *error;
 }
 
-// Of one row: matmuls with one value may cancel.
+// The error of one row: matmuls with one value may cancel.
 double predicted_of_row(const LaneNumerics& lane, const Step& step, const ModelConfig& config, const SpanValues& exact,
                         std::int64_t row) {
   const double error = predicted(lane, step, config);

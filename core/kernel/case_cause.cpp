@@ -51,7 +51,7 @@ bool is_finite_row(const FailingRow& r) {
   return true;
 }
 
-// What the steps make of the rows' inputs.
+// The values that the steps make of the rows' inputs.
 SpanValues right_values(const Span& span, const ModelConfig& config, const std::vector<FailingRow>& rows) {
   SpanValues values;
   for (const FailingRow& r : rows) values.positions.push_back(static_cast<int>(r.row));
@@ -65,7 +65,7 @@ SpanValues right_values(const Span& span, const ModelConfig& config, const std::
   return values;
 }
 
-// What is left of each row's error under a prediction, in allowed errors.
+// The rest of each row's error under a prediction, in allowed errors.
 std::vector<double> left_by(const std::vector<FailingRow>& rows, const host::Values& predicted) {
   std::vector<double> left;
   const std::size_t width = predicted.size() / rows.size();
@@ -163,7 +163,7 @@ std::string cause_of_one_step(const CaseIndex& index, const Span& span, const Mo
   return e.text.empty() ? std::string(name_of(e.cause)) : fmt::format("{}: {}", name_of(e.cause), e.text);
 }
 
-// What needs no look at the steps: values that are not finite.
+// The cause that needs no look at the steps: values that are not finite.
 void note_nonfinite(JudgedCase& judged) {
   const std::vector<FailingRow> rows = failing_rows_of({&judged});
   const auto finite = static_cast<std::size_t>(std::count_if(rows.begin(), rows.end(), is_finite_row));

@@ -19,7 +19,7 @@ namespace {
 constexpr double element_allowed =
     element_error / failing_error;  // beyond which an element is wrong, in allowed errors
 
-// How far an element of a vector has to be off to be wrong: beyond its own error, and not small beside
+// The distance at which an element of a vector is wrong: beyond its own error, and not small beside
 // the worst of the vector.
 struct ElementBounds {
   double rms = 0, allowed = 0, least = 0;

@@ -19,7 +19,7 @@ std::string columns_text(const CaseFootprint& footprint);
 // "expert 5: all rows that fail chose it, and no other row did"; empty: nothing separates them.
 std::string experts_text(const CaseIndex& index, const CaseFootprint& footprint);
 
-// What the numbers of rows have to do with it, a sentence for each layer and routing where the same rows are right in
+// The part of the numbers of rows in it, a sentence for each layer and routing where the same rows are right in
 // one case and wrong in another: "layer 3: wrong only below 16 rows (at 1 and 7, right at 16 and 64)".
 std::vector<std::string> row_count_texts(const std::vector<JudgedCase>& cases);
 

@@ -62,7 +62,7 @@ std::string nonfinite_text(const JudgedCase& c) {
   return "";
 }
 
-// What falsified cases are told together by: their cause, or else what their wrong values have in common.
+// The reason to tell falsified cases together: their cause, or else what their wrong values have in common.
 struct Finding {
   std::string cause, unexplained, experts, columns;
 

@@ -31,7 +31,7 @@ struct JudgedVector {
   double ratio() const { return error / allowed; }
 };
 
-// What the failing vectors of a case have in common.
+// The failing vectors of a case, and what they have in common.
 struct CaseFootprint {
   std::vector<int> rows;       // that fail, ascending
   std::vector<Range> columns;  // that are wrong in one of them

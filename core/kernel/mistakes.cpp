@@ -126,7 +126,7 @@ class MistakeList {
     list_.push_back(std::move(m));
   }
 
-  // What the operator of a step knows of its own mistakes.
+  // Mistakes that the operator of a step knows of itself.
   void add_own_of(std::size_t i);
 
   const Span& span_;

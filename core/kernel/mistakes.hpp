@@ -16,7 +16,7 @@ struct SpanMistake {
   std::size_t from = 0;  // the first step that computes something else
   // Changes what step i reads; empty: nothing.
   std::function<void(std::size_t step, StepInputs& inputs)> inputs = {};
-  // What step `from` writes instead, out of the right values; empty: what it computes.
+  // The values that step `from` writes instead, out of the right values; empty: what it computes.
   std::function<host::Values(const SpanValues& right)> output = {};
   const Fault* fault = nullptr;  // that step `from` is computed with; lives as long as the program
 };

@@ -30,7 +30,7 @@ struct SpanValues {
 // The same of some rows, in that order.
 SpanValues rows_of(const SpanValues& values, const std::vector<std::int64_t>& rows);
 
-// What a step reads, out of the values.
+// The inputs of a step, out of the values.
 StepInputs inputs_of(const Step& step, const SpanValues& values);
 
 // Computes the steps of a span from the one of that index on with the plain operators, and writes their outputs.

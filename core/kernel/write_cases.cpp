@@ -23,7 +23,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Why a folder is no folder of cases, or holds something besides.
+// The reason why a folder is no folder of cases, or holds something besides.
 std::string why_kept(const std::string& folder) {
   std::error_code error;
   if (!fs::is_regular_file(fs::path(folder) / index_file, error)) return "is there and holds no cases";

@@ -11,7 +11,7 @@
 
 namespace moe_diag {
 
-// What cases are to be written of.
+// The cases that are to be written.
 struct CasesRequest {
   std::string span;                   // as find_span() takes it
   std::vector<int> layers;            // ascending

@@ -55,8 +55,8 @@ class RoundedLane final : public Lane {
   std::vector<std::vector<std::byte>> stored_;  // by stage: what read() gave last
 };
 
-// Why a program cannot be computed so: a row that is no whole number of the blocks that it is rounded in. Empty: it
-// can.
+// The reason why a program cannot be computed so: a row that is no whole number of the blocks that it is rounded in.
+// Empty: it can.
 std::string obstacle_to_rounding(const EngineNumerics& engine, const Program& program, const ModelConfig& config);
 
 }  // namespace moe_diag

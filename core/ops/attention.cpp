@@ -102,7 +102,7 @@ struct Cached {
 
 // ---- the type of the cache -----------------------------------------------------------------------------------------
 
-// What a kernel for a cache of that type rounds its other operand to.
+// The type that a kernel for such a cache rounds its other operand to.
 host::Rounding other_operand(host::Rounding cache) { return host::block_of(cache) > 1 ? host::Rounding::q8_0 : cache; }
 
 // The cache with the entries from a position on rounded, each by itself. Made when it is asked for; only the last one

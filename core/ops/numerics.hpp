@@ -18,7 +18,7 @@
 // it stores each stage in, and that of its KV cache. docs/numerics.md lists the rows with their sources.
 namespace moe_diag {
 
-// How products read activations: the rounding of those that meet a weight of a type; none: as they are.
+// A way in which products read activations: the rounding of those that meet a weight of a type; none: as they are.
 struct Reads {
   std::string_view name;
   std::optional<host::Rounding> (*of)(BlockType weight);
@@ -45,7 +45,7 @@ struct StoragePreset {
 std::span<const StoragePreset> all_storage_presets();
 const StoragePreset* find_storage_preset(std::string_view name);  // null: there is none
 
-// What a contract says of the engine that a lane stands for. Empty: as the lane's backend does it.
+// The words of a contract about the engine that a lane stands for. Empty: as the lane's backend does it.
 struct EngineNumerics {
   std::string reads;                            // a row of all_reads()
   std::string stored;                           // a row of all_storage_presets()

@@ -29,7 +29,7 @@ struct OwnFile {
   SafetensorsFile file;
 };
 
-// What a user's test of a fused MoE has at hand: nothing but the files of a case.
+// A user's test of a fused MoE, with what it has at hand: nothing but the files of a case.
 struct OwnCase {
   int rows = 0, used = 0, experts = 0;
   std::int64_t hidden = 0, width = 0;
