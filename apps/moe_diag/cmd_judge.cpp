@@ -27,7 +27,7 @@ ExitCode exit_code_of(const JudgedKernel& judged) {
   return judged.count(CaseOutcome::untested) > 0 ? exit_untested : exit_held;
 }
 
-// Whatever lies in the folder is read, or is what the next verdict is of.
+// The files in the folder are read, or are what the next verdict is of.
 void check_json(const JudgeArguments& arguments) {
   const std::string& json = arguments.json;
   if (json.empty() || json == "-") return;

@@ -10,6 +10,7 @@
 #include "core/contract/contract.hpp"
 #include "core/forward/forward.hpp"
 #include "core/lane/lanes.hpp"
+#include "core/plugin/oracle_backend.hpp"
 
 namespace moe_diag {
 namespace {
@@ -35,21 +36,11 @@ class SiteKeeper final : public Hook {
   std::map<Site, StoredTensor> kept_;
 };
 
-// The first backend by name that computes in f64.
-std::string backend_in_f64(PluginHost& host) {
-  for (const PluginRecord& plugin : host.list()) {
-    if (plugin.kind != PluginKind::backend || !plugin.refusal.empty() || !plugin.absent.empty()) continue;
-    for (const OptionInfo& o : plugin.options)
-      if (std::string_view(o.name) == "numerics" && option::has_item(o.choices, ' ', "f64")) return plugin.name;
-  }
-  throw Error(ErrorKind::absent, "there is no backend that computes in f64, in which real activations are computed");
-}
-
 Contract contract_with_oracle(PluginHost& host) {
   Contract contract;
   LaneSpec lane;
   lane.name = "truth";
-  lane.backend = backend_in_f64(host);
+  lane.backend = oracle_backend(host, "real activations are computed");
   lane.options = Options("lane 'truth'", "");
   lane.options.add("numerics", "f64", "");
   contract.lanes.push_back(std::move(lane));

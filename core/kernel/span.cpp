@@ -43,7 +43,7 @@ Stage stage_called(std::string_view word, Stages stages) {
   refuse(unknown("stage", shown(word), known));
 }
 
-// Where a step of the layer stands in the program; -1: nowhere.
+// The place of a step of the layer in the program; -1: none.
 int place_of(const Program& program, int layer, Stage stage) {
   for (std::size_t i = 0; i < program.size(); ++i)
     if (program[i].layer == layer && writes(program[i], stage)) return static_cast<int>(i);

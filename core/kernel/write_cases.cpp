@@ -159,7 +159,7 @@ DType CasesWriter::type_of(Stage stage) const {
   return request_.numerics == "bf16" && !is_of_router(stage) ? DType::bf16 : DType::f32;
 }
 
-// As the kernel gets them: rounded to the type that they are written in.
+// The values as the kernel gets them: rounded to the type that they are written in.
 SpanValues CasesWriter::inputs_of(const Span& span, const std::map<Site, StoredTensor>& real) const {
   SpanValues values;
   values.positions.resize(static_cast<std::size_t>(request_.rows.back()));

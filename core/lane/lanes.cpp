@@ -31,7 +31,7 @@ CallPlace place_of(std::span<const Step> steps) {
   return place;
 }
 
-// What a backend says of a lane.
+// The words of a backend about a lane.
 void check(const RunningLane& lane, std::size_t stages) {
   const Description& d = lane.description;
   const auto is_of_values = [](DType type) { return type != DType::i32 && name_of(type) != "unknown"; };
@@ -153,7 +153,7 @@ void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
   describe_engine(i);
 }
 
-// What the contract says of the lane's engine, beside what the backend says of itself.
+// The words of the contract about the lane's engine, beside those of the backend about itself.
 void Lanes::describe_engine(std::size_t i) {
   const LaneSpec& spec = contract_.lanes[i];
   if (spec.engine.empty()) return;

@@ -62,11 +62,14 @@ RoundedLane::RoundedLane(std::unique_ptr<Lane> lane, const ModelConfig& config, 
                          std::vector<DType> storage)
     : lane_(std::move(lane)),
       config_(config),
-      reads_(find_reads(engine.reads)),
+      reads_(engine.reads == "exact" ? nullptr : find_reads(engine.reads)),
       in_caches_(rounding_of(engine.kv_cache)),
       storage_(std::move(storage)),
       layer_(config.stages.size(), -1),
-      stored_(config.stages.size()) {}
+      stored_(config.stages.size()),
+      rounds_anything_(reads_ || in_caches_ ||
+                       std::any_of(config.stages.begin(), config.stages.end(), [&](Stage s) { return is_coarse(s); })) {
+}
 
 bool RoundedLane::is_coarse(Stage stage) const {
   const DType type = storage_[stage.index()];
@@ -94,6 +97,7 @@ void RoundedLane::begin(const Pass& pass) {
 }
 
 void RoundedLane::run(std::span<const Step> steps) {
+  if (!rounds_anything_) return run_own(steps);  // fused as without this lane
   steps_.assign(steps.begin(), steps.end());
   for (Step& step : steps_) step.want = true;  // what is rounded afterwards has to be there
   const std::span<const Step> all = steps_;
@@ -114,25 +118,32 @@ void RoundedLane::run_own(std::span<const Step> steps) {
 }
 
 void RoundedLane::run_rounded(const Step& step) {
-  const auto cached =
-      std::find_if(step.caches.begin(), step.caches.end(), [&](const CacheUse& use) { return rounds_cache(use); });
-  if (cached != step.caches.end()) {
-    const auto input = static_cast<std::size_t>(cached->input);
-    const Stage stage = step.in[input];
-    host::Values values = values_of({stage, step.layer}, rows_of(stage));
-    const auto width = static_cast<std::size_t>(config_.cache_width(cached->cache, step.layer));
-    const std::size_t row = values.size() / static_cast<std::size_t>(rows_of(stage).count);
-    for (std::size_t at = static_cast<std::size_t>(cached->column); at < values.size(); at += row) {
-      const host::Values kept = host::rounded(std::span(values).subspan(at, width), *in_caches_);
-      std::copy(kept.begin(), kept.end(), values.begin() + static_cast<std::ptrdiff_t>(at));
-    }
-    run_on(step, input, values);
-  } else if (reads_ && is_product(operator_of(step))) {
+  if (reads_ && is_product(operator_of(step)))
     multiply(step);
-  } else {
-    run_own({&step, 1});
-  }
+  else
+    run_on(step, cached_inputs(step));
   store(step);
+}
+
+// The inputs that go into caches, with the columns that do as the caches keep them.
+std::vector<RoundedLane::Replaced> RoundedLane::cached_inputs(const Step& step) {
+  std::vector<Replaced> inputs;
+  for (const CacheUse& use : step.caches) {
+    if (!rounds_cache(use)) continue;
+    const auto input = static_cast<std::size_t>(use.input);
+    auto at = std::find_if(inputs.begin(), inputs.end(), [&](const Replaced& r) { return r.input == input; });
+    if (at == inputs.end()) {
+      host::Values own = values_of({step.in[input], step.layer}, rows_of(step.in[input]));
+      at = inputs.insert(at, {input, own, own});
+    }
+    const auto width = static_cast<std::size_t>(config_.cache_width(use.cache, step.layer));
+    const std::size_t row = at->own.size() / static_cast<std::size_t>(rows_of(step.in[input]).count);
+    for (std::size_t first = static_cast<std::size_t>(use.column); first < at->own.size(); first += row) {
+      const host::Values kept = host::rounded(std::span(at->own).subspan(first, width), *in_caches_);
+      std::copy(kept.begin(), kept.end(), at->read.begin() + static_cast<std::ptrdiff_t>(first));
+    }
+  }
+  return inputs;
 }
 
 // Weights side by side may have the activations read in different ways: one run for each way, which gives the columns
@@ -144,7 +155,7 @@ void RoundedLane::multiply(const Step& step) {
   const host::Values exact = values_of({stage, layer_[stage.index()]}, rows_of(stage));
   host::Values all;
   for (const auto& [rounding, weights] : ways) {
-    run_on(step, 0, rounding ? host::rounded(exact, *rounding, step.weights[weights[0]]->cols) : exact);
+    run_on(step, {{0, exact, rounding ? host::rounded(exact, *rounding, step.weights[weights[0]]->cols) : exact}});
     if (ways.size() == 1) return;
     const host::Values written = values_of({out, step.layer}, rows_of(out));
     all.resize(written.size());
@@ -163,16 +174,16 @@ void RoundedLane::multiply(const Step& step) {
                {all.data(), DType::f64, config_.shape_of({out, step.layer}, rows.count, pass_.total)});
 }
 
-// Runs the step on other values of an input, which has its own again afterwards.
-void RoundedLane::run_on(const Step& step, std::size_t input, const host::Values& values) {
-  const Stage stage = step.in[input];
-  const Site site{stage, layer_[stage.index()]};
-  const Rows rows = rows_of(stage);
-  const Shape shape = config_.shape_of(site, rows.count, pass_.total);
-  const host::Values own = values_of(site, rows);
-  lane_->write(site, rows, {values.data(), DType::f64, shape});
+// Runs the step on other values of some inputs, which have their own again afterwards.
+void RoundedLane::run_on(const Step& step, const std::vector<Replaced>& inputs) {
+  const auto write_input = [&](std::size_t input, const host::Values& values) {
+    const Site site{step.in[input], layer_[step.in[input].index()]};
+    const Rows rows = rows_of(site.stage);
+    lane_->write(site, rows, {values.data(), DType::f64, config_.shape_of(site, rows.count, pass_.total)});
+  };
+  for (const Replaced& r : inputs) write_input(r.input, r.read);
   run_own({&step, 1});
-  lane_->write(site, rows, {own.data(), DType::f64, shape});
+  for (const Replaced& r : inputs) write_input(r.input, r.own);
 }
 
 // Rounds what the step has written.

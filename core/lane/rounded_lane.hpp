@@ -39,7 +39,13 @@ class RoundedLane final : public Lane {
   void run_own(std::span<const Step> steps);
   void run_rounded(const Step& step);
   void multiply(const Step& step);
-  void run_on(const Step& step, std::size_t input, const host::Values& values);
+  // An input of a step: its own values, and those that the step reads instead.
+  struct Replaced {
+    std::size_t input;
+    host::Values own, read;
+  };
+  std::vector<Replaced> cached_inputs(const Step& step);
+  void run_on(const Step& step, const std::vector<Replaced>& inputs);
   void store(const Step& step);
   Rows rows_of(Stage stage) const;
   host::Values values_of(Site site, Rows rows);
@@ -53,6 +59,7 @@ class RoundedLane final : public Lane {
   std::vector<int> layer_;                      // of each stage: that which was written last
   std::vector<Step> steps_;                     // of the span at hand
   std::vector<std::vector<std::byte>> stored_;  // by stage: what read() gave last
+  const bool rounds_anything_;
 };
 
 // The reason why a program cannot be computed so: a row that is no whole number of the blocks that it is rounded in.

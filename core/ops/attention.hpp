@@ -38,7 +38,7 @@ std::span<const double> cached(const Attention& attention, std::span<const doubl
 
 namespace moe_diag {
 
-// Of a step of scores or mix.
+// The sizes of a step of scores or mix.
 const HeadSizes& head_sizes(const Step& step);
 // Of one row of a step.
 host::Attention attention_of(const StepRows& rows, std::size_t row);

@@ -43,7 +43,7 @@ std::vector<Hypothesis> weight_hypotheses(const StepKnowledge& known, const Fail
 std::vector<Hypothesis> product_hypotheses(const StepKnowledge& known, const Weight& weight,
                                            const FailingUnits& failing);
 
-// What a product multiplies for a unit: its row of the first input, or its slot's.
+// The values that a product multiplies for a unit: its row of the first input, or its slot's.
 host::Values input_of(const StepKnowledge& known, const StepUnit& unit, std::int64_t cols);
 
 // About the operator's own arithmetic.

@@ -21,7 +21,7 @@ constexpr int bits_f64 = 53, bits_f32 = 24, bits_f16 = 11, bits_bf16 = 8;
 // Blocks of n activations in steps of 1/127 of the largest, which of n bell-shaped values is sqrt(2 ln n) of their rms.
 double quantising(int n) { return 2 * std::log(n) / (12 * square(127)); }
 
-// What a rounding does to values that look drawn from a bell curve.
+// The square of the error of a rounding of values that look drawn from a bell curve.
 double error_of(host::Rounding way) {
   using host::Rounding;
   constexpr int bits_e4m3 = 4, bits_e2m1 = 2;
@@ -79,7 +79,7 @@ const Named* find_named(std::string_view name) {
   return found == named.end() ? nullptr : found;
 }
 
-// What a lane's products read: as it says itself, or as its numerics have it.
+// The way in which a lane's products read: as it says itself, or as its numerics have it.
 const Reads* reads_of(const LaneNumerics& lane) {
   if (!lane.reads.empty()) return find_reads(lane.reads);
   const Named* own = find_named(lane.name);

@@ -15,7 +15,7 @@
 
 namespace moe_diag {
 
-// What decides how large the rounding errors of a lane's steps are.
+// The numerics of a lane, as far as they decide how large its rounding errors are.
 struct LaneNumerics {
   std::string name;             // f64, f32, bf16, q8_k, q8_1
   std::string reads, kv_cache;  // as in Description

@@ -13,6 +13,7 @@
 #include "core/model/part.hpp"
 #include "core/ops/values.hpp"
 #include "core/plan/budget.hpp"
+#include "core/plugin/oracle_backend.hpp"
 #include "core/report/text.hpp"
 #include "core/run/runner.hpp"
 #include "core/text/quote.hpp"
@@ -28,16 +29,6 @@ std::string numerics_of(const LaneSpec& lane) {
   for (const Options::Entry& entry : lane.options.entries())
     if (entry.key == "numerics") return entry.value;
   return "";
-}
-
-// The first backend by name that computes in f64.
-std::string backend_in_f64(PluginHost& host) {
-  for (const PluginRecord& plugin : host.list()) {
-    if (plugin.kind != PluginKind::backend || !plugin.refusal.empty() || !plugin.absent.empty()) continue;
-    for (const OptionInfo& o : plugin.options)
-      if (std::string_view(o.name) == "numerics" && option::has_item(o.choices, ' ', "f64")) return plugin.name;
-  }
-  throw Error(ErrorKind::absent, "there is no backend that computes in f64, in which a case has its oracle");
 }
 
 const LaneSpec& lane_called(const Contract& contract, const std::string& name) {
@@ -114,7 +105,7 @@ std::string CaseWriter::add_oracle() {
                        [&](const LaneSpec& l) { return l.name == lane.name; });
   };
   for (int n = 2; is_taken(); ++n) lane.name = fmt::format("truth{}", n);
-  lane.backend = backend_in_f64(host_);
+  lane.backend = oracle_backend(host_, "a case has its oracle");
   lane.options.add("numerics", "f64", "");
   case_.lanes.push_back(lane);
   return lane.name;

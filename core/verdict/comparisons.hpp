@@ -78,8 +78,10 @@ class Comparisons {
   std::map<std::pair<int, int>, Entry> entries_;
   std::map<std::pair<int, int>, Routing> routings_;
   std::map<int, Tensor> weights_;  // of the router, by lane
-  Computed computed_;              // of the pair of lanes and the row that were asked for last
-  int computed_lane_ = -1, computed_against_ = -1;
+  // The pair of lanes whose errors were asked for last, and a row of it.
+  int numerics_lane_ = -1, numerics_against_ = -1;
+  LaneNumerics numerics_ = "", oracle_ = "";
+  Computed computed_;
 };
 
 // True when all values of the row are finite.
