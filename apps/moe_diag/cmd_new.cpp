@@ -10,7 +10,7 @@
 #include <string>
 
 #include "apps/moe_diag/commands.hpp"
-#include "apps/moe_diag/new_sink.hpp"
+#include "apps/moe_diag/new_files.hpp"
 #include "core/api/output_file.hpp"
 #include "core/plugin/host.hpp"
 #include "core/plugin/manifest.hpp"
@@ -23,15 +23,15 @@ namespace fs = std::filesystem;
 constexpr std::size_t longest_name = 40;
 
 // A name is part of file, class and target names, and a word of contracts.
-void refuse_bad_name(const std::string& name) {
+void refuse_bad_name(const std::string& name, std::string_view kind) {
   const auto fits = [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_'; };
   if (!name.empty() && name.size() <= longest_name && name[0] >= 'a' && name[0] <= 'z' && name.back() != '_' &&
       name.find("__") == std::string::npos && std::all_of(name.begin(), name.end(), fits))
     return;
   throw Error(ErrorKind::usage,
-              fmt::format("'{}' cannot be the name of a sink: wanted snake_case, lower-case letters, digits and single "
+              fmt::format("'{}' cannot be the name of a {}: wanted snake_case, lower-case letters, digits and single "
                           "'_' between them, at most {}, a letter first; such as expert_load",
-                          name, longest_name));
+                          name, kind, longest_name));
 }
 
 void refuse_shipped_name(const std::string& name, PluginHost& host) {
@@ -54,8 +54,15 @@ std::string replaced(std::string text, std::string_view from, const std::string&
   return text;
 }
 
+// MY-NAME: as ids of falsifiers are written.
+std::string id_of(std::string name) {
+  for (char& c : name) c = c == '_' ? '-' : static_cast<char>(std::toupper(c));
+  return name;
+}
+
 std::string named(std::string_view text, const std::string& name) {
-  return replaced(replaced(std::string(text), "my_name", name), "MyName", pascal_case(name));
+  return replaced(replaced(replaced(std::string(text), "my_name", name), "MyName", pascal_case(name)), "MY-NAME",
+                  id_of(name));
 }
 
 // As a shell takes it.
@@ -111,21 +118,132 @@ class NewFolder {
   bool made_ = false, complete_ = false;
 };
 
-void write_new_sink(const std::string& name, const std::string& folder, PluginHost& host) {
-  refuse_bad_name(name);
+// A project to be written: files of one folder of templates, with the names that they get.
+struct NewProject {
+  std::string_view kind, folder;                                // "a sink", "new_sink"
+  std::vector<std::pair<std::string, std::string>> files = {};  // of the folder, and as what; none: all, as they are
+  std::string numerics = {};
+  std::string_view holds;  // beside the plugin: "its contract and its tests"
+  std::string_view page;   // that goes on from there
+};
+
+std::string_view template_text(std::string_view folder, std::string_view name) {
+  for (const TemplateFile& file : template_files())
+    if (file.folder == folder && file.name == name) return file.text;
+  throw Error(ErrorKind::environment, fmt::format("this program lacks {}/{}", folder, name));
+}
+
+void write_files(const NewProject& project, const std::string& name, NewFolder& folder) {
+  if (project.files.empty())
+    for (const TemplateFile& file : template_files())
+      if (file.folder == project.folder) folder.write(named(file.name, name), named(file.text, name));
+  for (const auto& [from, to] : project.files)
+    folder.write(named(to, name),
+                 replaced(named(template_text(project.folder, from), name), "my_numerics", project.numerics));
+}
+
+void write_new(const NewProject& project, const std::string& name, const std::string& folder, PluginHost& host) {
+  refuse_bad_name(name, project.kind);
   if (folder.empty()) throw Error(ErrorKind::usage, "DIR is empty: name the folder of the project");
   refuse_shipped_name(name, host);
-  NewFolder project(folder);
-  for (const TemplateFile& file : new_sink_files()) project.write(named(file.name, name), named(file.text, name));
-  project.keep();
+  NewFolder files(folder);
+  write_files(project, name, files);
+  files.keep();
   const std::string at = in_shell(folder);
   const std::optional<fs::path> prefix = installed_prefix();
-  fmt::print("{}: a sink '{}', its contract and its tests. Build and try it:\n", folder, name);
+  fmt::print("{}: a {} '{}', {}. Build and try it:\n", folder, project.kind, name, project.holds);
   fmt::print("  cmake -S {0} -B {0}/build -DCMAKE_PREFIX_PATH={1}\n", at,
              prefix ? in_shell(prefix->string()) : "<where moe-diag is installed>");
   fmt::print("  cmake --build {0}/build\n  ctest --test-dir {0}/build --output-on-failure\n", at);
   fmt::print("{} goes on from there.\n",
-             prefix ? (*prefix / "share/moe-diag/docs/write-a-sink.md").string() : "docs/write-a-sink.md");
+             prefix ? (*prefix / "share/moe-diag" / project.page).string() : std::string(project.page));
+}
+
+// The project of a kernel: by what it computes at once, and where.
+NewProject kernel_project(const std::string& span, bool is_cuda) {
+  NewProject project{.kind = "kernel",
+                     .folder = "new_kernel",
+                     .numerics = is_cuda ? "bf16" : "f32",
+                     .holds = "a contract that judges it at every layer of a model, and its test",
+                     .page = "docs/wrap-your-engine.md"};
+  project.files = {{span + ".yaml", "my_name.yaml"}};
+  if (!is_cuda) {
+    project.files.insert(project.files.end(),
+                         {{"CMakeLists.txt", "CMakeLists.txt"}, {span + ".cpp", "my_name_kernel.cpp"}});
+    return project;
+  }
+  project.files.insert(project.files.end(), {{"cuda_CMakeLists.txt", "CMakeLists.txt"},
+                                             {span + "_cuda.cpp", "my_name_kernel.cpp"},
+                                             {span + ".cu", "my_name.cu"},
+                                             {"gpu.cuh", "gpu.cuh"}});
+  return project;
+}
+
+// What all of them take.
+struct NewOptions {
+  std::string name, folder;
+};
+
+std::shared_ptr<NewOptions> add_name_and_folder(CLI::App& command) {
+  auto options = std::make_shared<NewOptions>();
+  command.add_option("NAME", options->name, "What contracts will call it, in snake_case")->required();
+  command.add_option("DIR", options->folder, "Folder of the project: a new or an empty one")->required();
+  return options;
+}
+
+void add_new_sink(CLI::App& app, Context& context) {
+  CLI::App* command = app.add_subcommand("sink", "A sink of your own, with a contract and tests");
+  const auto options = add_name_and_folder(*command);
+  command->footer(
+      "The project is built against this installation of moe-diag. docs/write-a-sink.md goes on from there.\n\n"
+      "Example:\n"
+      "  moe-diag new sink expert_load expert_load");
+  command->callback([&context, options] {
+    PluginHost host(context.plugin_dirs);
+    write_new(
+        {.kind = "sink", .folder = "new_sink", .holds = "its contract and its tests", .page = "docs/write-a-sink.md"},
+        options->name, options->folder, host);
+  });
+}
+
+void add_new_kernel(CLI::App& app, Context& context) {
+  CLI::App* command = app.add_subcommand("kernel", "A kernel of your own, judged at every layer of a whole model");
+  const auto options = add_name_and_folder(*command);
+  auto span = std::make_shared<std::string>("expert_linear");
+  auto is_cuda = std::make_shared<bool>(false);
+  command
+      ->add_option("--span", *span,
+                   "What it computes at once: expert_linear, the matrix product of experts; or moe_ffn, all experts of "
+                   "a layer from the router's choice to the sum")
+      ->check(CLI::IsMember({"expert_linear", "moe_ffn"}))
+      ->capture_default_str();
+  command->add_flag("--cuda", *is_cuda, "On a GPU, in bf16");
+  command->footer(
+      "The project is built against this installation of moe-diag. docs/wrap-your-engine.md goes on from there.\n\n"
+      "Examples:\n"
+      "  moe-diag new kernel my_experts my_experts\n"
+      "  moe-diag new kernel my_experts my_experts --span moe_ffn --cuda");
+  command->callback([&context, options, span, is_cuda] {
+    PluginHost host(context.plugin_dirs);
+    write_new(kernel_project(*span, *is_cuda), options->name, options->folder, host);
+  });
+}
+
+void add_new_backend(CLI::App& app, Context& context) {
+  CLI::App* command = app.add_subcommand("backend", "Your engine as a backend, taken over operator by operator");
+  const auto options = add_name_and_folder(*command);
+  command->footer(
+      "The project is built against this installation of moe-diag. docs/wrap-your-engine.md goes on from there.\n\n"
+      "Example:\n"
+      "  moe-diag new backend my_engine my_engine");
+  command->callback([&context, options] {
+    PluginHost host(context.plugin_dirs);
+    write_new({.kind = "backend",
+               .folder = "new_backend",
+               .holds = "a contract that judges each of its steps, and its test",
+               .page = "docs/wrap-your-engine.md"},
+              options->name, options->folder, host);
+  });
 }
 
 }  // namespace
@@ -133,18 +251,9 @@ void write_new_sink(const std::string& name, const std::string& folder, PluginHo
 void add_new(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand("new", "Begin a plugin: write a project that builds and runs at once");
   command->require_subcommand(1);
-  CLI::App* sink = command->add_subcommand("sink", "A sink of your own, with a contract and tests");
-  auto name = std::make_shared<std::string>(), folder = std::make_shared<std::string>();
-  sink->add_option("NAME", *name, "What contracts will call it, in snake_case")->required();
-  sink->add_option("DIR", *folder, "Folder of the project: a new or an empty one")->required();
-  sink->footer(
-      "The project is built against this installation of moe-diag. docs/write-a-sink.md goes on from there.\n\n"
-      "Example:\n"
-      "  moe-diag new sink expert_load expert_load");
-  sink->callback([&context, name, folder] {
-    PluginHost host(context.plugin_dirs);
-    write_new_sink(*name, *folder, host);
-  });
+  add_new_sink(*command, context);
+  add_new_kernel(*command, context);
+  add_new_backend(*command, context);
 }
 
 }  // namespace moe_diag

@@ -65,6 +65,9 @@ class Lane {
   // How many of the first steps, at most all, the lane computes itself; any time, always the same for the same steps.
   // The plain operator computes the next step: it reads inputs from the lane and writes outputs to it, and caches
   // likewise, which such a lane has to show. The lane stores the outputs that steps behind these read, wanted or not.
+  // A lane that shows no caches, or whose contract names a base, gets its inputs written before its steps, and what it
+  // has of their outputs is read after them: another lane computes the rest. Steps that it supports only together are
+  // then run together.
   virtual std::size_t supports(std::span<const Step> steps) const { return steps.size(); }
 
   // Once per pass, before its first span. Buffers grow here and nowhere else.

@@ -261,6 +261,16 @@ StepExplanation explain_choice(const StepCase& c, const ModelConfig& config) {
 
 }  // namespace
 
+// Which of several steps is wrong does not show in what the last of them gives.
+StepExplanation explain_together(std::span<const Step> steps) {
+  const std::string_view first = name_of(steps.front().out[0]), last = name_of(steps.back().out[0]);
+  StepExplanation result;
+  result.cause = StepCause::plain_operator;
+  result.text = fmt::format("one kernel computes {0} to {1}: `moe-diag cases` with --span {0}..{1} looks into it alone",
+                            first, last);
+  return result;
+}
+
 StepExplanation explain_step(const StepCase& c, const Model& model, const Program& program) {
   if (payload_of(c.stage) == Payload::indices) {
     check_case(c, model.config());
@@ -272,6 +282,10 @@ StepExplanation explain_step(const StepCase& c, const Model& model, const Progra
   for (const StepUnit& unit : units)
     if (unit.fails) parts[unit.part].push_back(&unit);
   StepExplanation result;
+  if (c.together.size() > 1) {
+    result = explain_together(c.together);
+    parts.clear();
+  }
   for (const auto& [part, failing] : parts) {
     StepExplanation own = explain_part(known, failing);
     result = result.cause == StepCause::none ? std::move(own) : joined(std::move(result), own);

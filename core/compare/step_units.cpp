@@ -48,7 +48,7 @@ double expected_of(const StepCase& c, const ModelConfig& config, const Step& ste
                    std::optional<double> from_inputs = {}) {
   const auto expected = expected_error(c.numerics, step, config, c.first_position + row + 1, c.oracle, from_inputs);
   if (!expected) fail(c, fmt::format("the error of numerics '{}' is not known", c.numerics.name));
-  return *expected;
+  return expected_of_all(c.together, *expected, c.numerics, config, c.first_position + row + 1, c.oracle);
 }
 
 // The output that is right on the inputs as the lane had them, where their rounding to 16 bits decides how far it may

@@ -57,6 +57,7 @@ struct LaneSpec {
   std::string backend_at;  // place of the key `backend`, for messages
   std::string inputs;      // lane whose outputs replace this lane's after every step; empty: none
   std::string routing;     // lane whose routing replaces this lane's; empty: none
+  std::string base;        // lane that computes what the backend, a kernel, does not; empty: none is named
   Options options;         // `numerics` and all keys that are the backend's own
   EngineNumerics engine;   // what its values are rounded to besides
   bool recorded = false;   // it computes nothing: its values are those of StepSpec::expected
@@ -85,6 +86,8 @@ struct StepSpec {
   int end() const { return first + count; }
 };
 inline constexpr std::string_view recorded_lane = "recorded";  // its name
+// The backend that computes the other steps of a kernel where no lane is named for that.
+inline constexpr std::string_view default_base = "cpu";
 
 struct SinkSpec {
   std::string name, sink;

@@ -85,6 +85,7 @@ class Writer {
     for (const Options::Entry& entry : l.options.entries())
       out_ << YAML::Key << YAML::DoubleQuoted << entry.key << YAML::Value << YAML::DoubleQuoted << entry.value;
     if (!l.inputs.empty()) text("inputs", l.inputs);
+    if (!l.base.empty()) text("base", l.base);
     engine(l.engine);
     out_ << YAML::EndMap;
   }

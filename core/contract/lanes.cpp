@@ -81,6 +81,7 @@ LaneSpec read_lane(const std::string& name, const Value& value, const Contract& 
   lane.backend = read_plugin(map, "backend", lane.backend_at);
   const auto inputs = map.find("inputs");
   const auto routing = map.find("routing");
+  if (const auto base = map.find("base")) lane.base = read_lane_name(*base, contract);
   if (inputs) lane.inputs = read_lane_name(*inputs, contract);
   if (routing) lane.routing = read_lane_name(*routing, contract);
   if (inputs && routing)
@@ -117,6 +118,21 @@ void check_cycles(const std::vector<Entry>& entries, const Contract& contract) {
   }
 }
 
+// A base computes all steps, so it has none itself.
+void check_bases(const std::vector<Entry>& entries, const Contract& contract) {
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const LaneSpec* base = find_lane(contract, contract.lanes[i].base);
+    if (contract.lanes[i].base.empty() || !base) continue;
+    if (base == &contract.lanes[i])
+      entries[i].value.refuse("a lane cannot be its own base: name one whose backend computes every step");
+    else if (!base->base.empty())
+      entries[i].value.refuse(
+          fmt::format("the base '{}' has a base itself, '{}': name one whose backend computes "
+                      "every step",
+                      shown(base->name), shown(base->base)));
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> lane_names(const Contract& contract) {
@@ -143,6 +159,7 @@ void read_lanes(const Value& value, Contract& contract) {
   for (std::size_t i = 0; i < entries.size(); ++i)
     contract.lanes[i] = read_lane(entries[i].name(), entries[i].value, contract);
   check_cycles(entries, contract);
+  check_bases(entries, contract);
 }
 
 void read_sinks(const Value& value, Contract& contract) {

@@ -137,8 +137,10 @@ StepCase Examiner::case_of(const Subject& subject, Sighting& sighting) const {
   c.a = sighting.tensor(subject.fed);
   c.b = sighting.tensor(parts_.oracle);
   c.first_position = sighting.position(0);
-  c.numerics = LaneNumerics(parts_.lanes[static_cast<std::size_t>(subject.fed)].description);
-  c.oracle = LaneNumerics(parts_.lanes[static_cast<std::size_t>(parts_.oracle)].description);
+  const RunningLane& fed = parts_.lanes[static_cast<std::size_t>(subject.fed)];
+  c.numerics = LaneNumerics(fed.computes(sighting.site));
+  c.oracle = LaneNumerics(parts_.lanes[static_cast<std::size_t>(parts_.oracle)].computes(sighting.site));
+  c.together = fed.steps_with(sighting.site, *c.step);
   // The error to be expected of one value depends on what it is the sum of.
   if (c.a && c.a.shape.row() == 1) c.in[0] = sighting.now(parts_.oracle, c.step->in[0]);
   if (is_per_expert(c.stage)) {
@@ -356,7 +358,7 @@ Tensor Examiner::read_from_cache(const Subject& subject, Sighting& sighting, con
   const Tensor kept = sighting.cached(parts_.oracle, use.cache);
   if (!kept) return {};
   const Stage stage = step.in[static_cast<std::size_t>(use.input)];
-  const Description& fed = parts_.lanes[static_cast<std::size_t>(subject.fed)].description;
+  const Description& fed = parts_.lanes[static_cast<std::size_t>(subject.fed)].computes(sighting.site);
   host::Values values = rounded_to(host::values_of(kept), fed.stored(stage));
   if (const CacheType* type = find_cache_type(fed.kv_cache); type && type->rounding)
     values = host::rounded(values, *type->rounding);

@@ -142,7 +142,7 @@ int Explanations::twin_of(int lane) const {
   for (std::size_t i = 0; i < parts_.contract.lanes.size(); ++i) {
     const LaneSpec& other = parts_.contract.lanes[i];
     if (lanes[i].inputs == oracle_ && lanes[i].runs() && other.backend == spec.backend &&
-        same_options(other.options, spec.options) && other.engine == spec.engine &&
+        same_options(other.options, spec.options) && other.engine == spec.engine && other.base == spec.base &&
         has_same_faults(lane, static_cast<int>(i)))
       return static_cast<int>(i);
   }

@@ -102,7 +102,7 @@ Lanes::Lanes(const Contract& contract, const Model& model, PluginHost& host, con
     : Lanes(contract, std::vector(contract.lanes.size(), &model), host, request) {}
 
 Lanes::Lanes(const Contract& contract, std::vector<const Model*> models, PluginHost& host, const Request& request)
-    : contract_(contract), models_(std::move(models)) {
+    : contract_(contract), host_(host), request_(request), models_(std::move(models)) {
   for (const Model* model : models_)
     if (programs_.count(model) == 0) programs_[model] = build_program(*model);
   for (const LaneSpec& spec : contract.lanes) {
@@ -112,21 +112,22 @@ Lanes::Lanes(const Contract& contract, std::vector<const Model*> models, PluginH
   for (std::size_t i = 0; i < lanes_.size(); ++i) {
     lanes_[i].inputs = index_of(contract.lanes[i].inputs);
     lanes_[i].routing = index_of(contract.lanes[i].routing);
+    lanes_[i].needs = index_of(contract.lanes[i].base);
     describe(i, host, request);
   }
   mark_unfed();
 }
 
-// A lane cannot run without what feeds it, however long the chain.
+// A lane cannot run without what feeds it or completes it, however long the chain.
 void Lanes::mark_unfed() {
   for (std::size_t round = 0; round < lanes_.size(); ++round)
     for (RunningLane& lane : lanes_)
-      for (int feeder : {lane.inputs, lane.routing})
+      for (int feeder : {lane.inputs, lane.routing, lane.needs})
         if (lane.absent.empty() && feeder >= 0 && !lanes_[static_cast<std::size_t>(feeder)].absent.empty()) {
           lane.unfed = true;
-          lane.absent =
-              fmt::format("lane '{}', which feeds it, is absent: {}", lanes_[static_cast<std::size_t>(feeder)].name,
-                          lanes_[static_cast<std::size_t>(feeder)].absent);
+          lane.absent = fmt::format("lane '{}', which {}, is absent: {}", lanes_[static_cast<std::size_t>(feeder)].name,
+                                    feeder == lane.needs ? "is its base" : "feeds it",
+                                    lanes_[static_cast<std::size_t>(feeder)].absent);
         }
 }
 
@@ -170,19 +171,61 @@ void Lanes::describe_engine(std::size_t i) {
   if (!spec.engine.kv_cache.empty()) d.kv_cache = spec.engine.kv_cache;
 }
 
-std::unique_ptr<Lane> Lanes::opened(std::size_t i, std::string& plain_operators) const {
-  if (contract_.lanes[i].recorded) return std::make_unique<RecordedLane>(*contract_.step, config());
-  std::unique_ptr<Lane> lane = backend_of_[i]->open(models_[i]->view(), contract_.lanes[i].options);
-  plain_operators = lane ? left_to_plain_operators(*lane, program(i)) : "";
-  if (!plain_operators.empty()) lane = std::make_unique<AssistedLane>(std::move(lane), config(), program(i));
-  const EngineNumerics& engine = contract_.lanes[i].engine;
-  if (!lane || engine.empty()) return lane;
-  return std::make_unique<RoundedLane>(std::move(lane), config(), engine, lanes_[i].description.storage);
+std::unique_ptr<Lane> Lanes::opened(std::size_t i, RunningLane& lane) {
+  const LaneSpec& spec = contract_.lanes[i];
+  if (spec.recorded) return std::make_unique<RecordedLane>(*contract_.step, config());
+  std::unique_ptr<Lane> own = backend_of_[i]->open(models_[i]->view(), spec.options);
+  if (!own) return own;
+  if (!spec.base.empty() || needs_base(*own, program(i))) {
+    own = on_base(i, std::move(own), lane);
+  } else {
+    lane.plain_operators = left_to_plain_operators(*own, program(i));
+    if (!lane.plain_operators.empty()) own = std::make_unique<AssistedLane>(std::move(own), config(), program(i));
+  }
+  if (spec.engine.empty()) return own;
+  return std::make_unique<RoundedLane>(std::move(own), config(), spec.engine, lanes_[i].description.storage);
+}
+
+// The lane of a kernel, over one that computes all other steps.
+std::unique_ptr<Lane> Lanes::on_base(std::size_t i, std::unique_ptr<Lane> kernel, RunningLane& lane) {
+  auto composition = std::make_shared<const Composition>(*kernel, program(i));
+  if (composition->operators().empty())
+    throw Error(ErrorKind::usage,
+                fmt::format("{}: the backend '{}' computes no step of this model: what it supports does not occur",
+                            contract_.lanes[i].backend_at, contract_.lanes[i].backend));
+  std::unique_ptr<Lane> base;
+  if (const int named = index_of(contract_.lanes[i].base); named >= 0) {
+    RunningLane of_base(contract_.lanes[static_cast<std::size_t>(named)]);
+    base = opened(static_cast<std::size_t>(named), of_base);
+    lane.base = lanes_[static_cast<std::size_t>(named)].description;
+  } else {
+    base = default_base_of(i, lane);
+  }
+  if (!base) throw Error(ErrorKind::environment, lane.label() + ": its base opened no lane");
+  lane.composition = composition;
+  return std::make_unique<ComposedLane>(std::move(kernel), std::move(base), config(), std::move(composition));
+}
+
+// In the kernel's numerics where the backend has them.
+std::unique_ptr<Lane> Lanes::default_base_of(std::size_t i, RunningLane& lane) {
+  const std::string backend_name(default_base);
+  const PluginRecord plugin = host_.find(PluginKind::backend, backend_name);
+  const std::string& wanted = lanes_[i].description.numerics;
+  const bool has_them = std::any_of(plugin.options.begin(), plugin.options.end(), [&](const OptionInfo& o) {
+    return std::string_view(o.name) == "numerics" && option::has_item(o.choices, ' ', wanted);
+  });
+  Options options(fmt::format("the base of {}", lane.label()), contract_.lanes[i].options.where());
+  options.add("numerics", has_them ? wanted : "f32", options.where());
+  const std::unique_ptr<Backend>& backend = bases_.emplace_back(host_.make_backend(backend_name, options));
+  lane.base = backend->describe(models_[i]->view(), options, request_);
+  std::unique_ptr<Lane> base = backend->open(models_[i]->view(), options);
+  if (!base || left_to_plain_operators(*base, program(i)).empty()) return base;
+  return std::make_unique<AssistedLane>(std::move(base), config(), program(i));
 }
 
 // A lane of the contract's lane i.
-void Lanes::attach(std::size_t i, RunningLane& lane) const {
-  std::unique_ptr<Lane> from_backend = guard({lane.label(), "open"}, [&] { return opened(i, lane.plain_operators); });
+void Lanes::attach(std::size_t i, RunningLane& lane) {
+  std::unique_ptr<Lane> from_backend = guard({lane.label(), "open"}, [&] { return opened(i, lane); });
   if (!from_backend) throw Error(ErrorKind::environment, lane.label() + ": open: returned no lane");
   lane.attach(std::move(from_backend));
 }
@@ -210,6 +253,7 @@ int Lanes::add_fed_copy(int lane, int feeder) {
   attach(i, copy);
   copy.description = lanes_[i].description;
   copy.engine = lanes_[i].engine;
+  copy.needs = lanes_[i].needs;
   lanes_.push_back(std::move(copy));
   models_.push_back(models_[i]);
   return static_cast<int>(lanes_.size()) - 1;

@@ -10,6 +10,7 @@
 
 #include "core/api/backend.hpp"
 #include "core/contract/contract.hpp"
+#include "core/lane/composed_lane.hpp"
 #include "core/model/model.hpp"
 #include "core/model/program.hpp"
 #include "core/plugin/host.hpp"
@@ -25,11 +26,23 @@ class RunningLane {
   Description description;
   std::string engine;           // what its values are rounded to besides: "reads q8_0, stored as hf"; empty: nothing
   std::string plain_operators;  // that compute what its backend does not: "scores, softmax"; empty: none
-  std::string absent;           // why the lane could not be opened; empty: it runs
-  bool unfed = false;           // only a lane that feeds it is missing
-  int inputs = -1;              // index of the lane whose outputs replace this lane's after every step
-  int routing = -1;             // index of the lane whose routing replaces this lane's
+  // Of a kernel's lane: which steps are its own, and what computes the others. Null: its backend computes them all.
+  std::shared_ptr<const Composition> composition;
+  Description base;
+  std::string absent;  // why the lane could not be opened; empty: it runs
+  bool unfed = false;  // only a lane that feeds it is missing
+  int inputs = -1;     // index of the lane whose outputs replace this lane's after every step
+  int routing = -1;    // index of the lane whose routing replaces this lane's
+  int needs = -1;      // index of the lane that a kernel's other steps are computed as
 
+  // What computes a site: the backend's words, or those of the base.
+  const Description& computes(Site site) const {
+    return composition && !composition->is_kernels(site) ? base : description;
+  }
+  // The steps that were computed at once with the one that wrote the site: that one alone, or all of a kernel's.
+  std::span<const Step> steps_with(Site site, const Step& alone) const {
+    return composition ? composition->steps_with(site) : std::span(&alone, 1);
+  }
   // "f32", or with what its engine rounds besides.
   std::string numerics() const { return description.numerics + (engine.empty() ? "" : ", " + engine); }
   bool runs() const { return lane_ != nullptr && absent.empty(); }
@@ -96,16 +109,21 @@ class Lanes {
  private:
   void describe(std::size_t i, PluginHost& host, const Request& request);
   void describe_engine(std::size_t i);
-  std::unique_ptr<Lane> opened(std::size_t i, std::string& plain_operators) const;
-  void attach(std::size_t i, RunningLane& lane) const;
+  std::unique_ptr<Lane> opened(std::size_t i, RunningLane& lane);
+  std::unique_ptr<Lane> on_base(std::size_t i, std::unique_ptr<Lane> kernel, RunningLane& lane);
+  std::unique_ptr<Lane> default_base_of(std::size_t i, RunningLane& lane);
+  void attach(std::size_t i, RunningLane& lane);
   void mark_unfed();
 
   const Contract& contract_;
+  PluginHost& host_;
+  const Request request_;
   std::vector<const Model*> models_;  // per lane
   std::map<const Model*, Program> programs_;
   std::map<std::pair<std::string, std::string>, std::unique_ptr<Backend>> backends_;  // by plugin and device
   std::vector<Backend*> backend_of_;
-  std::vector<RunningLane> lanes_;  // those of the contract, then copies
+  std::vector<std::unique_ptr<Backend>> bases_;  // of kernels whose contract names none
+  std::vector<RunningLane> lanes_;               // those of the contract, then copies
 };
 
 }  // namespace moe_diag

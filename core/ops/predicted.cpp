@@ -156,4 +156,12 @@ std::optional<double> expected_error(const LaneNumerics& lane, const Step& step,
   return std::sqrt(square);
 }
 
+double expected_of_all(std::span<const Step> steps, double expected, const LaneNumerics& lane,
+                       const ModelConfig& config, int keys, const LaneNumerics& oracle) {
+  double sum = square(expected);
+  for (std::size_t i = 0; i + 1 < steps.size(); ++i)
+    sum += square(expected_error(lane, steps[i], config, keys, oracle).value_or(0));
+  return std::sqrt(sum);
+}
+
 }  // namespace moe_diag

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -44,6 +45,11 @@ struct LaneNumerics {
 // the router's weights; chosen experts have none. Null for numerics that are not known here.
 std::optional<double> expected_error(const LaneNumerics& lane, const Step& step, const ModelConfig& config, int keys,
                                      const LaneNumerics& oracle = "f64", std::optional<double> from_inputs = {});
+
+// The same of several steps that a kernel computes at once, where the last is expected to err by `expected`: as if the
+// error of each went through the others as it is.
+double expected_of_all(std::span<const Step> steps, double expected, const LaneNumerics& lane,
+                       const ModelConfig& config, int keys, const LaneNumerics& oracle = "f64");
 
 // That error of values of a root mean square: those below 2^-14 have steps in f16 that are as wide as there.
 double expected_of_values(double expected, DType stored, double rms);

@@ -57,6 +57,7 @@ struct StepCase {
   int first_position = 0;                // of row 0
   LaneNumerics numerics = "";            // of the lane; see expected_error()
   LaneNumerics oracle = "f64";
+  std::span<const Step> together = {};  // the steps that a kernel computed at once, this one last; or none
 };
 
 // A row, or an expert's slot of a row, fails when its error is beyond `failing_error` expected errors. A cause is named

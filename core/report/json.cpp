@@ -319,7 +319,9 @@ void add_what_ran(Json& j, const Verdict& verdict) {
                           {"routing", text_or_null(l.routing)},
                           {"absent", text_or_null(l.absent)},
                           {"plain_operators", text_or_null(l.plain_operators)},
-                          {"engine", text_or_null(l.engine)}});
+                          {"engine", text_or_null(l.engine)},
+                          {"kernel", text_or_null(l.kernel)},
+                          {"base", text_or_null(l.base)}});
   j["prompts"] = Json::array();
   for (std::size_t p = 0; p < contract.prompts.size(); ++p)
     j["prompts"].push_back(prompt_json(contract.prompts[p], verdict.prompts[p]));

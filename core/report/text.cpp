@@ -152,6 +152,7 @@ std::string lane_text(const LaneReport& lane) {
   std::string text = fmt::format("{} {}", lane.backend, numerics_text(lane));
   if (!lane.device.empty()) text += fmt::format(" on {}", lane.device);
   if (!lane.instruction_set.empty()) text += fmt::format(", {}", lane.instruction_set);
+  if (!lane.kernel.empty()) text += fmt::format("; a kernel for {}, all else on {}", lane.kernel, lane.base);
   if (!lane.plain_operators.empty()) text += fmt::format("; in f64 on the host: {}", lane.plain_operators);
   return text;
 }

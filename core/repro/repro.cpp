@@ -61,6 +61,7 @@ void add_feeders(const Contract& contract, const std::string& name, std::vector<
     if (lane.name == name) {
       add_feeders(contract, lane.inputs, names);
       add_feeders(contract, lane.routing, names);
+      add_feeders(contract, lane.base, names);
     }
 }
 

@@ -23,8 +23,19 @@ LaneReport Runner::lane_report(std::size_t i) const {
   const LaneSpec& spec = contract_.lanes[i];
   const RunningLane& lane = (*lanes_)[i];
   const Description& d = lane.description;
-  return {spec.name,   spec.backend, d.numerics,           d.device,   d.instruction_set, spec.inputs, spec.routing,
-          lane.absent, lane.unfed,   lane.plain_operators, lane.engine};
+  return {spec.name,
+          spec.backend,
+          d.numerics,
+          d.device,
+          d.instruction_set,
+          spec.inputs,
+          spec.routing,
+          lane.absent,
+          lane.unfed,
+          lane.plain_operators,
+          lane.engine,
+          lane.composition ? lane.composition->operators() : "",
+          lane.composition ? fmt::format("{}, {}", lane.base.device, lane.base.numerics) : ""};
 }
 
 std::vector<std::string> Runner::absences() const {

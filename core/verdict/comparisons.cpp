@@ -69,17 +69,20 @@ bool Comparisons::chose_by_numbers(int lane, int row) {
 
 std::optional<double> Comparisons::expected_error(int lane, int against, const Measured& sample) {
   if (numerics_lane_ != lane || numerics_against_ != against) {
-    numerics_ = LaneNumerics(lanes_[static_cast<std::size_t>(lane)].description);
-    oracle_ = LaneNumerics(lanes_[static_cast<std::size_t>(against)].description);
+    numerics_ = LaneNumerics(lanes_[static_cast<std::size_t>(lane)].computes(site()));
+    oracle_ = LaneNumerics(lanes_[static_cast<std::size_t>(against)].computes(site()));
     computed_ = {};
     numerics_lane_ = lane;
     numerics_against_ = against;
   }
   const LaneNumerics &numerics = numerics_, &oracle = oracle_;
   const int row = sample.segments.row;
-  const auto expected = moe_diag::expected_error(numerics, step(), lanes_.config(), position(row) + 1, oracle,
-                                                 moved_by_inputs(against, numerics, oracle, sample.segments));
+  const int keys = position(row) + 1;
+  auto expected = moe_diag::expected_error(numerics, step(), lanes_.config(), keys, oracle,
+                                           moved_by_inputs(against, numerics, oracle, sample.segments));
   if (!expected) return std::nullopt;
+  expected = expected_of_all(lanes_[static_cast<std::size_t>(lane)].steps_with(site(), step()), *expected, numerics,
+                             lanes_.config(), keys, oracle);
   const Measure& m = sample.measure;
   const double rms = m.count > 0 ? std::sqrt(m.squares_b / static_cast<double>(m.count)) : 0;
   return expected_of_values(*expected, numerics.stored(site().stage), rms) * cancellation(against, row);

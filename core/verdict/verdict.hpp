@@ -107,6 +107,7 @@ struct LaneReport {
   bool unfed = false;           // only a lane that feeds it is missing
   std::string plain_operators;  // that compute what its backend does not; empty: none
   std::string engine;           // what its values are rounded to besides; empty: nothing
+  std::string kernel, base;  // the operators that a kernel computes, and what computes the others; empty: all its own
 };
 
 struct PromptReport {

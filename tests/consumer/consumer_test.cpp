@@ -29,15 +29,21 @@ struct Installation {
 
   std::string tool() const { return quoted(prefix + "/bin/moe-diag") + " "; }
 
-  // Configures, builds and tests a project of a sink.
-  void build(const std::string& source, const std::string& build) const {
+  // Configures and builds a project.
+  void compile(const std::string& source, const std::string& build) const {
     succeeded(quoted(MOE_DIAG_CMAKE) + " -S " + quoted(source) + " -B " + quoted(build) + " -G " +
               quoted(MOE_DIAG_GENERATOR) + " -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DCMAKE_PREFIX_PATH=" + quoted(prefix) +
               " -DCMAKE_CXX_COMPILER=" + quoted(MOE_DIAG_CXX) + " -DCMAKE_CXX_FLAGS=" + quoted(MOE_DIAG_CXX_FLAGS) +
               " -DPython3_EXECUTABLE=" + quoted(MOE_DIAG_PYTHON));
-    succeeded(quoted(MOE_DIAG_CMAKE) + " --build " + quoted(build));
+    const Finished built = succeeded(quoted(MOE_DIAG_CMAKE) + " --build " + quoted(build));
+    CHECK_THAT(built.out + built.err, !Contains("warning:"));
     // The lines of the page name no build type.
     CHECK_THAT(read_text(build + "/compile_commands.json"), Contains(" -O3 ") && Contains(" -Wall -Wextra "));
+  }
+
+  // Builds and tests a project of a sink.
+  void build(const std::string& source, const std::string& build) const {
+    compile(source, build);
     const Finished tested = succeeded(quoted(MOE_DIAG_CTEST) + " --test-dir " + quoted(build) + " --verbose");
     CHECK_THAT(tested.out, Contains("100% tests passed, 0 tests failed out of 3"));
     CHECK_THAT(tested.out, Contains("agree with numpy") && Contains("17 kept, 0 broken"));
@@ -105,6 +111,71 @@ TEST_CASE("an installation is all that a sink needs, wherever it lies") {
   CHECK(refused.code == 4);
   CHECK_THAT(refused.out,
              Contains("refused: its build stamp is") && Contains("debug_mode=on instead of debug_mode=off"));
+}
+
+// A file with one word of it replaced.
+void edit(const std::string& path, const std::string& from, const std::string& to) {
+  std::string text = read_text(path);
+  const std::size_t at = text.find(from);
+  INFO(path << ": " << from);
+  REQUIRE(at != std::string::npos);
+  write_text(path, text.replace(at, from.size(), to));
+}
+
+// The page about backends shows the kernel as it is written, but for its mistake, and what is said of the mistake.
+void check_kernel_page(const std::string& source, const std::string& report) {
+  const std::string page = read_text(std::string(MOE_DIAG_SOURCE_DIR) + "/docs/wrap-your-engine.md");
+  std::string kernel = read_text(source);
+  const std::string right = "expert = call.ids[slot]", wrong = "expert = (call.ids[slot] + 1) % call.weight.experts";
+  CHECK_THAT(page, Contains(wrong));
+  CHECK_THAT(page, Contains("```cpp\n" + kernel.replace(kernel.find(wrong), wrong.size(), right) + "```"));
+  CHECK_THAT(page, Contains(report.substr(0, report.find("\nOther divergences"))));
+}
+
+TEST_CASE("a new kernel and a new backend are judged as they are, and with a mistake in them") {
+  const TemporaryFolder folder;
+  const Installation installed{folder / "tree"};
+  succeeded(quoted(MOE_DIAG_CMAKE) + " --install " + quoted(MOE_DIAG_BINARY_DIR) + " --strip --prefix " +
+            quoted(installed.prefix));
+  struct Project {
+    std::string arguments, name, source, right, wrong;
+    std::vector<std::string> said;
+  };
+  const std::string ids = "expert = call.ids[slot]", off = "expert = (call.ids[slot] + 1) % call.";
+  for (const Project& p : std::vector<Project>{
+           {"kernel",
+            "products",
+            "products_kernel.cpp",
+            ids,
+            off + "weight.experts",
+            {"FALSIFIED", "layer 0, moe_expert_gate", "wrong_tensor", "computed with the weights of expert id + 1"}},
+           {"kernel --span moe_ffn",
+            "experts",
+            "experts_kernel.cpp",
+            ids,
+            off + "gate.experts",
+            {"FALSIFIED", "layer 0, moe_ffn_out", "one kernel computes moe_expert_gate to moe_ffn_out"}},
+           {"backend",
+            "engine",
+            "engine_backend.cpp",
+            "a[i] + b[i]",
+            "a[i] - b[i]",
+            {"FALSIFIED", "layer 0, post_attn_residual", "operator"}}}) {
+    INFO(p.arguments);
+    const std::string at = folder / p.name;
+    succeeded(installed.tool() + "new " + p.arguments + " " + p.name + " " + quoted(at));
+    installed.compile(at, at + "/build");
+    CHECK_THAT(succeeded(quoted(MOE_DIAG_CTEST) + " --test-dir " + quoted(at + "/build") + " --verbose").out,
+               Contains("100% tests passed, 0 tests failed out of 1") && Contains("HELD"));
+    edit(at + "/" + p.source, p.right, p.wrong);
+    succeeded(quoted(MOE_DIAG_CMAKE) + " --build " + quoted(at + "/build"));
+    const Finished judged = run_command(installed.tool() + "run " + quoted(at + "/" + p.name + ".yaml") + " --out " +
+                                        quoted(folder / (p.name + " out")) + " --plugin-dir " + quoted(at + "/build") +
+                                        " --plugin-dir " + quoted(installed.prefix + "/lib/moe-diag/plugins"));
+    CHECK(judged.code == 1);
+    for (const std::string& words : p.said) CHECK_THAT(judged.out, Contains(words));
+    if (p.name == "products") check_kernel_page(at + "/" + p.source, judged.out);
+  }
 }
 
 TEST_CASE("a new sink has a name that is its own, and a folder that is empty") {
