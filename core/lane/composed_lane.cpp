@@ -45,9 +45,14 @@ std::span<const Step> Composition::steps_with(Site site) const {
   return std::span(*program_).subspan(unit.first, unit.count);
 }
 
+bool Composition::is_kernels(Site site) const {
+  const auto at = place_.find(site);
+  return at != place_.end() && unit_of(at->second).is_kernels;
+}
+
 bool Composition::is_inside(Site site) const {
-  const std::size_t place = place_of(site);
-  return place + 1 < unit_of(place).end();
+  const auto at = place_.find(site);
+  return at != place_.end() && at->second + 1 < unit_of(at->second).end();
 }
 
 std::string Composition::operators() const {

@@ -30,9 +30,9 @@ class Composition {
   const Unit& unit_of(std::size_t step) const { return units_[unit_[step]]; }
   // The steps that the site's step is computed together with, itself included.
   std::span<const Step> steps_with(Site site) const;
-  bool is_kernels(Site site) const { return unit_of(place_of(site)).is_kernels; }
-  // True when the site is written inside of a unit, so that nobody ever sees it.
-  bool is_inside(Site site) const;
+  // Both are false for what the program does not write: inputs of a step alone.
+  bool is_kernels(Site site) const;
+  bool is_inside(Site site) const;  // of a unit, before its last step: nobody ever sees it
 
   const Program& program() const { return *program_; }
   std::size_t place_of(Site site) const { return place_.at(site); }

@@ -189,7 +189,8 @@ std::unique_ptr<Lane> Lanes::opened(std::size_t i, RunningLane& lane) {
 // The lane of a kernel, over one that computes all other steps.
 std::unique_ptr<Lane> Lanes::on_base(std::size_t i, std::unique_ptr<Lane> kernel, RunningLane& lane) {
   auto composition = std::make_shared<const Composition>(*kernel, program(i));
-  if (composition->operators().empty())
+  const bool is_kernels = !composition->operators().empty();
+  if (!is_kernels && !contract_.step)
     throw Error(ErrorKind::usage,
                 fmt::format("{}: the backend '{}' computes no step of this model: what it supports does not occur",
                             contract_.lanes[i].backend_at, contract_.lanes[i].backend));
@@ -202,6 +203,7 @@ std::unique_ptr<Lane> Lanes::on_base(std::size_t i, std::unique_ptr<Lane> kernel
     base = default_base_of(i, lane);
   }
   if (!base) throw Error(ErrorKind::environment, lane.label() + ": its base opened no lane");
+  if (!is_kernels) return base;  // the step alone is none of the kernel's
   lane.composition = composition;
   return std::make_unique<ComposedLane>(std::move(kernel), std::move(base), config(), std::move(composition));
 }

@@ -87,6 +87,7 @@ void CaseWriter::add_lane(const std::string& name, bool fed) {
     if (lane.name == name) return;
   LaneSpec lane = lane_called(parts_.contract, name);
   lane.inputs = fed ? case_.oracle : "";
+  if (!lane.base.empty()) add_lane(lane.base, false);
   case_.lanes.push_back(std::move(lane));
 }
 

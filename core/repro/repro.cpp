@@ -224,11 +224,23 @@ class Reproduction {
     }
   }
 
+  void refuse_steps_at_once(const Runner& runner) const {
+    const Step& step = *find_step(runner.program(), where_.site);
+    const std::span<const Step> all =
+        runner.lanes()[static_cast<std::size_t>(where_.lane)].steps_with(where_.site, step);
+    if (all.size() > 1)
+      refuse(
+          fmt::format("one kernel of lane '{0}' computes {1} to {2}, and a case is one step: `moe-diag cases MODEL "
+                      "--span {1}..{2} --layers {3} --out DIR` writes what the kernel reads and should give",
+                      lane_, name_of(all.front().out[0]), name_of(all.back().out[0]), where_.site.layer));
+  }
+
   SeenStep seen_by(Runner& runner, const std::string& other) {
     where_.lane = runner.lanes().index_of(lane_);
     where_.other = other == lane_ ? -1 : runner.lanes().index_of(other);
     if (!find_step(runner.program(), where_.site))
       refuse(fmt::format("{}: the model has no {}", verdict_.path, text_of(where_.site)));
+    refuse_steps_at_once(runner);
     StepWatcher watcher(runner.program(), where_);
     runner.show_to(watcher);
     if (watcher.seen().count == 0)
