@@ -5,6 +5,7 @@
 #include <tbb/task_arena.h>
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "core/api/backend.hpp"
@@ -17,6 +18,10 @@ struct LaneOptions {
   int threads = 1;
   const InstructionSet* instruction_set = nullptr;
 };
+
+inline constexpr std::int64_t tile_rows = 32;  // weight rows that one task computes
+
+[[noreturn]] inline void fail(const std::string& message) { throw Error(ErrorKind::environment, message); }
 
 // One execution on the host. T, float or double, is the type of the stage values and of all arithmetic on them, but for
 // what the numerics bf16 and q8_k make of the operands of products with weights.
