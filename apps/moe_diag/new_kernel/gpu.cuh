@@ -56,12 +56,12 @@ inline const std::byte* on_gpu(const moe_diag::Weight& weight) {
 
 // out[slot, r] = W[ids[slot]] row r . x, in bf16 with sums in float: a warp for each value of the result. `weight`: its
 // sizes; its values are at `matrix`. Slot s reads x from vector s / per_vector.
-static __global__ void multiply(moe_diag::Weight weight, const std::byte* matrix, const float* x,
-                                const std::int32_t* ids, std::int64_t slots, std::int64_t per_vector, float* out) {
+static __global__ void multiply(moe_diag::Weight weight, std::int64_t row_bytes, const std::byte* matrix,
+                                const float* x, const std::int32_t* ids, std::int64_t slots, std::int64_t per_vector,
+                                float* out) {
   const std::int64_t at = (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32;
   if (at >= slots * weight.rows) return;
   const std::int64_t slot = at / weight.rows, row = at % weight.rows;
-  const std::int64_t row_bytes = weight.cols / moe_diag::info(weight.type).elements * moe_diag::info(weight.type).bytes;
   const std::byte* w = matrix + (ids[slot] * weight.rows + row) * row_bytes;
   x += slot / per_vector * weight.cols;
   float sum = 0;
@@ -76,7 +76,7 @@ inline void launch_multiply(const moe_diag::Weight& weight, const float* x, cons
                             std::int64_t per_vector, float* out) {
   constexpr int threads = 256;
   const std::int64_t warps = slots * weight.rows;
-  multiply<<<static_cast<unsigned>((warps * 32 + threads - 1) / threads), threads>>>(weight, on_gpu(weight), x, ids,
-                                                                                     slots, per_vector, out);
+  multiply<<<static_cast<unsigned>((warps * 32 + threads - 1) / threads), threads>>>(
+      weight, static_cast<std::int64_t>(weight.row_bytes()), on_gpu(weight), x, ids, slots, per_vector, out);
   check(cudaGetLastError(), "launch");
 }
