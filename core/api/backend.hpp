@@ -70,6 +70,11 @@ class Lane {
   // then run together.
   virtual std::size_t supports(std::span<const Step> steps) const { return steps.size(); }
 
+  // Before the first pass: keeps each stage, by index, in a type of 16 bits where that is said. What a step has written
+  // is rounded where it lies, before anybody reads it, and no steps run as one across it; what is written to the lane
+  // comes rounded. False: the lane cannot, and the core rounds around each step.
+  virtual bool store_as(std::span<const DType> /*types*/) { return false; }
+
   // Once per pass, before its first span. Buffers grow here and nowhere else.
   virtual void begin(const Pass& pass) = 0;
 

@@ -67,8 +67,11 @@ RoundedLane::RoundedLane(std::unique_ptr<Lane> lane, const ModelConfig& config, 
       storage_(std::move(storage)),
       layer_(config.stages.size(), -1),
       stored_(config.stages.size()),
-      rounds_anything_(reads_ || in_caches_ ||
-                       std::any_of(config.stages.begin(), config.stages.end(), [&](Stage s) { return is_coarse(s); })) {
+      stores_itself_(is_any_coarse() && lane_->store_as(storage_)),
+      rounds_here_(reads_ || in_caches_ || (is_any_coarse() && !stores_itself_)) {}
+
+bool RoundedLane::is_any_coarse() const {
+  return std::any_of(config_.stages.begin(), config_.stages.end(), [&](Stage s) { return is_coarse(s); });
 }
 
 bool RoundedLane::is_coarse(Stage stage) const {
@@ -79,7 +82,7 @@ bool RoundedLane::is_coarse(Stage stage) const {
 bool RoundedLane::rounds_cache(const CacheUse& use) const { return in_caches_ && use.input >= 0; }
 
 bool RoundedLane::rounds(const Step& step) const {
-  const auto coarse = [&](Stage stage) { return is_coarse(stage); };
+  const auto coarse = [&](Stage stage) { return is_coarse(stage) && !stores_itself_; };
   const auto cached = [&](const CacheUse& use) { return rounds_cache(use); };
   return (reads_ && is_product(operator_of(step))) || std::any_of(step.out.begin(), step.out.end(), coarse) ||
          std::any_of(step.caches.begin(), step.caches.end(), cached);
@@ -97,7 +100,7 @@ void RoundedLane::begin(const Pass& pass) {
 }
 
 void RoundedLane::run(std::span<const Step> steps) {
-  if (!rounds_anything_) return run_own(steps);  // fused as without this lane
+  if (!rounds_here_) return run_own(steps);  // fused as the backend likes
   steps_.assign(steps.begin(), steps.end());
   for (Step& step : steps_) step.want = true;  // what is rounded afterwards has to be there
   const std::span<const Step> all = steps_;
@@ -189,7 +192,7 @@ void RoundedLane::run_on(const Step& step, const std::vector<Replaced>& inputs) 
 // Rounds what the step has written.
 void RoundedLane::store(const Step& step) {
   for (const Stage stage : step.out) {
-    if (!is_coarse(stage)) continue;
+    if (!is_coarse(stage) || stores_itself_) continue;
     const Site site{stage, step.layer};
     const Rows rows = rows_of(stage);
     lane_->write(site, rows, read(site, rows));

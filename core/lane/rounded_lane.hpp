@@ -34,6 +34,7 @@ class RoundedLane final : public Lane {
 
  private:
   bool is_coarse(Stage stage) const;
+  bool is_any_coarse() const;
   bool rounds(const Step& step) const;
   bool rounds_cache(const CacheUse& use) const;
   void run_own(std::span<const Step> steps);
@@ -59,7 +60,8 @@ class RoundedLane final : public Lane {
   std::vector<int> layer_;                      // of each stage: that which was written last
   std::vector<Step> steps_;                     // of the span at hand
   std::vector<std::vector<std::byte>> stored_;  // by stage: what read() gave last
-  const bool rounds_anything_;
+  const bool stores_itself_;                    // the backend rounds what steps have written
+  const bool rounds_here_;
 };
 
 // The reason why a program cannot be computed so: a row that is no whole number of the blocks that it is rounded in.

@@ -6,14 +6,17 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "core/compare/measure.hpp"
+#include "core/lane/rounded_lane.hpp"
 #include "core/model/program.hpp"
 #include "core/ops/linear.hpp"
 #include "core/ops/predicted.hpp"
 #include "tests/support/caches.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/declining.hpp"
 #include "tests/support/lockstep.hpp"
 #include "tests/support/process.hpp"
 #include "tests/support/stages.hpp"
@@ -206,6 +209,31 @@ TEST_CASE("a lane on the device stands for an engine, too") {
               10 * expected_error(of_step, by, config, 9, of_truth).value());
       }
   }
+}
+
+TEST_CASE("stages that the device rounds where they lie have the bytes of those rounded on the host") {
+  const std::vector<std::int32_t> tokens = tokens_of(19);
+  for (const std::string stored : {"hf", "vllm", "f16"})
+    for (const int chunk : {19, 1}) {
+      INFO(stored << ", chunks of " << chunk);
+      Lockstep here(made("tiny", "q4_k_m", 0), {cuda_spec("lane", {{"numerics", "f32"}, {"stored", stored}})}, 19);
+      Lockstep around(made("tiny", "q4_k_m", 0), {cuda_spec("lane", {{"numerics", "f32"}})}, 19);
+      RunningLane& lane = around.lanes()[0];
+      const EngineNumerics engine{.stored = stored};
+      const ModelConfig& config = around.model().config();
+      const auto all = [](std::span<const Step> steps) { return steps.size(); };
+      lane.attach(std::make_unique<RoundedLane>(std::make_unique<Declining>(lane.replace(nullptr), all), config, engine,
+                                                storage_of(engine, config.stages, lane.description)));
+      const Recorder seen = here.record(tokens, chunk), expected = around.record(tokens, chunk);
+      REQUIRE(seen.all().size() == expected.all().size());
+      for (const auto& [key, stage] : expected.all()) {
+        INFO(name_of(key.second.stage) << ", layer " << key.second.layer);
+        CHECK(seen.all().at(key) == stage);
+      }
+      Recorder last(std::size_t{1}, false);  // the logits only: whatever may run as one does
+      here.run(tokens, {&last}, {}, chunk);
+      CHECK(last.at(0, {stages::lm_head, -1}) == expected.all().at({0, {stages::lm_head, -1}}));
+    }
 }
 
 TEST_CASE("every step agrees with the truth: block types and numbers of rows", "[tiny]") {

@@ -30,6 +30,7 @@ class CudaLane final : public Lane {
   void write_cache(Cache cache, int layer, Stretch positions, const Tensor& values) override;
   DeviceMemory device_memory() override;
   std::size_t supports(std::span<const Step> steps) const override;
+  bool store_as(std::span<const DType> types) override;
 
   // Bytes on the device for passes of `rows` rows in sequences of `total` positions.
   static std::uint64_t bytes_for(const ModelView& model, Numerics numerics, const Request& request);
@@ -58,6 +59,8 @@ class CudaLane final : public Lane {
 
   void run_steps(std::span<const Step> steps);
   std::size_t run_some(std::span<const Step> steps);
+  bool is_rounded(Stage stage) const;
+  void round(Stage stage);
   void run_step(const Step& step);
   void embed(const Step& step);
   void rms_norm(const Step& step);
@@ -149,6 +152,7 @@ class CudaLane final : public Lane {
 
   std::vector<DeviceBuffer> buffers_;  // one layer of each stage
   std::vector<Copy> copies_;
+  std::vector<DType> storage_;     // by stage: the type that its values are rounded to; empty: none is
   std::vector<int> layer_;         // by stage: that which its buffer holds
   const std::vector<int> widest_;  // by stage: the layer with the longest row
   DeviceBuffer tokens_, first_;

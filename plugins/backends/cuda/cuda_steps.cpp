@@ -23,8 +23,34 @@ constexpr int unsorted_vectors = 32;
 
 }  // namespace
 
+// No further at once than up to a step whose output is rounded.
 void CudaLane::run_steps(std::span<const Step> steps) {
-  while (!steps.empty()) steps = steps.subspan(run_some(steps));
+  while (!steps.empty()) {
+    std::size_t end = 0;
+    const auto rounds = [&](Stage stage) { return is_rounded(stage); };
+    while (end < steps.size() && std::none_of(steps[end].out.begin(), steps[end].out.end(), rounds)) ++end;
+    const std::size_t count = run_some(steps.first(std::min(end + 1, steps.size())));
+    if (count == end + 1)
+      for (const Stage stage : steps[end].out)
+        if (is_rounded(stage)) round(stage);
+    steps = steps.subspan(count);
+  }
+}
+
+bool CudaLane::store_as(std::span<const DType> types) {
+  storage_.assign(types.begin(), types.end());
+  return true;
+}
+
+bool CudaLane::is_rounded(Stage stage) const {
+  if (storage_.empty() || payload_of(stage) != Payload::values) return false;
+  const DType type = storage_[stage.index()];
+  return type == DType::bf16 || type == DType::f16;
+}
+
+void CudaLane::round(Stage stage) {
+  const std::int64_t count = (rows_ - first_row(stage)) * row_size(stage);
+  round_values(row(stage, first_row(stage)), count, storage_[stage.index()] == DType::f16, stream_.get());
 }
 
 // Runs the first step, or the first few in one, and says how many.

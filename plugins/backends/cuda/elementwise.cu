@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: MIT
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include "plugins/backends/cuda/decode.cuh"
 #include "plugins/backends/cuda/kernels.hpp"
 #include "plugins/backends/cuda/launch.cuh"
@@ -27,6 +30,14 @@ __global__ void swiglu_all(const float* gate, const float* up, std::int64_t coun
   wait_for_earlier();
   const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (at < count) y[at] = swiglu_of(gate[at], up[at]);
+}
+
+__global__ void round_all(float* values, std::int64_t count, bool to_f16) {
+  wait_for_earlier();
+  const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (at >= count) return;
+  const float x = values[at];
+  values[at] = to_f16 ? __half2float(__float2half_rn(x)) : __bfloat162float(__float2bfloat16_rn(x));
 }
 
 __global__ void weigh_rows(const float* x, const float* weights, std::int64_t count, int width, float* y) {
@@ -72,6 +83,11 @@ void add(const float* a, const float* b, std::int64_t count, float* y, cudaStrea
 
 void swiglu(const float* gate, const float* up, std::int64_t count, float* y, cudaStream_t stream) {
   launch(swiglu_all, blocks_for(count, block_threads), block_threads, 0, stream, gate, up, count, y);
+}
+
+void round_values(float* values, std::int64_t count, bool to_f16, cudaStream_t stream) {
+  if (count == 0) return;
+  launch(round_all, blocks_for(count, block_threads), block_threads, 0, stream, values, count, to_f16);
 }
 
 void weigh(const float* x, const float* weights, std::int64_t rows, int width, float* y, cudaStream_t stream) {

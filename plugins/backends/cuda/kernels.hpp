@@ -134,6 +134,9 @@ void topk(const float* probs, int rows, int experts, int used, bool renormalised
 void add(const float* a, const float* b, std::int64_t count, float* y, cudaStream_t stream);
 void swiglu(const float* gate, const float* up, std::int64_t count, float* y, cudaStream_t stream);
 
+// Rounds values to f16, or to bf16, ties to even, and keeps them as floats.
+void round_values(float* values, std::int64_t count, bool to_f16, cudaStream_t stream);
+
 // Adds a vector to the first columns of rows that lie `stride` apart.
 void add_bias(const Matrix& bias, int rows, std::int64_t stride, float* y, cudaStream_t stream);
 
