@@ -91,6 +91,7 @@ class Writer {
 
   void engine(const EngineNumerics& e) {
     if (!e.reads.empty()) plain("reads", e.reads);
+    if (!e.weights.empty()) plain("weights", e.weights);
     if (!e.stored.empty()) plain("stored", e.stored);
     if (!e.stages.empty()) {
       key("stored") << YAML::Flow << YAML::BeginMap;

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "core/lane/assisted_lane.hpp"
@@ -102,7 +103,7 @@ Lanes::Lanes(const Contract& contract, const Model& model, PluginHost& host, con
     : Lanes(contract, std::vector(contract.lanes.size(), &model), host, request) {}
 
 Lanes::Lanes(const Contract& contract, std::vector<const Model*> models, PluginHost& host, const Request& request)
-    : contract_(contract), models_(std::move(models)) {
+    : contract_(contract), models_(std::move(models)), rounded_(models_.size(), nullptr) {
   for (const Model* model : models_)
     if (programs_.count(model) == 0) programs_[model] = build_program(*model);
   for (const LaneSpec& spec : contract.lanes) {
@@ -112,9 +113,27 @@ Lanes::Lanes(const Contract& contract, std::vector<const Model*> models, PluginH
   for (std::size_t i = 0; i < lanes_.size(); ++i) {
     lanes_[i].inputs = index_of(contract.lanes[i].inputs);
     lanes_[i].routing = index_of(contract.lanes[i].routing);
+    add_rounded_weights(i);
     describe(i, host, request);
   }
   mark_unfed();
+}
+
+void Lanes::add_rounded_weights(std::size_t i) {
+  const WeightType* type = find_weight_type(contract_.lanes[i].engine.weights);
+  if (!type || !type->rounding || contract_.lanes[i].recorded) return;
+  const Model* model = models_[i];
+  rounded_[i] =
+      &copies_.try_emplace({model, std::string(type->name)}, model->view(), programs_.at(model), *type).first->second;
+}
+
+std::uint64_t Lanes::bytes_of_copies(const std::vector<bool>& marked) const {
+  std::set<const RoundedWeights*> all;
+  for (std::size_t i = 0; i < marked.size(); ++i)
+    if (marked[i] && rounded_[i]) all.insert(rounded_[i]);
+  std::uint64_t bytes = 0;
+  for (const RoundedWeights* one : all) bytes += one->bytes();
+  return bytes;
 }
 
 // A lane cannot run without what feeds it, however long the chain.
@@ -142,7 +161,7 @@ void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
     if (!backend) backend = host.make_backend(spec.backend, spec.options);
     backend_of_[i] = backend.get();
     lane.description =
-        guard({lane.label(), "describe"}, [&] { return backend->describe(models_[i]->view(), spec.options, request); });
+        guard({lane.label(), "describe"}, [&] { return backend->describe(view(i), spec.options, request); });
     check(lane, config().stages.size());
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::absent) throw;
@@ -160,19 +179,27 @@ void Lanes::describe_engine(std::size_t i) {
   if (const std::string why = obstacle_to_rounding(spec.engine, program(i), config()); !why.empty())
     throw Error(ErrorKind::usage, fmt::format("{}: {}: {}", spec.options.where(), spec.options.owner(), why));
   Description& d = lanes_[i].description;
-  if (!spec.engine.reads.empty() && rounds_activations(d.numerics))
-    throw Error(ErrorKind::usage,
-                fmt::format("{}: {}: reads: {}: the numerics {} read activations in a way of their own; use f32 or f64",
-                            spec.options.where(), spec.options.owner(), spec.engine.reads, d.numerics));
+  const auto refuse_beside_own = [&](std::string_view key, const std::string& word) {
+    if (!word.empty() && rounds_activations(d.numerics))
+      throw Error(ErrorKind::usage,
+                  fmt::format("{}: {}: {}: {}: the numerics {} read {} in a way of their own; use f32 or f64",
+                              spec.options.where(), spec.options.owner(), key, word, d.numerics,
+                              key == "reads" ? "activations" : "weights"));
+  };
+  refuse_beside_own("reads", spec.engine.reads);
+  refuse_beside_own("weights", spec.engine.weights);
   lanes_[i].engine = text_of(spec.engine);
   d.storage = storage_of(spec.engine, config().stages, d);
   if (!spec.engine.reads.empty()) d.reads = spec.engine.reads;
+  if (!spec.engine.weights.empty()) d.weights = spec.engine.weights;
+  if (rounded_[i] && !d.asynchronous) d.weight_bytes += rounded_[i]->bytes();
   if (!spec.engine.kv_cache.empty()) d.kv_cache = spec.engine.kv_cache;
 }
 
 std::unique_ptr<Lane> Lanes::opened(std::size_t i, std::string& plain_operators) const {
   if (contract_.lanes[i].recorded) return std::make_unique<RecordedLane>(*contract_.step, config());
-  std::unique_ptr<Lane> lane = backend_of_[i]->open(models_[i]->view(), contract_.lanes[i].options);
+  if (rounded_[i]) rounded_[i]->make();
+  std::unique_ptr<Lane> lane = backend_of_[i]->open(view(i), contract_.lanes[i].options);
   plain_operators = lane ? left_to_plain_operators(*lane, program(i)) : "";
   if (!plain_operators.empty()) lane = std::make_unique<AssistedLane>(std::move(lane), config(), program(i));
   const EngineNumerics& engine = contract_.lanes[i].engine;
@@ -212,12 +239,14 @@ int Lanes::add_fed_copy(int lane, int feeder) {
   copy.engine = lanes_[i].engine;
   lanes_.push_back(std::move(copy));
   models_.push_back(models_[i]);
+  rounded_.push_back(rounded_[i]);
   return static_cast<int>(lanes_.size()) - 1;
 }
 
 void Lanes::drop_copies() {
   lanes_.erase(lanes_.begin() + static_cast<std::ptrdiff_t>(contract_.lanes.size()), lanes_.end());
   models_.resize(contract_.lanes.size());
+  rounded_.resize(contract_.lanes.size());
 }
 
 int Lanes::index_of(std::string_view name) const {

@@ -229,6 +229,13 @@ void RoundedLane::write_cache(Cache cache, int layer, Stretch positions, const T
 
 std::string obstacle_to_rounding(const EngineNumerics& engine, const Program& program, const ModelConfig& config) {
   const Reads* reads = find_reads(engine.reads);
+  const WeightType* weights = find_weight_type(engine.weights);
+  if (reads && weights && weights->rounding && reads->of(BlockType::q4_k) != reads->of(BlockType::f32))
+    return fmt::format(
+        "reads: {}: it depends on the types that weights have in the file, and weights: {} gives them another one; "
+        "leave "
+        "out one of the two",
+        engine.reads, engine.weights);
   const std::optional<host::Rounding> in_caches = rounding_of(engine.kv_cache);
   const auto refusal = [](std::string_view key, std::string_view value, std::string_view rows, std::int64_t width,
                           host::Rounding rounding) {

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <array>
 
+#include "core/ops/operator.hpp"
+
 namespace moe_diag {
 namespace {
 
@@ -43,6 +45,21 @@ constexpr std::array reads_table{
     Reads{"fp8_128_pow2", always<Rounding::fp8_128_pow2>, "FP8 E4M3 in groups of 128, a power of two as scale of each"},
     Reads{"mxfp8", always<Rounding::mxfp8>, "FP8 E4M3 in groups of 32, a power of two as scale of each"},
     Reads{"mxfp4", always<Rounding::mxfp4>, "FP4 E2M1 in groups of 32, a power of two as scale of each"},
+};
+
+// Routers and heads stay in 16 bits in checkpoints of FP8 (config.json of Qwen3-30B-A3B-FP8 and DeepSeek-V3,
+// modules_to_not_convert).
+bool is_router_or_head(const Step& step) {
+  return is(step.out[0], Role::router_scores) || is(step.out[0], Role::logits);
+}
+
+using host::WeightRounding;
+constexpr std::array weight_table{
+    WeightType{"as_stored", std::nullopt, false, "as the file has them"},
+    WeightType{"bf16", WeightRounding::bf16, false, "rounded to bf16"},
+    WeightType{"fp8_block", WeightRounding::fp8_block, true, "FP8 E4M3 in blocks of 128 x 128, an f32 scale each"},
+    WeightType{"fp8_block_pow2", WeightRounding::fp8_block_pow2, true,
+               "FP8 E4M3 in blocks of 128 x 128, a power of two as scale of each"},
 };
 
 constexpr std::array cache_table{
@@ -91,6 +108,12 @@ auto find_in(const Table& table, std::string_view name) -> decltype(table.data()
 
 std::span<const Reads> all_reads() { return reads_table; }
 const Reads* find_reads(std::string_view name) { return find_in(reads_table, name); }
+std::span<const WeightType> all_weight_types() { return weight_table; }
+const WeightType* find_weight_type(std::string_view name) { return find_in(weight_table, name); }
+std::optional<host::WeightRounding> WeightType::of(const Step& step) const {
+  const bool keeps = !is_product(operator_of(step)) || (keeps_router_and_head && is_router_or_head(step));
+  return keeps ? std::nullopt : rounding;
+}
 std::span<const CacheType> all_cache_types() { return cache_table; }
 const CacheType* find_cache_type(std::string_view name) { return find_in(cache_table, name); }
 std::span<const StoragePreset> all_storage_presets() { return storage_table; }
@@ -112,6 +135,7 @@ std::string text_of(const EngineNumerics& engine) {
   std::string text;
   const auto add = [&](std::string_view more) { text.append(text.empty() ? "" : ", ").append(more); };
   if (!engine.reads.empty()) add("reads " + engine.reads);
+  if (!engine.weights.empty()) add("weights " + engine.weights);
   if (!engine.stored.empty()) add("stored as " + engine.stored);
   if (!engine.stages.empty()) add("stored by stage");
   if (!engine.kv_cache.empty()) add("a KV cache in " + engine.kv_cache);

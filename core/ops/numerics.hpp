@@ -11,11 +11,13 @@
 #include "core/api/backend.hpp"
 #include "core/api/blocks.hpp"
 #include "core/api/stage.hpp"
+#include "core/api/step.hpp"
 #include "core/api/tensor.hpp"
 #include "core/ops/rounding.hpp"
+#include "core/ops/weight_rounding.hpp"
 
-// The roundings that an engine makes besides its arithmetic, as data: how its products read activations, the type that
-// it stores each stage in, and that of its KV cache. docs/numerics.md lists the rows with their sources.
+// The roundings that an engine makes besides its arithmetic, as data: how its products read activations and weights,
+// the type that it stores each stage in, and that of its KV cache. docs/numerics.md lists the rows with their sources.
 namespace moe_diag {
 
 // A way in which products read activations: the rounding of those that meet a weight of a type; none: as they are.
@@ -26,6 +28,19 @@ struct Reads {
 };
 std::span<const Reads> all_reads();
 const Reads* find_reads(std::string_view name);  // null: there is none
+
+// A way in which the weights of products are rounded before they are read.
+struct WeightType {
+  std::string_view name;
+  std::optional<host::WeightRounding> rounding;  // none: as the file has them
+  bool keeps_router_and_head;                    // these have their weights as the file has them
+  std::string_view text;
+
+  // What it does to the weights of a step: nothing where that is no product.
+  std::optional<host::WeightRounding> of(const Step& step) const;
+};
+std::span<const WeightType> all_weight_types();
+const WeightType* find_weight_type(std::string_view name);  // null: there is none
 
 // The types of a KV cache.
 struct CacheType {
@@ -48,11 +63,14 @@ const StoragePreset* find_storage_preset(std::string_view name);  // null: there
 // The words of a contract about the engine that a lane stands for. Empty: as the lane's backend does it.
 struct EngineNumerics {
   std::string reads;                            // a row of all_reads()
+  std::string weights;                          // a row of all_weight_types()
   std::string stored;                           // a row of all_storage_presets()
   std::vector<std::pair<Stage, DType>> stages;  // each once, instead of a preset
   std::string kv_cache;                         // a row of all_cache_types()
 
-  bool empty() const { return reads.empty() && stored.empty() && stages.empty() && kv_cache.empty(); }
+  bool empty() const {
+    return reads.empty() && weights.empty() && stored.empty() && stages.empty() && kv_cache.empty();
+  }
   friend bool operator==(const EngineNumerics&, const EngineNumerics&) = default;
 };
 

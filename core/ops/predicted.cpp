@@ -16,7 +16,7 @@ namespace {
 // values whose logarithms are spread evenly: a mean square of 3 / (8 ln 2) / 12 units.
 double rounding(int bits) { return square(0.2124 * std::ldexp(1.0, 1 - bits)); }
 
-constexpr int bits_f64 = 53, bits_f32 = 24, bits_f16 = 11, bits_bf16 = 8;
+constexpr int bits_f64 = 53, bits_f32 = 24, bits_f16 = 11, bits_bf16 = 8, bits_e4m3 = 4, bits_e2m1 = 2;
 
 // Blocks of n activations in steps of 1/127 of the largest, which of n bell-shaped values is sqrt(2 ln n) of their rms.
 double quantising(int n) { return 2 * std::log(n) / (12 * square(127)); }
@@ -24,7 +24,6 @@ double quantising(int n) { return 2 * std::log(n) / (12 * square(127)); }
 // The square of the error of a rounding of values that look drawn from a bell curve.
 double error_of(host::Rounding way) {
   using host::Rounding;
-  constexpr int bits_e4m3 = 4, bits_e2m1 = 2;
   constexpr double steps_q4_0 = 8;
   switch (way) {
     case Rounding::bf16: return rounding(bits_bf16);
@@ -55,35 +54,48 @@ double error_of(DType type) {
 double activation_error(const PredictedNumerics& numerics, const Weight& weight) {
   constexpr double one_step = 12.0 / (4 * 4);
   const auto way = [&](const Reads* reads) { return reads ? reads->of(weight.type) : std::nullopt; };
-  const auto lane = way(numerics.reads), oracle = way(numerics.oracle);
+  const auto lane = way(numerics.lane.reads), oracle = way(numerics.oracle.reads);
   if (lane == oracle) return one_step * error_of(lane) / static_cast<double>(weight.cols);
   return error_of(lane) + error_of(oracle);
 }
 
-double weight_error(const PredictedNumerics& numerics, BlockType type) {
-  if (numerics.rounds_weights && type != BlockType::bf16) return rounding(bits_bf16);
-  const bool is_integer = numerics.reads && numerics.reads->of(type) && !numerics.rounds_weights;
-  return info(type).scales.count == 2 && !is_integer ? numerics.unit : 0;  // of a difference or a sum
+double error_of(host::WeightRounding way) {
+  return way == host::WeightRounding::bf16 ? rounding(bits_bf16) : rounding(bits_e4m3);
 }
 
-// The numerics that have a name, as rows of what products read.
+// Where the oracle rounds weights as the lane does, both have the same. Else they are decoded, which is exact but for
+// the difference or the sum of a type with a minimum.
+double weight_error(const PredictedNumerics& numerics, const Step& step, BlockType type) {
+  const auto of = [&](const WeightType* weights) {
+    const auto way = weights ? weights->of(step) : std::nullopt;
+    return way == host::WeightRounding::bf16 && type == BlockType::bf16 ? std::nullopt : way;
+  };
+  const auto lane = of(numerics.lane.weights), oracle = of(numerics.oracle.weights);
+  if (lane || oracle) return lane == oracle ? 0 : (lane ? error_of(*lane) : 0) + (oracle ? error_of(*oracle) : 0);
+  const bool is_integer = numerics.lane.reads && numerics.lane.reads->of(type);
+  return info(type).scales.count == 2 && !is_integer ? numerics.unit : 0;
+}
+
+// The numerics that have a name, as rows of the tables: how their products read activations and weights.
 struct Named {
-  std::string_view name, reads;
-  bool rounds_weights;
+  std::string_view name, reads, weights;
 };
-constexpr std::array named{Named{"f64", "exact", false}, Named{"f32", "exact", false}, Named{"bf16", "bf16", true},
-                           Named{"q8_k", "q8_k", false}, Named{"q8_1", "q8_1", false}};
+constexpr std::array named{Named{"f64", "exact", "as_stored"}, Named{"f32", "exact", "as_stored"},
+                           Named{"bf16", "bf16", "bf16"}, Named{"q8_k", "q8_k", "as_stored"},
+                           Named{"q8_1", "q8_1", "as_stored"}};
 
 const Named* find_named(std::string_view name) {
   const auto found = std::find_if(named.begin(), named.end(), [&](const Named& row) { return row.name == name; });
   return found == named.end() ? nullptr : found;
 }
 
-// The way in which a lane's products read: as it says itself, or as its numerics have it.
-const Reads* reads_of(const LaneNumerics& lane) {
-  if (!lane.reads.empty()) return find_reads(lane.reads);
+// As the lane says itself, or as its numerics have it.
+OperandNumerics operands_of(const LaneNumerics& lane) {
   const Named* own = find_named(lane.name);
-  return own ? find_reads(own->reads) : nullptr;
+  const auto or_own = [&](const std::string& said, std::string_view Named::*row) {
+    return !said.empty() ? std::string_view(said) : own ? own->*row : std::string_view();
+  };
+  return {find_reads(or_own(lane.reads, &Named::reads)), find_weight_type(or_own(lane.weights, &Named::weights))};
 }
 
 // The square of what rounding the inputs to 16 bits moves the output by, as if each did so by itself.
@@ -107,8 +119,8 @@ double squared_error_of_product(const Step& step, const ModelConfig&, const Pred
   const double unit = numerics.unit;
   double sum = 0, rows = 0;
   for (const Weight* w : step.weights) {
-    const double operands =
-        (step.biases.size() > 0 ? 2 : 1) * unit + activation_error(numerics, *w) + weight_error(numerics, w->type);
+    const double operands = (step.biases.size() > 0 ? 2 : 1) * unit + activation_error(numerics, *w) +
+                            weight_error(numerics, step, w->type);
     sum += static_cast<double>(w->rows) * (operands + walk(w->cols) * unit);
     rows += static_cast<double>(w->rows);
   }
@@ -141,11 +153,9 @@ bool needs_inputs(const LaneNumerics& lane, const Step& step, const LaneNumerics
 
 std::optional<double> expected_error(const LaneNumerics& lane, const Step& step, const ModelConfig& config, int keys,
                                      const LaneNumerics& oracle, std::optional<double> from_inputs) {
-  const Named* own = find_named(lane.name);
-  if (!own) return std::nullopt;
+  if (!find_named(lane.name)) return std::nullopt;
   const double unit = rounding(lane.name == "f64" ? bits_f64 : bits_f32);
-  double square = operator_of(step).squared_error(step, config,
-                                                  {reads_of(lane), reads_of(oracle), own->rounds_weights, unit}, keys);
+  double square = operator_of(step).squared_error(step, config, {operands_of(lane), operands_of(oracle), unit}, keys);
   const bool coarse = std::any_of(step.in.begin(), step.in.end(), [&](Stage s) { return is_coarse(lane.stored(s)); });
   if (from_inputs && !coarse)
     square = std::max(square, *from_inputs);  // which holds what f32 does to inputs of the size that is assumed

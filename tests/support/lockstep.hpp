@@ -21,9 +21,9 @@ namespace moe_diag::test {
 
 using Keys = std::vector<std::pair<std::string, std::string>>;
 
-// A lane as a contract would state it: {"inputs", ...} and {"routing", ...} name lanes; {"reads", ...}, {"stored",
-// ...},
-// {"stored.STAGE", ...} and {"kv_cache", ...} are of its engine, the rest is the backend's.
+// A lane as a contract would state it: {"inputs", ...} and {"routing", ...} name lanes; {"reads", ...},
+// {"weights", ...}, {"stored", ...}, {"stored.STAGE", ...} and {"kv_cache", ...} are of its engine, the rest is the
+// backend's.
 inline LaneSpec lane_spec(const std::string& name, const Keys& keys) {
   LaneSpec spec;
   spec.name = name;
@@ -36,6 +36,8 @@ inline LaneSpec lane_spec(const std::string& name, const Keys& keys) {
       spec.routing = value;
     else if (key == "reads")
       spec.engine.reads = value;
+    else if (key == "weights")
+      spec.engine.weights = value;
     else if (key == "stored")
       spec.engine.stored = value;
     else if (key == "kv_cache")

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Writes what engines read instead of activations, and keep instead of keys and values, made by numpy, ml_dtypes and gguf.
+"""Writes what engines read instead of activations and weights, and keep instead of keys and values, made by numpy,
+ml_dtypes and gguf.
 
     python3 make_roundings.py [folder]     needs numpy, ml_dtypes and gguf, at the versions in versions.json
 
 x.npy holds float32 activations, of which each row shows another trouble; every other file what they are rounded to, in
-float64. FP8 and FP4 are ml_dtypes' float8_e4m3fn and float4_e2m1fn, Q4_0 is the gguf package's.
+float64. weights.npy holds float32 weights, with edges that are no whole blocks; weights_*.npy what they are rounded to, in
+float32. FP8 and FP4 are ml_dtypes' float8_e4m3fn and float4_e2m1fn, Q4_0 is the gguf package's.
 """
 import importlib.metadata
 import json
@@ -61,9 +63,37 @@ def q4_0(x: np.ndarray) -> np.ndarray:
     return gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q4_0).astype(np.float64)
 
 
+def weights(random: np.random.RandomState) -> np.ndarray:
+    w = random.standard_normal((150, 160)) * 0.02
+    w[:128, :128] *= np.exp(random.standard_normal((128, 128)) * 2)  # heavy tails
+    w[60, 60] = 30.0  # one massive weight
+    w[:128, 128:] = 0
+    w[128:, :128] *= 2.0**-7
+    w[128, 0] = 448 * 2.0**-7  # a scale that is a power of two
+    w[128:, 128:] *= 1e-4  # a block below the least scale
+    return w.astype(np.float32)
+
+
+def fp8_blocks(w: np.ndarray, power_of_two: bool) -> np.ndarray:
+    """DeepGEMM's per_block_cast_to_fp8, and the product of each value and its scale, all in float32."""
+    out = np.empty_like(w)
+    for row in range(0, w.shape[0], 128):
+        for col in range(0, w.shape[1], 128):
+            block = w[row : row + 128, col : col + 128]
+            scale = np.maximum(np.abs(block).max(), np.float32(1e-4)) / np.float32(448)
+            if power_of_two:
+                fraction, exponent = np.frexp(scale)
+                scale = np.float32(np.ldexp(1.0, exponent - 1 if fraction == 0.5 else exponent))
+            assert scale.dtype == np.float32
+            quantised = (block * (np.float32(1) / scale)).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+            assert np.isfinite(quantised).all()
+            out[row : row + 128, col : col + 128] = quantised * scale
+    return out
+
+
 def main() -> None:
     folder = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent)
-    x = activations(np.random.RandomState(16))
+    x, w = activations(np.random.RandomState(16)), weights(np.random.RandomState(17))
     made = {
         "x": x,
         "q4_0": q4_0(x),
@@ -73,6 +103,10 @@ def main() -> None:
         "fp8_128_pow2": fp8(x, 128, True),
         "mxfp8": microscaled(x, ml_dtypes.float8_e4m3fn, 8),
         "mxfp4": microscaled(x, ml_dtypes.float4_e2m1fn, 2),
+        "weights": w,
+        "weights_bf16": w.astype(ml_dtypes.bfloat16).astype(np.float32),
+        "weights_fp8_block": fp8_blocks(w, False),
+        "weights_fp8_block_pow2": fp8_blocks(w, True),
     }
     for name, values in made.items():
         np.save(folder / f"{name}.npy", values)

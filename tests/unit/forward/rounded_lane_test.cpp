@@ -3,14 +3,18 @@
 #include "core/lane/rounded_lane.hpp"
 
 #include <cmath>
+#include <deque>
 #include <string>
 #include <vector>
 
 #include "core/model/program.hpp"
+#include "core/model/rounded_weights.hpp"
+#include "core/model/synthetic.hpp"
 #include "core/ops/attention.hpp"
 #include "core/ops/expert_linear.hpp"
 #include "core/ops/linear.hpp"
 #include "core/ops/mix.hpp"
+#include "core/ops/operator.hpp"
 #include "core/ops/scores.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
@@ -36,6 +40,23 @@ class Beside {
   const Program& program() const { return program_; }
   Tensor truth(Site site) { return seen_.at(0, site).tensor(); }
   Tensor engine(Site site) { return seen_.at(1, site).tensor(); }
+  // A product with its weights rounded, each by itself.
+  Step as_read(const Step& step, const WeightType& type) {
+    const auto rounding = type.of(step);
+    if (!rounding) return step;
+    Step own = step;
+    own.weights = {};
+    for (const Weight* weight : step.weights) {
+      Weight& to = weights_.emplace_back(*weight);
+      to.type = host::type_of(*rounding);
+      to.data = memory_.emplace_back(to.bytes()).data();
+      for (std::int64_t e = 0; e < to.experts; ++e)
+        for (std::int64_t r = 0; r < to.rows; r += host::weight_block)
+          host::round_rows(host::Matrix(*weight, e), r, *rounding, memory_.back().data() + (to.row(e, r) - to.data));
+      own.weights.push_back(&to);
+    }
+    return own;
+  }
   // What a step's input i was in the oracle, the choice of experts included.
   host::Values input(const Step& step, std::size_t i) {
     const Stage stage = step.in[i];
@@ -53,6 +74,8 @@ class Beside {
   Lockstep lockstep_;
   Recorder seen_;
   Program program_;
+  std::deque<Weight> weights_;
+  std::deque<std::vector<std::byte>> memory_;
 };
 
 double relative(const host::Values& a, const host::Values& b) {
@@ -136,6 +159,46 @@ TEST_CASE("products read activations rounded as their weight's type says, and le
     }
 }
 
+TEST_CASE("products read rounded weights, and all else reads the file's") {
+  for (const WeightType& type : all_weight_types())
+    for (const std::string quant : {"q4_k_m", "bf16"}) {
+      Beside run({{"weights", std::string(type.name)}}, quant);
+      for (const Step& step : run.program()) {
+        if (step.weights.size() == 0) continue;
+        for (const Stage stage : step.out) {
+          const Site site = site_of(step, stage);
+          INFO(type.name << ", " << quant << ", " << name_of(site.stage));
+          const host::Values own = host::values_of(run.engine(site)), exact = host::values_of(run.truth(site));
+          if (!type.of(step)) CHECK(own == exact);
+          if (type.rounding == host::WeightRounding::bf16 && quant == "bf16") CHECK(own == exact);
+        }
+        if (!is_product(operator_of(step))) continue;
+        const Site site = site_of(step, step.out[0]);
+        CHECK(relative(host::values_of(run.engine(site)), product(run, run.as_read(step, type), *find_reads("exact"))) <
+              1e-12);
+      }
+    }
+}
+
+TEST_CASE("the table of a tied head is rounded for the head, and tokens read it as it is") {
+  SyntheticSpec spec{.layers = 1};
+  const Model model = Model::synthetic(spec);
+  const ModelView& view = model.view();
+  Program tied = build_program(model);
+  tied.back().weights = tied.front().weights;
+  RoundedWeights rounded(view, tied, *find_weight_type("bf16"));
+  rounded.make();
+  const Weight &table = *rounded.program().front().weights[0], &head = *rounded.program().back().weights[0];
+  CHECK(table.data == model.weight("token_embd").data);
+  CHECK(head.type == BlockType::bf16);
+  CHECK(&head == &rounded.view().weights.back());
+  CHECK(rounded.view().weights.size() == view.weights.size() + 1);
+  std::uint64_t bytes = 0;
+  for (const Weight& weight : rounded.view().weights)
+    if (weight.type == BlockType::bf16) bytes += weight.bytes();
+  CHECK(rounded.bytes() == bytes);
+}
+
 TEST_CASE("keys and values are rounded into the cache, and stay as they are in their stages") {
   for (const CacheType& type : all_cache_types()) {
     Beside run({{"kv_cache", std::string(type.name)}});
@@ -203,6 +266,10 @@ TEST_CASE("rows that are no whole number of blocks are refused before anything i
   CHECK(obstacle_to_rounding(reading("fp8_128"), bent, model.config()).find("no whole number of blocks of 128") !=
         std::string::npos);
   CHECK(obstacle_to_rounding(reading("fp8_token"), bent, model.config()).empty());
+  EngineNumerics both = reading("q8_k");
+  both.weights = "fp8_block";
+  CHECK(obstacle_to_rounding(both, program, model.config()).find("weights: fp8_block gives them another one") !=
+        std::string::npos);
 }
 
 }  // namespace moe_diag::test

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 // What engines round values to, bit by bit as ml_dtypes, numpy and the gguf package have it.
+#include <cmath>
 #include <fstream>
 #include <iterator>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "core/file/npy_file.hpp"
 #include "core/ops/numerics.hpp"
@@ -56,6 +58,56 @@ TEST_CASE("activations and caches are rounded as the reference rounds them, bit 
       INFO(name << ", value " << i << ": " << x.values[i] << " gives " << rounded[i] << ", not " << expected.values[i]);
       CHECK(++wrong == 0);
     }
+  }
+}
+
+namespace {
+
+// The values of a matrix in f32, rounded in strips of rows as they lie in memory.
+host::Values rounded_matrix(std::vector<float> values, std::int64_t cols, host::WeightRounding rounding) {
+  const auto rows = static_cast<std::int64_t>(values.size()) / cols;
+  const Weight weight{"w", BlockType::f32, cols, rows, 1, reinterpret_cast<const std::byte*>(values.data())};
+  Weight to = weight;
+  to.type = host::type_of(rounding);
+  std::vector<std::byte> bytes(to.bytes());
+  to.data = bytes.data();
+  for (std::int64_t first = 0; first < rows; first += host::weight_block)
+    host::round_rows(host::Matrix(weight), first, rounding, bytes.data() + (to.row(0, first) - to.data));
+  host::Values all;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const host::Values row = host::decode_row(host::Matrix(to), r);
+    all.insert(all.end(), row.begin(), row.end());
+  }
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("weights are rounded as the reference rounds them, bit by bit, edges of blocks included") {
+  const Golden w("weights");
+  const std::vector<float> values(w.values.begin(), w.values.end());
+  for (const WeightType& type : all_weight_types()) {
+    if (!type.rounding) continue;
+    const Golden expected("weights_" + std::string(type.name));
+    const host::Values rounded = rounded_matrix(values, w.row, *type.rounding);
+    REQUIRE(expected.values.size() == rounded.size());
+    int wrong = 0;
+    for (std::size_t i = 0; wrong < 3 && i < rounded.size(); ++i) {
+      if (rounded[i] == expected.values[i]) continue;
+      INFO(type.name << ", value " << i << ": " << w.values[i] << " gives " << rounded[i] << ", not "
+                     << expected.values[i]);
+      CHECK(++wrong == 0);
+    }
+  }
+}
+
+TEST_CASE("a weight that is not finite makes its whole block of FP8 NaN, and no other") {
+  std::vector<float> values(130 * 140, 0.5F);
+  values[3 * 140 + 130] = INFINITY;
+  for (const auto rounding : {host::WeightRounding::fp8_block, host::WeightRounding::fp8_block_pow2}) {
+    const host::Values rounded = rounded_matrix(values, 140, rounding);
+    for (std::size_t r = 0; r < 130; ++r)
+      for (std::size_t c = 0; c < 140; ++c) REQUIRE(std::isnan(rounded[r * 140 + c]) == (r < 128 && c >= 128));
   }
 }
 
