@@ -92,6 +92,7 @@ class Writer {
   void engine(const EngineNumerics& e) {
     if (!e.reads.empty()) plain("reads", e.reads);
     if (!e.weights.empty()) plain("weights", e.weights);
+    if (!e.accumulator.empty()) plain("accumulator", e.accumulator);
     if (!e.stored.empty()) plain("stored", e.stored);
     if (!e.stages.empty()) {
       key("stored") << YAML::Flow << YAML::BeginMap;

@@ -69,6 +69,8 @@ EngineNumerics read_engine(Map& map, Stages stages) {
     engine.reads = reads->choice("way to read activations", names_of(all_reads())).value_or("");
   if (const auto weights = map.find("weights"))
     engine.weights = weights->choice("way to round weights", names_of(all_weight_types())).value_or("");
+  if (const auto sums = map.find("accumulator"))
+    engine.accumulator = sums->choice("accumulator", names_of(all_accumulators())).value_or("");
   if (const auto stored = map.find("stored")) read_stored(*stored, stages, engine);
   if (const auto cache = map.find("kv_cache"))
     engine.kv_cache = cache->choice("type of a KV cache", names_of(all_cache_types())).value_or("");

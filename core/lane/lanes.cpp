@@ -192,6 +192,7 @@ void Lanes::describe_engine(std::size_t i) {
   d.storage = storage_of(spec.engine, config().stages, d);
   if (!spec.engine.reads.empty()) d.reads = spec.engine.reads;
   if (!spec.engine.weights.empty()) d.weights = spec.engine.weights;
+  if (!spec.engine.accumulator.empty()) d.accumulator = spec.engine.accumulator;
   if (rounded_[i] && !d.asynchronous) d.weight_bytes += rounded_[i]->bytes();
   if (!spec.engine.kv_cache.empty()) d.kv_cache = spec.engine.kv_cache;
 }

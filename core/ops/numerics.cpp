@@ -62,6 +62,16 @@ constexpr std::array weight_table{
                "FP8 E4M3 in blocks of 128 x 128, a power of two as scale of each"},
 };
 
+// What is known of Hopper's tensor cores with FP8: DeepSeek-V3 Technical Report (arXiv 2412.19437), 3.3.2 and 3.5.2.
+using Sum = Accumulator::Kind;
+constexpr std::array accumulator_table{
+    Accumulator{"f32", Sum::partial_sums, 24, false, 0, "f32"},
+    Accumulator{"bf16", Sum::in_order, 8, false, 0, "bf16, term by term"},
+    Accumulator{"f16", Sum::in_order, 11, false, 0, "f16, term by term"},
+    Accumulator{"fp8_tensor_core", Sum::in_order, 14, true, 128, "14 bits, added to a sum in f32 after 128 terms"},
+    Accumulator{"fp8_tensor_core_fast", Sum::in_order, 14, true, 0, "14 bits"},
+};
+
 constexpr std::array cache_table{
     CacheType{"f32", std::nullopt, "as they are"},
     CacheType{"bf16", Rounding::bf16, "rounded to bf16"},
@@ -110,6 +120,8 @@ std::span<const Reads> all_reads() { return reads_table; }
 const Reads* find_reads(std::string_view name) { return find_in(reads_table, name); }
 std::span<const WeightType> all_weight_types() { return weight_table; }
 const WeightType* find_weight_type(std::string_view name) { return find_in(weight_table, name); }
+std::span<const Accumulator> all_accumulators() { return accumulator_table; }
+const Accumulator* find_accumulator(std::string_view name) { return find_in(accumulator_table, name); }
 std::optional<host::WeightRounding> WeightType::of(const Step& step) const {
   const bool keeps = !is_product(operator_of(step)) || (keeps_router_and_head && is_router_or_head(step));
   return keeps ? std::nullopt : rounding;
@@ -136,6 +148,7 @@ std::string text_of(const EngineNumerics& engine) {
   const auto add = [&](std::string_view more) { text.append(text.empty() ? "" : ", ").append(more); };
   if (!engine.reads.empty()) add("reads " + engine.reads);
   if (!engine.weights.empty()) add("weights " + engine.weights);
+  if (!engine.accumulator.empty()) add("sums in " + engine.accumulator);
   if (!engine.stored.empty()) add("stored as " + engine.stored);
   if (!engine.stages.empty()) add("stored by stage");
   if (!engine.kv_cache.empty()) add("a KV cache in " + engine.kv_cache);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -42,6 +43,19 @@ struct WeightType {
 std::span<const WeightType> all_weight_types();
 const WeightType* find_weight_type(std::string_view name);  // null: there is none
 
+// The sums of products, as far as they decide how large their rounding errors are. Nothing is computed so: it says what
+// is expected of an engine.
+struct Accumulator {
+  std::string_view name;
+  enum class Kind { partial_sums, in_order } kind;  // sixteen and a tree, or one term after the other
+  int bits;                                         // of the significand
+  bool truncates;                                   // instead of rounding to the nearest
+  std::int64_t promoted_after;  // terms, whose sum is then added to one in f32; 0: all terms in one sum
+  std::string_view text;
+};
+std::span<const Accumulator> all_accumulators();
+const Accumulator* find_accumulator(std::string_view name);  // null: there is none
+
 // The types of a KV cache.
 struct CacheType {
   std::string_view name;
@@ -64,12 +78,14 @@ const StoragePreset* find_storage_preset(std::string_view name);  // null: there
 struct EngineNumerics {
   std::string reads;                            // a row of all_reads()
   std::string weights;                          // a row of all_weight_types()
+  std::string accumulator;                      // a row of all_accumulators()
   std::string stored;                           // a row of all_storage_presets()
   std::vector<std::pair<Stage, DType>> stages;  // each once, instead of a preset
   std::string kv_cache;                         // a row of all_cache_types()
 
   bool empty() const {
-    return reads.empty() && weights.empty() && stored.empty() && stages.empty() && kv_cache.empty();
+    return reads.empty() && weights.empty() && accumulator.empty() && stored.empty() && stages.empty() &&
+           kv_cache.empty();
   }
   friend bool operator==(const EngineNumerics&, const EngineNumerics&) = default;
 };

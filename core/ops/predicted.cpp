@@ -76,6 +76,17 @@ double weight_error(const PredictedNumerics& numerics, const Step& step, BlockTy
   return info(type).scales.count == 2 && !is_integer ? numerics.unit : 0;
 }
 
+// Truncating errs by twice as much as rounding. One sum of n terms of random sign is rounded at j/n of its square.
+double error_of_sum(const PredictedNumerics& numerics, std::int64_t terms) {
+  const Accumulator* sums = numerics.accumulator;
+  if (!sums) return walk(terms) * numerics.unit;
+  const double error = rounding(sums->bits) * (sums->truncates ? 4 : 1), n = static_cast<double>(terms);
+  if (sums->kind == Accumulator::Kind::partial_sums) return walk(terms) * error;
+  if (sums->promoted_after == 0) return n / 2 * error;
+  const auto part = static_cast<double>(std::min(sums->promoted_after, terms));
+  return part / 2 * error + n / part / 2 * rounding(bits_f32);
+}
+
 // The numerics that have a name, as rows of the tables: how their products read activations and weights.
 struct Named {
   std::string_view name, reads, weights;
@@ -121,7 +132,7 @@ double squared_error_of_product(const Step& step, const ModelConfig&, const Pred
   for (const Weight* w : step.weights) {
     const double operands = (step.biases.size() > 0 ? 2 : 1) * unit + activation_error(numerics, *w) +
                             weight_error(numerics, step, w->type);
-    sum += static_cast<double>(w->rows) * (operands + walk(w->cols) * unit);
+    sum += static_cast<double>(w->rows) * (operands + error_of_sum(numerics, w->cols));
     rows += static_cast<double>(w->rows);
   }
   return sum / rows;
@@ -155,7 +166,8 @@ std::optional<double> expected_error(const LaneNumerics& lane, const Step& step,
                                      const LaneNumerics& oracle, std::optional<double> from_inputs) {
   if (!find_named(lane.name)) return std::nullopt;
   const double unit = rounding(lane.name == "f64" ? bits_f64 : bits_f32);
-  double square = operator_of(step).squared_error(step, config, {operands_of(lane), operands_of(oracle), unit}, keys);
+  double square = operator_of(step).squared_error(
+      step, config, {operands_of(lane), operands_of(oracle), find_accumulator(lane.accumulator), unit}, keys);
   const bool coarse = std::any_of(step.in.begin(), step.in.end(), [&](Stage s) { return is_coarse(lane.stored(s)); });
   if (from_inputs && !coarse)
     square = std::max(square, *from_inputs);  // which holds what f32 does to inputs of the size that is assumed

@@ -17,10 +17,10 @@ namespace moe_diag {
 
 // The numerics of a lane, as far as they decide how large its rounding errors are.
 struct LaneNumerics {
-  std::string name;                      // f64, f32, bf16, q8_k, q8_1
-  std::string reads, weights, kv_cache;  // as in Description
-  DType values = DType::f32;             // of stages, where `storage` does not say otherwise
-  std::vector<DType> storage;            // by stage; may be empty
+  std::string name;                                   // f64, f32, bf16, q8_k, q8_1
+  std::string reads, weights, accumulator, kv_cache;  // as in Description
+  DType values = DType::f32;                          // of stages, where `storage` does not say otherwise
+  std::vector<DType> storage;                         // by stage; may be empty
 
   // The named ones, with all that they have; implicit, since a name is all that most lanes have.
   LaneNumerics(const char* named) : LaneNumerics(std::string(named)) {}  // NOLINT(google-explicit-constructor)
@@ -30,6 +30,7 @@ struct LaneNumerics {
       : name(d.numerics),
         reads(d.reads),
         weights(d.weights),
+        accumulator(d.accumulator),
         kv_cache(d.kv_cache),
         values(d.values),
         storage(d.storage) {}
@@ -67,7 +68,8 @@ struct OperandNumerics {
 };
 struct PredictedNumerics {
   OperandNumerics lane, oracle;
-  double unit = 0;  // square of the error of rounding to a stage value in f32 or f64
+  const Accumulator* accumulator = nullptr;  // of the lane's products; null: in partial sums of stage values
+  double unit = 0;                           // square of the error of rounding to a stage value in f32 or f64
 };
 
 // Errors are relative and independent, so their squares are added. docs/numerics.md derives each of these.

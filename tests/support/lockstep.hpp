@@ -22,8 +22,8 @@ namespace moe_diag::test {
 using Keys = std::vector<std::pair<std::string, std::string>>;
 
 // A lane as a contract would state it: {"inputs", ...} and {"routing", ...} name lanes; {"reads", ...},
-// {"weights", ...}, {"stored", ...}, {"stored.STAGE", ...} and {"kv_cache", ...} are of its engine, the rest is the
-// backend's.
+// {"weights", ...}, {"accumulator", ...}, {"stored", ...}, {"stored.STAGE", ...} and {"kv_cache", ...} are of its
+// engine, the rest is the backend's.
 inline LaneSpec lane_spec(const std::string& name, const Keys& keys) {
   LaneSpec spec;
   spec.name = name;
@@ -38,6 +38,8 @@ inline LaneSpec lane_spec(const std::string& name, const Keys& keys) {
       spec.engine.reads = value;
     else if (key == "weights")
       spec.engine.weights = value;
+    else if (key == "accumulator")
+      spec.engine.accumulator = value;
     else if (key == "stored")
       spec.engine.stored = value;
     else if (key == "kv_cache")

@@ -118,6 +118,7 @@ TEST_CASE("the schema has the words that the parser takes, and no others") {
   };
   CHECK(words_of(lane["reads"]["enum"]) == names_of(all_reads()));
   CHECK(words_of(lane["weights"]["enum"]) == names_of(all_weight_types()));
+  CHECK(words_of(lane["accumulator"]["enum"]) == names_of(all_accumulators()));
   CHECK(words_of(lane["stored"]["anyOf"][0]["enum"]) == names_of(all_storage_presets()));
   CHECK(words_of(lane["kv_cache"]["enum"]) == names_of(all_cache_types()));
   CHECK(words_of(defs["synthetic"]["enum"]) == words_of(synthetic_presets()));
