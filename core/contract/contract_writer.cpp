@@ -89,8 +89,22 @@ class Writer {
     out_ << YAML::EndMap;
   }
 
+  void reads(const EngineNumerics& e) {
+    if (e.scales.empty() && !e.reads.empty()) plain("reads", e.reads);
+    if (e.scales.empty()) return;
+    key("reads") << YAML::Flow << YAML::BeginMap;
+    if (const auto scale = common_scale(e)) {
+      plain(e.reads, *scale);
+    } else {
+      key(e.reads) << YAML::Flow << YAML::BeginMap;
+      for (const auto& [stage, own] : e.scales) plain(name_of(stage), own);
+      out_ << YAML::EndMap;
+    }
+    out_ << YAML::EndMap;
+  }
+
   void engine(const EngineNumerics& e) {
-    if (!e.reads.empty()) plain("reads", e.reads);
+    reads(e);
     if (!e.weights.empty()) plain("weights", e.weights);
     if (!e.accumulator.empty()) plain("accumulator", e.accumulator);
     if (!e.stored.empty()) plain("stored", e.stored);

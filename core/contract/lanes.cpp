@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <utility>
 
@@ -63,10 +64,52 @@ void read_stored(const Value& value, Stages stages, EngineNumerics& engine) {
   }
 }
 
+// One of all stages, or by stage, of which the last word counts.
+void read_scales(const Value& value, Stages stages, EngineNumerics& engine) {
+  const auto give = [&](const Value& number, const auto& picked) {
+    const auto scale = number.number();
+    if (!scale) return;
+    const auto kept = static_cast<float>(*scale);
+    if (!(kept > 0) || !std::isfinite(kept)) return number.refuse("expected a scale above 0, in the range of f32");
+    for (const Stage stage : picked) {
+      std::erase_if(engine.scales, [&](const auto& before) { return before.first == stage; });
+      if (payload_of(stage) == Payload::values) engine.scales.emplace_back(stage, kept);
+    }
+  };
+  if (value.node().kind == YamlNode::Kind::scalar) return give(value, stages);
+  const std::vector<Entry> entries = Map(value).entries();
+  if (value.node().kind == YamlNode::Kind::map && entries.empty())
+    value.refuse("expected at least one stage, found none");
+  for (const Entry& entry : entries)
+    if (const auto pick = read_stage_word(entry.key, stages)) give(entry.value, pick->stages);
+}
+
+// A name, or a name with its scales: {fp8_static: 0.02}.
+void read_reads(const Value& value, Stages stages, EngineNumerics& engine) {
+  const auto name_in = [&](const Value& word) {
+    engine.reads = word.choice("way to read activations", names_of(all_reads())).value_or("");
+    return find_reads(engine.reads);
+  };
+  if (value.node().kind == YamlNode::Kind::scalar) {
+    if (const Reads* reads = name_in(value); reads && reads->scale == Reads::Scale::must)
+      value.refuse(
+          fmt::format("{0} needs a scale: {{{0}: 0.02}}, or one by stage: {{{0}: {{all: 0.02}}}}", reads->name));
+    return;
+  }
+  const std::vector<Entry> entries = Map(value).entries();
+  if (value.node().kind != YamlNode::Kind::map) return;
+  if (entries.size() != 1)
+    return value.refuse(fmt::format("expected one way to read activations, found {}", entries.size()));
+  const Reads* reads = name_in(entries[0].key);
+  if (!reads) return;
+  if (reads->scale == Reads::Scale::none)
+    return entries[0].key.refuse(fmt::format("{} finds its scales itself: write reads: {}", reads->name, reads->name));
+  read_scales(entries[0].value, stages, engine);
+}
+
 EngineNumerics read_engine(Map& map, Stages stages) {
   EngineNumerics engine;
-  if (const auto reads = map.find("reads"))
-    engine.reads = reads->choice("way to read activations", names_of(all_reads())).value_or("");
+  if (const auto reads = map.find("reads")) read_reads(*reads, stages, engine);
   if (const auto weights = map.find("weights"))
     engine.weights = weights->choice("way to round weights", names_of(all_weight_types())).value_or("");
   if (const auto sums = map.find("accumulator"))

@@ -62,6 +62,7 @@ RoundedLane::RoundedLane(std::unique_ptr<Lane> lane, const ModelConfig& config, 
                          std::vector<DType> storage)
     : lane_(std::move(lane)),
       config_(config),
+      engine_(engine),
       reads_(engine.reads == "exact" ? nullptr : find_reads(engine.reads)),
       in_caches_(rounding_of(engine.kv_cache)),
       storage_(std::move(storage)),
@@ -150,21 +151,23 @@ std::vector<RoundedLane::Replaced> RoundedLane::cached_inputs(const Step& step) 
 // of the weights that are read so.
 void RoundedLane::multiply(const Step& step) {
   std::map<std::optional<host::Rounding>, std::vector<std::size_t>> ways;
-  for (std::size_t i = 0; i < step.weights.size(); ++i) ways[reads_->of(step.weights[i]->type)].push_back(i);
+  for (std::size_t i = 0; i < step.weights.size(); ++i)
+    ways[reads_->rounding(step, step.weights[i]->type)].push_back(i);
   const Stage stage = step.in[0], out = step.out[0];
   const host::Values exact = values_of({stage, layer_[stage.index()]}, rows_of(stage));
   host::Values all;
   for (const auto& [rounding, weights] : ways) {
-    run_on(step, {{0, exact, rounding ? host::rounded(exact, *rounding, step.weights[weights[0]]->cols) : exact}});
+    const std::int64_t row = step.weights[weights[0]]->cols;
+    run_on(step, {{0, exact, rounding ? host::rounded(exact, *rounding, row, scale_of(engine_, stage)) : exact}});
     if (ways.size() == 1) return;
     const host::Values written = values_of({out, step.layer}, rows_of(out));
     all.resize(written.size());
-    const auto row = static_cast<std::ptrdiff_t>(written.size()) / rows_of(out).count;
+    const auto all_columns = static_cast<std::ptrdiff_t>(written.size()) / rows_of(out).count;
     std::ptrdiff_t column = 0;
     for (std::size_t i = 0; i < step.weights.size(); ++i) {
       const auto width = static_cast<std::ptrdiff_t>(step.weights[i]->rows);
       if (std::find(weights.begin(), weights.end(), i) != weights.end())
-        for (std::ptrdiff_t at = column; at < std::ssize(written); at += row)
+        for (std::ptrdiff_t at = column; at < std::ssize(written); at += all_columns)
           std::copy_n(written.begin() + at, width, all.begin() + at);
       column += width;
     }
@@ -245,8 +248,14 @@ std::string obstacle_to_rounding(const EngineNumerics& engine, const Program& pr
   for (const Step& step : program) {
     if (reads && is_product(operator_of(step)))
       for (const Weight* weight : step.weights)
-        if (const auto rounding = reads->of(weight->type); rounding && weight->cols % host::block_of(*rounding) != 0)
-          return refusal("reads", engine.reads, weight->name, weight->cols, *rounding);
+        if (const auto rounding = reads->rounding(step, weight->type)) {
+          if (weight->cols % host::block_of(*rounding) != 0)
+            return refusal("reads", engine.reads, weight->name, weight->cols, *rounding);
+          const bool has_none = scale_of(engine, step.in[0]) == 0;
+          if (has_none && (reads->scale == Reads::Scale::must || !engine.scales.empty()))
+            return fmt::format("reads: {}: {} reads {}, which has no scale: give it one, or one to all", engine.reads,
+                               weight->name, name_of(step.in[0]));
+        }
     for (const CacheUse& use : step.caches)
       if (const std::int64_t width = config.cache_width(use.cache, step.layer);
           in_caches && use.input >= 0 && width % host::block_of(*in_caches) != 0)

@@ -52,6 +52,7 @@ class RoundedLane final : public Lane {
 
   const std::unique_ptr<Lane> lane_;
   const ModelConfig& config_;
+  const EngineNumerics engine_;
   const Reads* const reads_;                       // null: as the backend reads
   const std::optional<host::Rounding> in_caches_;  // of keys and values; none: as they are
   const std::vector<DType> storage_;               // by stage

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "core/ops/numerics.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 
@@ -40,15 +42,19 @@ constexpr std::array reads_table{
     Reads{"q8_0", always<Rounding::q8_0>, "8 bits in blocks of 32, an f16 scale each"},
     Reads{"q8_1", in_blocks_of_32, "8 bits in blocks of 32, an f32 scale each, where the weight is in blocks"},
     Reads{"q8_k", as_llama_cpp, "as llama.cpp's CPU backend pairs types: Q8_K, Q8_0, f16, bf16 or as they are"},
-    Reads{"fp8_token", always<Rounding::fp8_token>, "FP8 E4M3, an f32 scale for each row"},
-    Reads{"fp8_128", always<Rounding::fp8_128>, "FP8 E4M3 in groups of 128, an f32 scale each"},
-    Reads{"fp8_128_pow2", always<Rounding::fp8_128_pow2>, "FP8 E4M3 in groups of 128, a power of two as scale of each"},
-    Reads{"mxfp8", always<Rounding::mxfp8>, "FP8 E4M3 in groups of 32, a power of two as scale of each"},
-    Reads{"mxfp4", always<Rounding::mxfp4>, "FP4 E2M1 in groups of 32, a power of two as scale of each"},
+    Reads{"fp8_token", always<Rounding::fp8_token>, "FP8 E4M3, an f32 scale for each row", true},
+    Reads{"fp8_128", always<Rounding::fp8_128>, "FP8 E4M3 in groups of 128, an f32 scale each", true},
+    Reads{"fp8_128_pow2", always<Rounding::fp8_128_pow2>, "FP8 E4M3 in groups of 128, a power of two as scale of each",
+          true},
+    Reads{"fp8_static", always<Rounding::fp8_static>, "FP8 E4M3 with a given scale", true, Reads::Scale::must},
+    Reads{"mxfp8", always<Rounding::mxfp8>, "FP8 E4M3 in groups of 32, a power of two as scale of each", true},
+    Reads{"mxfp4", always<Rounding::mxfp4>, "FP4 E2M1 in groups of 32, a power of two as scale of each", true},
+    Reads{"nvfp4", always<Rounding::nvfp4>, "FP4 E2M1 in groups of 16, an FP8 scale each, times one in f32", true,
+          Reads::Scale::may},
 };
 
-// Routers and heads stay in 16 bits in checkpoints of FP8 (config.json of Qwen3-30B-A3B-FP8 and DeepSeek-V3,
-// modules_to_not_convert).
+// Routers and heads stay in 16 bits in checkpoints of FP8, with what they read (config.json of Qwen3-30B-A3B-FP8 and
+// DeepSeek-V3, modules_to_not_convert).
 bool is_router_or_head(const Step& step) {
   return is(step.out[0], Role::router_scores) || is(step.out[0], Role::logits);
 }
@@ -118,6 +124,9 @@ auto find_in(const Table& table, std::string_view name) -> decltype(table.data()
 
 std::span<const Reads> all_reads() { return reads_table; }
 const Reads* find_reads(std::string_view name) { return find_in(reads_table, name); }
+std::optional<host::Rounding> Reads::rounding(const Step& step, BlockType weight) const {
+  return keeps_router_and_head && is_router_or_head(step) ? std::nullopt : of(weight);
+}
 std::span<const WeightType> all_weight_types() { return weight_table; }
 const WeightType* find_weight_type(std::string_view name) { return find_in(weight_table, name); }
 std::span<const Accumulator> all_accumulators() { return accumulator_table; }
@@ -130,6 +139,22 @@ std::span<const CacheType> all_cache_types() { return cache_table; }
 const CacheType* find_cache_type(std::string_view name) { return find_in(cache_table, name); }
 std::span<const StoragePreset> all_storage_presets() { return storage_table; }
 const StoragePreset* find_storage_preset(std::string_view name) { return find_in(storage_table, name); }
+
+float scale_of(const EngineNumerics& engine, Stage stage) {
+  const auto found =
+      std::find_if(engine.scales.begin(), engine.scales.end(), [&](const auto& one) { return one.first == stage; });
+  return found == engine.scales.end() ? 0 : found->second;
+}
+
+std::optional<float> common_scale(const EngineNumerics& engine) {
+  const auto& all = engine.scales;
+  const bool differ = std::any_of(all.begin(), all.end(), [&](const auto& one) { return one.second != all[0].second; });
+  const bool is_whole =
+      !all.empty() && std::all_of(all[0].first.siblings().begin(), all[0].first.siblings().end(), [&](Stage s) {
+        return payload_of(s) == Payload::indices || scale_of(engine, s) > 0;
+      });
+  return is_whole && !differ ? std::optional(all[0].second) : std::nullopt;
+}
 
 std::vector<DType> storage_of(const EngineNumerics& engine, Stages stages, const Description& backend) {
   std::vector<DType> types;
@@ -147,6 +172,10 @@ std::string text_of(const EngineNumerics& engine) {
   std::string text;
   const auto add = [&](std::string_view more) { text.append(text.empty() ? "" : ", ").append(more); };
   if (!engine.reads.empty()) add("reads " + engine.reads);
+  if (const auto scale = common_scale(engine))
+    text += fmt::format(" with a scale of {}", *scale);
+  else if (!engine.scales.empty())
+    text += " with scales by stage";
   if (!engine.weights.empty()) add("weights " + engine.weights);
   if (!engine.accumulator.empty()) add("sums in " + engine.accumulator);
   if (!engine.stored.empty()) add("stored as " + engine.stored);

@@ -26,6 +26,11 @@ struct Reads {
   std::string_view name;
   std::optional<host::Rounding> (*of)(BlockType weight);
   std::string_view text;
+  bool keeps_router_and_head = false;                        // these read activations as they are
+  enum class Scale { none, may, must } scale = Scale::none;  // whether one is given with the name
+
+  // What a product does to its activations where they meet a weight of that type.
+  std::optional<host::Rounding> rounding(const Step& step, BlockType weight) const;
 };
 std::span<const Reads> all_reads();
 const Reads* find_reads(std::string_view name);  // null: there is none
@@ -77,6 +82,7 @@ const StoragePreset* find_storage_preset(std::string_view name);  // null: there
 // The words of a contract about the engine that a lane stands for. Empty: as the lane's backend does it.
 struct EngineNumerics {
   std::string reads;                            // a row of all_reads()
+  std::vector<std::pair<Stage, float>> scales;  // that `reads` has: of what products read, each once
   std::string weights;                          // a row of all_weight_types()
   std::string accumulator;                      // a row of all_accumulators()
   std::string stored;                           // a row of all_storage_presets()
@@ -89,6 +95,11 @@ struct EngineNumerics {
   }
   friend bool operator==(const EngineNumerics&, const EngineNumerics&) = default;
 };
+
+// The scale of a stage that products read; 0: none is given.
+float scale_of(const EngineNumerics& engine, Stage stage);
+// That of all stages; none where they differ, or there is none.
+std::optional<float> common_scale(const EngineNumerics& engine);
 
 // The type that each stage is stored in, by index: as the backend has it where nothing coarser is said.
 std::vector<DType> storage_of(const EngineNumerics& engine, Stages stages, const Description& backend);

@@ -36,7 +36,9 @@ double error_of(host::Rounding way) {
     case Rounding::fp8_token:
     case Rounding::fp8_128:
     case Rounding::fp8_128_pow2:
+    case Rounding::fp8_static:
     case Rounding::mxfp8: return rounding(bits_e4m3);
+    case Rounding::nvfp4:
     case Rounding::mxfp4: return rounding(bits_e2m1);
   }
   return 0;
@@ -51,9 +53,9 @@ double error_of(DType type) {
 
 // Where the oracle reads as the lane does, one value may still be on another side of a border: a step of 12 times the
 // mean square of an error within half of one. It counts as four expected errors.
-double activation_error(const PredictedNumerics& numerics, const Weight& weight) {
+double activation_error(const PredictedNumerics& numerics, const Step& step, const Weight& weight) {
   constexpr double one_step = 12.0 / (4 * 4);
-  const auto way = [&](const Reads* reads) { return reads ? reads->of(weight.type) : std::nullopt; };
+  const auto way = [&](const Reads* reads) { return reads ? reads->rounding(step, weight.type) : std::nullopt; };
   const auto lane = way(numerics.lane.reads), oracle = way(numerics.oracle.reads);
   if (lane == oracle) return one_step * error_of(lane) / static_cast<double>(weight.cols);
   return error_of(lane) + error_of(oracle);
@@ -72,7 +74,7 @@ double weight_error(const PredictedNumerics& numerics, const Step& step, BlockTy
   };
   const auto lane = of(numerics.lane.weights), oracle = of(numerics.oracle.weights);
   if (lane || oracle) return lane == oracle ? 0 : (lane ? error_of(*lane) : 0) + (oracle ? error_of(*oracle) : 0);
-  const bool is_integer = numerics.lane.reads && numerics.lane.reads->of(type);
+  const bool is_integer = numerics.lane.reads && numerics.lane.reads->rounding(step, type);
   return info(type).scales.count == 2 && !is_integer ? numerics.unit : 0;
 }
 
@@ -130,7 +132,7 @@ double squared_error_of_product(const Step& step, const ModelConfig&, const Pred
   const double unit = numerics.unit;
   double sum = 0, rows = 0;
   for (const Weight* w : step.weights) {
-    const double operands = (step.biases.size() > 0 ? 2 : 1) * unit + activation_error(numerics, *w) +
+    const double operands = (step.biases.size() > 0 ? 2 : 1) * unit + activation_error(numerics, step, *w) +
                             weight_error(numerics, step, w->type);
     sum += static_cast<double>(w->rows) * (operands + error_of_sum(numerics, w->cols));
     rows += static_cast<double>(w->rows);

@@ -21,7 +21,7 @@ namespace moe_diag::test {
 
 using Keys = std::vector<std::pair<std::string, std::string>>;
 
-// A lane as a contract would state it: {"inputs", ...} and {"routing", ...} name lanes; {"reads", ...},
+// A lane as a contract would state it: {"inputs", ...} and {"routing", ...} name lanes; {"reads", ...}, {"scale", ...},
 // {"weights", ...}, {"accumulator", ...}, {"stored", ...}, {"stored.STAGE", ...} and {"kv_cache", ...} are of its
 // engine, the rest is the backend's.
 inline LaneSpec lane_spec(const std::string& name, const Keys& keys) {
@@ -36,6 +36,8 @@ inline LaneSpec lane_spec(const std::string& name, const Keys& keys) {
       spec.routing = value;
     else if (key == "reads")
       spec.engine.reads = value;
+    else if (key == "scale")
+      for (const Stage stage : qwen3moe.stages) spec.engine.scales.emplace_back(stage, std::stof(value));
     else if (key == "weights")
       spec.engine.weights = value;
     else if (key == "accumulator")

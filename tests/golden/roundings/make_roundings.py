@@ -58,6 +58,30 @@ def microscaled(x: np.ndarray, element, top: int) -> np.ndarray:
     return (cast(groups / scale, element) * scale).reshape(x.shape)
 
 
+def fp8_static(x: np.ndarray, scale: float) -> np.ndarray:
+    """vLLM's static scaled_fp8_quant: y times 1 / scale in float32."""
+    scale = np.float32(scale)
+    return cast(x * (np.float32(1) / scale), ml_dtypes.float8_e4m3fn) * scale.astype(np.float64)
+
+
+def reciprocal(x: np.ndarray) -> np.ndarray:
+    return np.divide(np.float32(1), x, out=np.zeros_like(x), where=x != 0)
+
+
+def nvfp4(x: np.ndarray, scale: float | None) -> np.ndarray:
+    """vLLM's ref_nvfp4_quant; without a scale that of all values is one of each row: its largest / (448 * 6)."""
+    if scale is None:
+        times = np.float32(448 * 6) * reciprocal(np.abs(x).max(axis=1, keepdims=True))
+    else:
+        times = np.full((len(x), 1), np.float32(1) / np.float32(scale))
+    groups, times = x.reshape(len(x), -1, 16), times[:, :, None]
+    wanted = times * (np.abs(groups).max(axis=2, keepdims=True) * (np.float32(1) / np.float32(6)))
+    own = np.minimum(wanted, np.float32(448)).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    quantised = cast(groups * reciprocal(own * reciprocal(times)), ml_dtypes.float4_e2m1fn)
+    assert own.dtype == times.dtype == np.float32
+    return (quantised * (own.astype(np.float64) * reciprocal(times))).reshape(x.shape)
+
+
 def q4_0(x: np.ndarray) -> np.ndarray:
     blocks = gguf.quants.quantize(x, gguf.GGMLQuantizationType.Q4_0)
     return gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q4_0).astype(np.float64)
@@ -103,6 +127,9 @@ def main() -> None:
         "fp8_128_pow2": fp8(x, 128, True),
         "mxfp8": microscaled(x, ml_dtypes.float8_e4m3fn, 8),
         "mxfp4": microscaled(x, ml_dtypes.float4_e2m1fn, 2),
+        "fp8_static": fp8_static(x, 0.02),
+        "nvfp4": nvfp4(x, None),
+        "nvfp4_given": nvfp4(x, 0.01),
         "weights": w,
         "weights_bf16": w.astype(ml_dtypes.bfloat16).astype(np.float32),
         "weights_fp8_block": fp8_blocks(w, False),

@@ -2,6 +2,8 @@
 // A lane that stands for an engine with coarser types: what it stores, reads and caches is rounded, and nothing else.
 #include "core/lane/rounded_lane.hpp"
 
+#include <fmt/format.h>
+
 #include <cmath>
 #include <deque>
 #include <string>
@@ -88,11 +90,13 @@ double relative(const host::Values& a, const host::Values& b) {
   return std::sqrt(squares / all);
 }
 
+constexpr float given_scale = 0.02F;
+
 host::Values product(Beside& run, const Step& step, const Reads& reads) {
   const host::Values x = run.input(step, 0);
   const auto as_read = [&](const Weight& w) {
-    const auto rounding = reads.of(w.type);
-    return rounding ? host::rounded(x, *rounding, w.cols) : x;
+    const auto rounding = reads.rounding(step, w.type);
+    return rounding ? host::rounded(x, *rounding, w.cols, reads.scale == Reads::Scale::must ? given_scale : 0) : x;
   };
   if (step.op == Op::expert_linear) {
     const Tensor ids = run.truth({stages::moe_router_indices, 0});
@@ -147,7 +151,9 @@ TEST_CASE("a stage that is stored in 16 bits holds what was computed, rounded") 
 TEST_CASE("products read activations rounded as their weight's type says, and leave the stage as it is") {
   for (const Reads& reads : all_reads())
     for (const std::string quant : {"q4_k_m", "q8_0", "f16"}) {
-      Beside run({{"reads", std::string(reads.name)}}, quant);
+      Keys keys = {{"reads", std::string(reads.name)}};
+      if (reads.scale == Reads::Scale::must) keys.emplace_back("scale", fmt::format("{}", given_scale));
+      Beside run(keys, quant);
       for (const Step& step : run.program()) {
         if (!is_product(operator_of(step))) continue;
         const Site site = site_of(step, step.out[0]);
@@ -266,6 +272,10 @@ TEST_CASE("rows that are no whole number of blocks are refused before anything i
   CHECK(obstacle_to_rounding(reading("fp8_128"), bent, model.config()).find("no whole number of blocks of 128") !=
         std::string::npos);
   CHECK(obstacle_to_rounding(reading("fp8_token"), bent, model.config()).empty());
+  EngineNumerics with_scale = reading("fp8_static");
+  with_scale.scales = {{stages::attn_norm, 0.02F}, {stages::attention, 0.02F}};
+  CHECK(obstacle_to_rounding(with_scale, program, model.config()) ==
+        "reads: fp8_static: blk.0.ffn_gate_exps.weight reads ffn_norm, which has no scale: give it one, or one to all");
   EngineNumerics both = reading("q8_k");
   both.weights = "fp8_block";
   CHECK(obstacle_to_rounding(both, program, model.config()).find("weights: fp8_block gives them another one") !=

@@ -42,15 +42,23 @@ struct Golden {
 TEST_CASE("activations and caches are rounded as the reference rounds them, bit by bit") {
   using host::Rounding;
   const Golden x("x");
-  for (const auto& [name, rounding] : {std::pair{"q4_0", Rounding::q4_0},
-                                       {"fp8", Rounding::fp8},
-                                       {"fp8_token", Rounding::fp8_token},
-                                       {"fp8_128", Rounding::fp8_128},
-                                       {"fp8_128_pow2", Rounding::fp8_128_pow2},
-                                       {"mxfp8", Rounding::mxfp8},
-                                       {"mxfp4", Rounding::mxfp4}}) {
+  struct Case {
+    const char* name;
+    Rounding rounding;
+    float scale = 0;
+  };
+  for (const auto& [name, rounding, scale] : {Case{"q4_0", Rounding::q4_0},
+                                              {"fp8", Rounding::fp8},
+                                              {"fp8_token", Rounding::fp8_token},
+                                              {"fp8_128", Rounding::fp8_128},
+                                              {"fp8_128_pow2", Rounding::fp8_128_pow2},
+                                              {"fp8_static", Rounding::fp8_static, 0.02F},
+                                              {"mxfp8", Rounding::mxfp8},
+                                              {"mxfp4", Rounding::mxfp4},
+                                              {"nvfp4", Rounding::nvfp4},
+                                              {"nvfp4_given", Rounding::nvfp4, 0.01F}}) {
     const Golden expected(name);
-    const host::Values rounded = host::rounded(x.values, rounding, x.row);
+    const host::Values rounded = host::rounded(x.values, rounding, x.row, scale);
     REQUIRE(expected.values.size() == rounded.size());
     int wrong = 0;
     for (std::size_t i = 0; wrong < 3 && i < rounded.size(); ++i) {
