@@ -114,6 +114,7 @@ class Writer {
       out_ << YAML::EndMap;
     }
     if (!e.kv_cache.empty()) plain("kv_cache", e.kv_cache);
+    if (!e.kv_rotate.empty()) plain("kv_rotate", e.kv_rotate);
   }
 
   void files(std::string_view name, const std::vector<GivenValues>& values) {

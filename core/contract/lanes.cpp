@@ -117,6 +117,16 @@ EngineNumerics read_engine(Map& map, Stages stages) {
   if (const auto stored = map.find("stored")) read_stored(*stored, stages, engine);
   if (const auto cache = map.find("kv_cache"))
     engine.kv_cache = cache->choice("type of a KV cache", names_of(all_cache_types())).value_or("");
+  if (const auto rotate = map.find("kv_rotate")) {
+    engine.kv_rotate = rotate->choice("way to rotate keys and values", names_of(all_cache_rotations())).value_or("");
+    const CacheType* type = find_cache_type(engine.kv_cache);
+    const bool is_in_blocks = type && type->rounding && host::block_of(*type->rounding) > 1;
+    if (engine.kv_rotate == "hadamard" && !is_in_blocks)
+      rotate->refuse(
+          fmt::format("keys and values are rotated for a quantised cache only, and kv_cache is {}: set it to "
+                      "q8_0 or q4_0, or leave out kv_rotate",
+                      engine.kv_cache.empty() ? "not set" : engine.kv_cache));
+  }
   return engine;
 }
 

@@ -359,8 +359,7 @@ Tensor Examiner::read_from_cache(const Subject& subject, Sighting& sighting, con
   const Stage stage = step.in[static_cast<std::size_t>(use.input)];
   const Description& fed = parts_.lanes[static_cast<std::size_t>(subject.fed)].description;
   host::Values values = rounded_to(host::values_of(kept), fed.stored(stage));
-  if (const CacheType* type = find_cache_type(fed.kv_cache); type && type->rounding)
-    values = host::rounded(values, *type->rounding);
+  if (const CacheRounding in_cache(fed.kv_cache, fed.kv_rotate); in_cache) values = in_cache.kept(values, step);
   const Shape shape = parts_.model.config().shape_of({stage, step.layer}, static_cast<int>(kept.shape[0]), 0);
   const std::int64_t row = shape.row(), width = kept.shape.row(), first = use.column;
   cached_.assign(static_cast<std::size_t>(shape.count()), 0.0);

@@ -195,6 +195,7 @@ void Lanes::describe_engine(std::size_t i) {
   if (!spec.engine.accumulator.empty()) d.accumulator = spec.engine.accumulator;
   if (rounded_[i] && !d.asynchronous) d.weight_bytes += rounded_[i]->bytes();
   if (!spec.engine.kv_cache.empty()) d.kv_cache = spec.engine.kv_cache;
+  if (!spec.engine.kv_rotate.empty()) d.kv_rotate = spec.engine.kv_rotate;
 }
 
 std::unique_ptr<Lane> Lanes::opened(std::size_t i, std::string& plain_operators) const {
@@ -205,7 +206,7 @@ std::unique_ptr<Lane> Lanes::opened(std::size_t i, std::string& plain_operators)
   if (!plain_operators.empty()) lane = std::make_unique<AssistedLane>(std::move(lane), config(), program(i));
   const EngineNumerics& engine = contract_.lanes[i].engine;
   if (!lane || engine.empty()) return lane;
-  return std::make_unique<RoundedLane>(std::move(lane), config(), engine, lanes_[i].description.storage);
+  return std::make_unique<RoundedLane>(std::move(lane), config(), program(i), engine, lanes_[i].description.storage);
 }
 
 // A lane of the contract's lane i.

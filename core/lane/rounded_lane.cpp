@@ -12,16 +12,12 @@
 #include <utility>
 
 #include "core/api/error.hpp"
+#include "core/ops/attention.hpp"
 #include "core/ops/operator.hpp"
 #include "core/ops/values.hpp"
 
 namespace moe_diag {
 namespace {
-
-std::optional<host::Rounding> rounding_of(const std::string& cache_type) {
-  const CacheType* type = find_cache_type(cache_type);
-  return type ? type->rounding : std::nullopt;
-}
 
 // The upper half of a float, ties to even: what BF16(double) gives, in a few instructions.
 BF16 upper_half(float x) {
@@ -58,26 +54,24 @@ Tensor stored_as(DType type, const Tensor& values, std::vector<std::byte>& memor
 
 }  // namespace
 
-RoundedLane::RoundedLane(std::unique_ptr<Lane> lane, const ModelConfig& config, const EngineNumerics& engine,
-                         std::vector<DType> storage)
+RoundedLane::RoundedLane(std::unique_ptr<Lane> lane, const ModelConfig& config, const Program& program,
+                         const EngineNumerics& engine, std::vector<DType> storage)
     : lane_(std::move(lane)),
       config_(config),
+      program_(program),
       engine_(engine),
       reads_(engine.reads == "exact" ? nullptr : find_reads(engine.reads)),
-      in_caches_(rounding_of(engine.kv_cache)),
+      in_caches_(engine.kv_cache, engine.kv_rotate),
       storage_(std::move(storage)),
       layer_(config.stages.size(), -1),
       stored_(config.stages.size()),
-      rounds_anything_(reads_ || in_caches_ ||
+      rounds_anything_(reads_ || static_cast<bool>(in_caches_) ||
                        std::any_of(config.stages.begin(), config.stages.end(), [&](Stage s) { return is_coarse(s); })) {
 }
 
-bool RoundedLane::is_coarse(Stage stage) const {
-  const DType type = storage_[stage.index()];
-  return type == DType::f16 || type == DType::bf16;
-}
+bool RoundedLane::is_coarse(Stage stage) const { return has_16_bits(storage_[stage.index()]); }
 
-bool RoundedLane::rounds_cache(const CacheUse& use) const { return in_caches_ && use.input >= 0; }
+bool RoundedLane::rounds_cache(const CacheUse& use) const { return in_caches_.rounding && use.input >= 0; }
 
 bool RoundedLane::rounds(const Step& step) const {
   const auto coarse = [&](Stage stage) { return is_coarse(stage); };
@@ -140,7 +134,7 @@ std::vector<RoundedLane::Replaced> RoundedLane::cached_inputs(const Step& step) 
     const auto width = static_cast<std::size_t>(config_.cache_width(use.cache, step.layer));
     const std::size_t row = at->own.size() / static_cast<std::size_t>(rows_of(step.in[input]).count);
     for (std::size_t first = static_cast<std::size_t>(use.column); first < at->own.size(); first += row) {
-      const host::Values kept = host::rounded(std::span(at->own).subspan(first, width), *in_caches_);
+      const host::Values kept = in_caches_.kept(std::span(at->own).subspan(first, width), step);
       std::copy(kept.begin(), kept.end(), at->read.begin() + static_cast<std::ptrdiff_t>(first));
     }
   }
@@ -225,8 +219,14 @@ Tensor RoundedLane::read_cache(Cache cache, int layer, Stretch positions) {
 }
 
 void RoundedLane::write_cache(Cache cache, int layer, Stretch positions, const Tensor& values) {
-  if (!in_caches_ || info(cache).is_state) return lane_->write_cache(cache, layer, positions, values);
-  const host::Values kept = host::rounded(host::values_of(values), *in_caches_);
+  const auto reads = [&](const Step& step) {
+    return step.layer == layer && std::any_of(step.caches.begin(), step.caches.end(), [&](const CacheUse& use) {
+             return use.cache == cache && rounds_cache(use);
+           });
+  };
+  const auto reader = std::find_if(program_.begin(), program_.end(), reads);
+  if (reader == program_.end()) return lane_->write_cache(cache, layer, positions, values);
+  const host::Values kept = in_caches_.kept(host::values_of(values), *reader);
   lane_->write_cache(cache, layer, positions, {kept.data(), DType::f64, values.shape});
 }
 
@@ -239,7 +239,7 @@ std::string obstacle_to_rounding(const EngineNumerics& engine, const Program& pr
         "leave "
         "out one of the two",
         engine.reads, engine.weights);
-  const std::optional<host::Rounding> in_caches = rounding_of(engine.kv_cache);
+  const CacheRounding in_caches(engine.kv_cache, engine.kv_rotate);
   const auto refusal = [](std::string_view key, std::string_view value, std::string_view rows, std::int64_t width,
                           host::Rounding rounding) {
     return fmt::format("{}: {}: rows of {} have {} values, no whole number of blocks of {}", key, value, rows, width,
@@ -256,10 +256,15 @@ std::string obstacle_to_rounding(const EngineNumerics& engine, const Program& pr
             return fmt::format("reads: {}: {} reads {}, which has no scale: give it one, or one to all", engine.reads,
                                weight->name, name_of(step.in[0]));
         }
-    for (const CacheUse& use : step.caches)
+    for (const CacheUse& use : step.caches) {
+      if (!in_caches.rounding || use.input < 0) continue;
       if (const std::int64_t width = config.cache_width(use.cache, step.layer);
-          in_caches && use.input >= 0 && width % host::block_of(*in_caches) != 0)
-        return refusal("kv_cache", engine.kv_cache, name_of(use.cache), width, *in_caches);
+          width % host::block_of(*in_caches.rounding) != 0)
+        return refusal("kv_cache", engine.kv_cache, name_of(use.cache), width, *in_caches.rounding);
+      if (in_caches.rotation && head_sizes(step).head_dim % in_caches.rotation->divides != 0)
+        return fmt::format("kv_rotate: {}: heads of {} have {} values, no multiple of {}", engine.kv_rotate,
+                           name_of(use.cache), head_sizes(step).head_dim, in_caches.rotation->divides);
+    }
   }
   return "";
 }

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <array>
 
+#include "core/ops/attention.hpp"
 #include "core/ops/operator.hpp"
+#include "core/ops/rotation.hpp"
 
 namespace moe_diag {
 namespace {
@@ -53,10 +55,11 @@ constexpr std::array reads_table{
           Reads::Scale::may},
 };
 
-// Routers and heads stay in 16 bits in checkpoints of FP8, with what they read (config.json of Qwen3-30B-A3B-FP8 and
-// DeepSeek-V3, modules_to_not_convert).
-bool is_router_or_head(const Step& step) {
-  return is(step.out[0], Role::router_scores) || is(step.out[0], Role::logits);
+// The router, the gate of a shared expert and the head stay in 16 bits in checkpoints of FP8, with what they read
+// (config.json of Qwen3-30B-A3B-FP8 and others, modules_to_not_convert; DeepSeek-V3 Technical Report, 3.3.1).
+bool is_gate_or_head(const Step& step) {
+  const bool has_one_value = step.weights.size() == 1 && step.weights[0]->rows == 1;
+  return has_one_value || is(step.out[0], Role::router_scores) || is(step.out[0], Role::logits);
 }
 
 using host::WeightRounding;
@@ -87,6 +90,21 @@ constexpr std::array cache_table{
     CacheType{"fp8_e4m3", Rounding::fp8, "FP8 E4M3 with a scale of 1, as vLLM has it without calibration"},
 };
 
+// As llama.cpp has it (src/llama-kv-cache.cpp, build_input_k_rot and build_input_v_rot, since pull request 21038): keys
+// in the largest blocks of 64 times a power of two that a head is whole ones of, values in blocks of 64.
+constexpr std::int64_t least_rotated = 64;
+std::int64_t hadamard_block(const Step& step) {
+  if (step.op != Op::scores) return least_rotated;
+  std::int64_t block = least_rotated;
+  while (head_sizes(step).head_dim % (2 * block) == 0) block *= 2;
+  return block;
+}
+
+constexpr std::array rotation_table{
+    CacheRotation{"none", nullptr, 1, "as they are"},
+    CacheRotation{"hadamard", hadamard_block, least_rotated, "by a Hadamard matrix"},
+};
+
 template <DType type>
 DType all_in(const StageInfo&) {
   return type;
@@ -114,6 +132,15 @@ constexpr std::array storage_table{
     StoragePreset{"llama_cpp", all_in<DType::f32>, "llama.cpp on a CPU: every stage in f32"},
 };
 
+// Sums of f64 lanes are in f64, which no engine has.
+constexpr std::array named_table{
+    NamedNumerics{"f64", "exact", "as_stored", "", DType::f64},
+    NamedNumerics{"f32", "exact", "as_stored", "f32", DType::f32},
+    NamedNumerics{"bf16", "bf16", "bf16", "f32", DType::f32},
+    NamedNumerics{"q8_k", "q8_k", "as_stored", "f32", DType::f32},
+    NamedNumerics{"q8_1", "q8_1", "as_stored", "f32", DType::f32},
+};
+
 template <class Table>
 auto find_in(const Table& table, std::string_view name) -> decltype(table.data()) {
   const auto found = std::find_if(table.begin(), table.end(), [&](const auto& row) { return row.name == name; });
@@ -125,18 +152,31 @@ auto find_in(const Table& table, std::string_view name) -> decltype(table.data()
 std::span<const Reads> all_reads() { return reads_table; }
 const Reads* find_reads(std::string_view name) { return find_in(reads_table, name); }
 std::optional<host::Rounding> Reads::rounding(const Step& step, BlockType weight) const {
-  return keeps_router_and_head && is_router_or_head(step) ? std::nullopt : of(weight);
+  return keeps_gates_and_head && is_gate_or_head(step) ? std::nullopt : of(weight);
 }
 std::span<const WeightType> all_weight_types() { return weight_table; }
 const WeightType* find_weight_type(std::string_view name) { return find_in(weight_table, name); }
 std::span<const Accumulator> all_accumulators() { return accumulator_table; }
 const Accumulator* find_accumulator(std::string_view name) { return find_in(accumulator_table, name); }
 std::optional<host::WeightRounding> WeightType::of(const Step& step) const {
-  const bool keeps = !is_product(operator_of(step)) || (keeps_router_and_head && is_router_or_head(step));
+  const bool keeps = !is_product(operator_of(step)) || (keeps_gates_and_head && is_gate_or_head(step));
   return keeps ? std::nullopt : rounding;
 }
 std::span<const CacheType> all_cache_types() { return cache_table; }
 const CacheType* find_cache_type(std::string_view name) { return find_in(cache_table, name); }
+std::span<const CacheRotation> all_cache_rotations() { return rotation_table; }
+const CacheRotation* find_cache_rotation(std::string_view name) { return find_in(rotation_table, name); }
+
+CacheRounding::CacheRounding(std::string_view kv_cache, std::string_view kv_rotate)
+    : rotation(find_cache_rotation(kv_rotate)) {
+  if (rotation && !rotation->block) rotation = nullptr;
+  if (const CacheType* type = find_cache_type(kv_cache)) rounding = type->rounding;
+}
+
+host::Values CacheRounding::kept(std::span<const double> rows, const Step& step) const {
+  return host::rounded_when_rotated(rows, *rounding, rotation ? rotation->block(step) : 0);
+}
+
 std::span<const StoragePreset> all_storage_presets() { return storage_table; }
 const StoragePreset* find_storage_preset(std::string_view name) { return find_in(storage_table, name); }
 
@@ -155,6 +195,9 @@ std::optional<float> common_scale(const EngineNumerics& engine) {
       });
   return is_whole && !differ ? std::optional(all[0].second) : std::nullopt;
 }
+
+std::span<const NamedNumerics> all_named_numerics() { return named_table; }
+const NamedNumerics* find_named_numerics(std::string_view name) { return find_in(named_table, name); }
 
 std::vector<DType> storage_of(const EngineNumerics& engine, Stages stages, const Description& backend) {
   std::vector<DType> types;
@@ -181,6 +224,7 @@ std::string text_of(const EngineNumerics& engine) {
   if (!engine.stored.empty()) add("stored as " + engine.stored);
   if (!engine.stages.empty()) add("stored by stage");
   if (!engine.kv_cache.empty()) add("a KV cache in " + engine.kv_cache);
+  if (!engine.kv_rotate.empty()) add("rotated by " + engine.kv_rotate);
   return text;
 }
 

@@ -26,7 +26,7 @@ struct Reads {
   std::string_view name;
   std::optional<host::Rounding> (*of)(BlockType weight);
   std::string_view text;
-  bool keeps_router_and_head = false;                        // these read activations as they are
+  bool keeps_gates_and_head = false;                         // these read activations as they are
   enum class Scale { none, may, must } scale = Scale::none;  // whether one is given with the name
 
   // What a product does to its activations where they meet a weight of that type.
@@ -39,7 +39,7 @@ const Reads* find_reads(std::string_view name);  // null: there is none
 struct WeightType {
   std::string_view name;
   std::optional<host::WeightRounding> rounding;  // none: as the file has them
-  bool keeps_router_and_head;                    // these have their weights as the file has them
+  bool keeps_gates_and_head;                     // these have their weights as the file has them
   std::string_view text;
 
   // What it does to the weights of a step: nothing where that is no product.
@@ -70,6 +70,28 @@ struct CacheType {
 std::span<const CacheType> all_cache_types();
 const CacheType* find_cache_type(std::string_view name);  // null: there is none
 
+// The ways in which keys and values are rotated before a cache rounds them.
+struct CacheRotation {
+  std::string_view name;
+  // The values of a head that are rotated together in a cache that the step reads.
+  std::int64_t (*block)(const Step& step);  // null: nothing is rotated
+  std::int64_t divides;                     // of a head's size: others cannot be rotated so
+  std::string_view text;
+};
+std::span<const CacheRotation> all_cache_rotations();
+const CacheRotation* find_cache_rotation(std::string_view name);  // null: there is none
+
+// What becomes of rows that go into a cache which a step reads; none: they are kept as they are.
+struct CacheRounding {
+  std::optional<host::Rounding> rounding;
+  const CacheRotation* rotation = nullptr;  // null: none
+
+  CacheRounding() = default;
+  CacheRounding(std::string_view kv_cache, std::string_view kv_rotate);
+  explicit operator bool() const { return rounding.has_value(); }
+  host::Values kept(std::span<const double> rows, const Step& step) const;
+};
+
 // The types that a known engine stores its stages in: f32 where it stores them as they are computed, or not at all.
 struct StoragePreset {
   std::string_view name;
@@ -78,6 +100,14 @@ struct StoragePreset {
 };
 std::span<const StoragePreset> all_storage_presets();
 const StoragePreset* find_storage_preset(std::string_view name);  // null: there is none
+
+// The numerics that have a name, as rows of the tables above: what a backend's own products do.
+struct NamedNumerics {
+  std::string_view name, reads, weights, accumulator;
+  DType values;  // of stages
+};
+std::span<const NamedNumerics> all_named_numerics();
+const NamedNumerics* find_named_numerics(std::string_view name);  // null: not known here
 
 // The words of a contract about the engine that a lane stands for. Empty: as the lane's backend does it.
 struct EngineNumerics {
@@ -88,6 +118,7 @@ struct EngineNumerics {
   std::string stored;                           // a row of all_storage_presets()
   std::vector<std::pair<Stage, DType>> stages;  // each once, instead of a preset
   std::string kv_cache;                         // a row of all_cache_types()
+  std::string kv_rotate;                        // a row of all_cache_rotations()
 
   bool empty() const {
     return reads.empty() && weights.empty() && accumulator.empty() && stored.empty() && stages.empty() &&
@@ -106,6 +137,9 @@ std::vector<DType> storage_of(const EngineNumerics& engine, Stages stages, const
 
 // "reads q8_k, stored as hf, a KV cache in f16"; empty: nothing is said.
 std::string text_of(const EngineNumerics& engine);
+
+// True for the types that keep a value in 16 bits.
+constexpr bool has_16_bits(DType type) { return type == DType::f16 || type == DType::bf16; }
 
 // The values in a type with fewer bits, as doubles.
 host::Values rounded_to(host::Values values, DType type);

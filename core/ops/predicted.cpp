@@ -2,10 +2,10 @@
 #include "core/ops/predicted.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <optional>
 #include <string_view>
+#include <utility>
 
 #include "core/ops/operator.hpp"
 
@@ -45,8 +45,6 @@ double error_of(host::Rounding way) {
 }
 double error_of(std::optional<host::Rounding> way) { return way ? error_of(*way) : 0; }
 
-bool is_coarse(DType type) { return type == DType::f16 || type == DType::bf16; }
-
 double error_of(DType type) {
   return type == DType::f16 ? rounding(bits_f16) : type == DType::bf16 ? rounding(bits_bf16) : 0;
 }
@@ -80,7 +78,7 @@ double weight_error(const PredictedNumerics& numerics, const Step& step, BlockTy
 
 // Truncating errs by twice as much as rounding. One sum of n terms of random sign is rounded at j/n of its square.
 double error_of_sum(const PredictedNumerics& numerics, std::int64_t terms) {
-  const Accumulator* sums = numerics.accumulator;
+  const Accumulator* sums = numerics.lane.accumulator;
   if (!sums) return walk(terms) * numerics.unit;
   const double error = rounding(sums->bits) * (sums->truncates ? 4 : 1), n = static_cast<double>(terms);
   if (sums->kind == Accumulator::Kind::partial_sums) return walk(terms) * error;
@@ -89,26 +87,13 @@ double error_of_sum(const PredictedNumerics& numerics, std::int64_t terms) {
   return part / 2 * error + n / part / 2 * rounding(bits_f32);
 }
 
-// The numerics that have a name, as rows of the tables: how their products read activations and weights.
-struct Named {
-  std::string_view name, reads, weights;
-};
-constexpr std::array named{Named{"f64", "exact", "as_stored"}, Named{"f32", "exact", "as_stored"},
-                           Named{"bf16", "bf16", "bf16"}, Named{"q8_k", "q8_k", "as_stored"},
-                           Named{"q8_1", "q8_1", "as_stored"}};
-
-const Named* find_named(std::string_view name) {
-  const auto found = std::find_if(named.begin(), named.end(), [&](const Named& row) { return row.name == name; });
-  return found == named.end() ? nullptr : found;
-}
-
 // As the lane says itself, or as its numerics have it.
 OperandNumerics operands_of(const LaneNumerics& lane) {
-  const Named* own = find_named(lane.name);
-  const auto or_own = [&](const std::string& said, std::string_view Named::*row) {
-    return !said.empty() ? std::string_view(said) : own ? own->*row : std::string_view();
-  };
-  return {find_reads(or_own(lane.reads, &Named::reads)), find_weight_type(or_own(lane.weights, &Named::weights))};
+  const NamedNumerics* own = find_named_numerics(lane.name);
+  const std::string_view reads = lane.reads.empty() && own ? own->reads : lane.reads;
+  const std::string_view weights = lane.weights.empty() && own ? own->weights : lane.weights;
+  const std::string_view accumulator = lane.accumulator.empty() && own ? own->accumulator : lane.accumulator;
+  return {find_reads(reads), find_weight_type(weights), find_accumulator(accumulator)};
 }
 
 // The square of what rounding the inputs to 16 bits moves the output by, as if each did so by itself.
@@ -120,10 +105,10 @@ double input_error(const LaneNumerics& lane, const Step& step, const LaneNumeric
 }
 
 double cache_error(const LaneNumerics& lane, const Step& step, const LaneNumerics& oracle) {
-  if (step.caches.size() == 0 || lane.kv_cache == oracle.kv_cache) return 0;
-  const CacheType* type = find_cache_type(lane.kv_cache);
-  const CacheType* other = find_cache_type(oracle.kv_cache);
-  return (type ? error_of(type->rounding) : 0) + (other ? error_of(other->rounding) : 0);
+  const CacheRounding own(lane.kv_cache, lane.kv_rotate), other(oracle.kv_cache, oracle.kv_rotate);
+  const bool are_alike = own.rounding == other.rounding && own.rotation == other.rotation;
+  if (step.caches.size() == 0 || are_alike) return 0;
+  return error_of(own.rounding) + error_of(other.rounding);
 }
 
 }  // namespace
@@ -140,6 +125,10 @@ double squared_error_of_product(const Step& step, const ModelConfig&, const Pred
   return sum / rows;
 }
 
+LaneNumerics::LaneNumerics(std::string named) : name(std::move(named)) {
+  if (const NamedNumerics* own = find_named_numerics(name)) values = own->values;
+}
+
 bool LaneNumerics::rounds_input(const Step& step, std::size_t input, const LaneNumerics& oracle) const {
   const Stage stage = step.in[input];
   const DType type = stored(stage);
@@ -152,25 +141,25 @@ double expected_of_values(double expected, DType stored, double rms) {
 }
 
 bool rounds_activations(std::string_view numerics) {
-  const Named* own = find_named(numerics);
+  const NamedNumerics* own = find_named_numerics(numerics);
   return own && own->reads != "exact";
 }
 
 bool needs_inputs(const LaneNumerics& lane, const Step& step, const LaneNumerics& oracle) {
   if (!operator_of(step).depends_on_values) return false;
   for (std::size_t i = 0; i < step.in.size(); ++i)
-    if (lane.rounds_input(step, i, oracle) && (is_coarse(lane.stored(step.in[i])) || step.op == Op::softmax))
+    if (lane.rounds_input(step, i, oracle) && (has_16_bits(lane.stored(step.in[i])) || step.op == Op::softmax))
       return true;
   return false;
 }
 
 std::optional<double> expected_error(const LaneNumerics& lane, const Step& step, const ModelConfig& config, int keys,
                                      const LaneNumerics& oracle, std::optional<double> from_inputs) {
-  if (!find_named(lane.name)) return std::nullopt;
-  const double unit = rounding(lane.name == "f64" ? bits_f64 : bits_f32);
-  double square = operator_of(step).squared_error(
-      step, config, {operands_of(lane), operands_of(oracle), find_accumulator(lane.accumulator), unit}, keys);
-  const bool coarse = std::any_of(step.in.begin(), step.in.end(), [&](Stage s) { return is_coarse(lane.stored(s)); });
+  const NamedNumerics* own = find_named_numerics(lane.name);
+  if (!own) return std::nullopt;
+  const double unit = rounding(own->values == DType::f64 ? bits_f64 : bits_f32);
+  double square = operator_of(step).squared_error(step, config, {operands_of(lane), operands_of(oracle), unit}, keys);
+  const bool coarse = std::any_of(step.in.begin(), step.in.end(), [&](Stage s) { return has_16_bits(lane.stored(s)); });
   if (from_inputs && !coarse)
     square = std::max(square, *from_inputs);  // which holds what f32 does to inputs of the size that is assumed
   else

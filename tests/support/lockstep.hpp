@@ -22,8 +22,8 @@ namespace moe_diag::test {
 using Keys = std::vector<std::pair<std::string, std::string>>;
 
 // A lane as a contract would state it: {"inputs", ...} and {"routing", ...} name lanes; {"reads", ...}, {"scale", ...},
-// {"weights", ...}, {"accumulator", ...}, {"stored", ...}, {"stored.STAGE", ...} and {"kv_cache", ...} are of its
-// engine, the rest is the backend's.
+// {"weights", ...}, {"accumulator", ...}, {"stored", ...}, {"stored.STAGE", ...} {"kv_cache", ...} and {"kv_rotate",
+// ...} are of its engine, the rest is the backend's.
 inline LaneSpec lane_spec(const std::string& name, const Keys& keys) {
   LaneSpec spec;
   spec.name = name;
@@ -46,6 +46,8 @@ inline LaneSpec lane_spec(const std::string& name, const Keys& keys) {
       spec.engine.stored = value;
     else if (key == "kv_cache")
       spec.engine.kv_cache = value;
+    else if (key == "kv_rotate")
+      spec.engine.kv_rotate = value;
     else if (key.starts_with("stored."))
       spec.engine.stages.emplace_back(qwen3moe.stages.find(key.substr(7)), value == "bf16" ? DType::bf16 : DType::f16);
     else

@@ -82,6 +82,27 @@ def nvfp4(x: np.ndarray, scale: float | None) -> np.ndarray:
     return (quantised * (own.astype(np.float64) * reciprocal(times))).reshape(x.shape)
 
 
+def hadamard(x: np.ndarray, block: int) -> np.ndarray:
+    """Each block times Sylvester's matrix over the root of its size, by sums and differences in double."""
+    blocks = x.astype(np.float64).reshape(-1, block)
+    rotated, half = blocks, 1
+    while half < block:
+        pairs = rotated.reshape(-1, block // (2 * half), 2, half)
+        low, high = pairs[:, :, 0], pairs[:, :, 1]
+        rotated = np.stack([low + high, low - high], axis=2).reshape(-1, block)
+        half *= 2
+    rotated = rotated / np.sqrt(float(block))
+    matrix = np.ones((1, 1))
+    while len(matrix) < block:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    assert np.allclose(rotated, blocks @ matrix / np.sqrt(block), rtol=1e-12, atol=1e-12 * np.abs(blocks).max())
+    return rotated.reshape(x.shape)
+
+
+def rotated_q4_0(x: np.ndarray, block: int) -> np.ndarray:
+    return hadamard(q4_0(hadamard(x, block).astype(np.float32)), block)
+
+
 def q4_0(x: np.ndarray) -> np.ndarray:
     blocks = gguf.quants.quantize(x, gguf.GGMLQuantizationType.Q4_0)
     return gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q4_0).astype(np.float64)
@@ -130,6 +151,8 @@ def main() -> None:
         "fp8_static": fp8_static(x, 0.02),
         "nvfp4": nvfp4(x, None),
         "nvfp4_given": nvfp4(x, 0.01),
+        "hadamard_64_q4_0": rotated_q4_0(x, 64),
+        "hadamard_128_q4_0": rotated_q4_0(x, 128),
         "weights": w,
         "weights_bf16": w.astype(ml_dtypes.bfloat16).astype(np.float32),
         "weights_fp8_block": fp8_blocks(w, False),

@@ -127,6 +127,7 @@ TEST_CASE("the schema has the words that the parser takes, and no others") {
   CHECK(words_of(lane["accumulator"]["enum"]) == names_of(all_accumulators()));
   CHECK(words_of(lane["stored"]["anyOf"][0]["enum"]) == names_of(all_storage_presets()));
   CHECK(words_of(lane["kv_cache"]["enum"]) == names_of(all_cache_types()));
+  CHECK(words_of(lane["kv_rotate"]["enum"]) == names_of(all_cache_rotations()));
   CHECK(words_of(defs["synthetic"]["enum"]) == words_of(synthetic_presets()));
   CHECK(words_of(schema()["properties"]["model"]["properties"]["quant"]["enum"]) == words_of(synthetic_quants()));
   CHECK(words_of(defs["fault"]["properties"]["inject"]["enum"]) == words_of(known_words("inject")));

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <deque>
 #include <string>
@@ -17,6 +18,7 @@
 #include "core/ops/linear.hpp"
 #include "core/ops/mix.hpp"
 #include "core/ops/operator.hpp"
+#include "core/ops/rotation.hpp"
 #include "core/ops/scores.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
@@ -116,6 +118,16 @@ host::Values product(Beside& run, const Step& step, const Reads& reads) {
   return all;
 }
 
+// Every type of a cache, and those in blocks rotated, too.
+std::vector<std::pair<CacheType, std::string>> cached_ways() {
+  std::vector<std::pair<CacheType, std::string>> ways;
+  for (const CacheType& type : all_cache_types()) {
+    ways.emplace_back(type, "none");
+    if (type.rounding && host::block_of(*type.rounding) > 1) ways.emplace_back(type, "hadamard");
+  }
+  return ways;
+}
+
 EngineNumerics cached(const std::string& type) {
   EngineNumerics engine;
   engine.kv_cache = type;
@@ -176,7 +188,9 @@ TEST_CASE("products read rounded weights, and all else reads the file's") {
           INFO(type.name << ", " << quant << ", " << name_of(site.stage));
           const host::Values own = host::values_of(run.engine(site)), exact = host::values_of(run.truth(site));
           if (!type.of(step)) CHECK(own == exact);
-          if (type.rounding == host::WeightRounding::bf16 && quant == "bf16") CHECK(own == exact);
+          const bool are_bf16 = std::all_of(step.weights.begin(), step.weights.end(),
+                                            [](const Weight* w) { return w->type == BlockType::bf16; });
+          if (type.rounding == host::WeightRounding::bf16 && are_bf16) CHECK(own == exact);
         }
         if (!is_product(operator_of(step))) continue;
         const Site site = site_of(step, step.out[0]);
@@ -206,9 +220,11 @@ TEST_CASE("the table of a tied head is rounded for the head, and tokens read it 
 }
 
 TEST_CASE("keys and values are rounded into the cache, and stay as they are in their stages") {
-  for (const CacheType& type : all_cache_types()) {
-    Beside run({{"kv_cache", std::string(type.name)}});
+  for (const auto& [type, rotation] : cached_ways()) {
+    Beside run({{"kv_cache", std::string(type.name)}, {"kv_rotate", rotation}});
     const ModelConfig& c = run.config();
+    const std::int64_t block = rotation == "hadamard" ? c.head_dim : 0;
+    REQUIRE(c.head_dim == 64);
     const HeadSizes sizes{c.heads, c.kv_heads, c.head_dim};
     const auto kept = [&](Stage stage, int column) {
       host::Values cache;
@@ -216,8 +232,8 @@ TEST_CASE("keys and values are rounded into the cache, and stay as they are in t
       for (int row = 0; row < count; ++row) {
         const host::Values one = host::values_of(all, row, 1);
         const std::span<const double> part(one.data() + column, static_cast<std::size_t>(c.kv_width()));
-        const host::Values rounded =
-            type.rounding ? host::rounded(part, *type.rounding) : host::Values(part.begin(), part.end());
+        const host::Values rounded = type.rounding ? host::rounded_when_rotated(part, *type.rounding, block)
+                                                   : host::Values(part.begin(), part.end());
         cache.insert(cache.end(), rounded.begin(), rounded.end());
       }
       return cache;
@@ -234,7 +250,7 @@ TEST_CASE("keys and values are rounded into the cache, and stay as they are in t
       scores.insert(scores.end(), s.begin(), s.end());
       mixed.insert(mixed.end(), m.begin(), m.end());
     }
-    INFO(type.name);
+    INFO(type.name << ", rotated: " << rotation);
     CHECK(relative(host::values_of(run.engine(scores_site)), scores) < 1e-12);
     CHECK(relative(host::values_of(run.engine(mix_site)), mixed) < 1e-12);
     for (const Stage stage : {stages::k_post_rope, stages::qkv_matmul})
@@ -243,7 +259,8 @@ TEST_CASE("keys and values are rounded into the cache, and stay as they are in t
 }
 
 TEST_CASE("an engine's bytes do not depend on chunks, nor on who looks") {
-  const Keys engine{{"numerics", "f32"}, {"reads", "q8_0"}, {"stored", "hf"}, {"kv_cache", "q8_0"}};
+  const Keys engine{
+      {"numerics", "f32"}, {"reads", "q8_0"}, {"stored", "hf"}, {"kv_cache", "q8_0"}, {"kv_rotate", "hadamard"}};
   Lockstep lockstep(Model::synthetic({.layers = 2}), {lane_spec("engine", engine)}, count);
   const Recorder whole = lockstep.record(tokens);
   for (const int chunk : {1, 2, 4}) {
@@ -265,6 +282,14 @@ TEST_CASE("rows that are no whole number of blocks are refused before anything i
   CHECK(obstacle_to_rounding(cached("q8_0"), program, narrow) ==
         "kv_cache: q8_0: rows of keys have 40 values, no whole number of blocks of 32");
   CHECK(obstacle_to_rounding(cached("f16"), program, narrow).empty());
+  EngineNumerics rotated = cached("q8_0");
+  rotated.kv_rotate = "hadamard";
+  CHECK(obstacle_to_rounding(rotated, program, model.config()).empty());
+  Program small_heads = program;
+  for (Step& step : small_heads)
+    if (auto* params = std::get_if<ScoresParams>(&step.params)) params->sizes.head_dim = 32;
+  CHECK(obstacle_to_rounding(rotated, small_heads, model.config()) ==
+        "kv_rotate: hadamard: heads of keys have 32 values, no multiple of 64");
   Weight odd = *program[2].weights[0];
   odd.cols = 100;
   Program bent = program;

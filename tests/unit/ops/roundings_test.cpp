@@ -9,6 +9,7 @@
 
 #include "core/file/npy_file.hpp"
 #include "core/ops/numerics.hpp"
+#include "core/ops/rotation.hpp"
 #include "core/ops/rounding.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/stages.hpp"
@@ -66,6 +67,23 @@ TEST_CASE("activations and caches are rounded as the reference rounds them, bit 
       INFO(name << ", value " << i << ": " << x.values[i] << " gives " << rounded[i] << ", not " << expected.values[i]);
       CHECK(++wrong == 0);
     }
+  }
+}
+
+TEST_CASE("keys and values are rotated before they are rounded, as the reference has it, bit by bit") {
+  const Golden x("x");
+  for (const std::int64_t block : {64, 128}) {
+    const Golden expected("hadamard_" + std::to_string(block) + "_q4_0");
+    CHECK(host::rounded_when_rotated(x.values, host::Rounding::q4_0, block) == expected.values);
+    const host::Values back = host::rotated(host::rotated(x.values, block), block);
+    for (std::size_t i = 0; i < back.size(); ++i) REQUIRE(back[i] == Approx(x.values[i]).margin(1e-9));
+  }
+  const CacheRotation& hadamard = *find_cache_rotation("hadamard");
+  for (const auto& [head_dim, keys] : {std::pair{64, 64}, {128, 128}, {192, 64}, {256, 256}}) {
+    Step scores{.op = Op::scores, .params = ScoresParams{{4, 2, head_dim}, 1}};
+    Step mix{.op = Op::mix, .params = MixParams{{4, 2, head_dim}}};
+    CHECK(hadamard.block(scores) == keys);
+    CHECK(hadamard.block(mix) == 64);
   }
 }
 

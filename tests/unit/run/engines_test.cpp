@@ -72,6 +72,7 @@ const std::vector<std::string> engines = {"stored: hf",
                                           "kv_cache: f16",
                                           "kv_cache: q8_0",
                                           "kv_cache: q4_0",
+                                          "kv_cache: q4_0, kv_rotate: hadamard",
                                           "kv_cache: fp8_e4m3",
                                           "stored: hf, reads: q8_0, kv_cache: f16",
                                           "stored: {moe_expert_out: f16, attn_softmax: bf16}"};
