@@ -116,8 +116,11 @@ struct Description {
   std::string instruction_set;   // "avx3_zen4", "sm_90"
   DType values = DType::f32;     // type of the stage values, where `storage` does not say otherwise
   std::vector<DType> storage{};  // by Stage::index(): the type that the values of a stage are kept in; may be empty
-  std::string reads{};     // how products read activations, by a name of docs/numerics.md; empty: as `numerics` has it
-  std::string kv_cache{};  // type of keys and values in the cache, likewise
+  std::string reads{};    // how products read activations, by a name of docs/numerics.md; empty: as `numerics` has it
+  std::string weights{};  // how weights are rounded before products read them, likewise
+  std::string accumulator{};     // the sums of products, likewise
+  std::string kv_cache{};        // type of keys and values in the cache, likewise
+  std::string kv_rotate{};       // how they are rotated before they are rounded to it, likewise
   bool asynchronous = false;     // run() returns before the work is done: launched before the lanes that compute here
   std::string kernels;           // which kernel multiplies which tensor type, "Q4_K: bf16 mma, Q6_K: ..."; may be empty
   std::uint64_t lane_bytes = 0;  // buffers of a pass of `Request::rows` rows and `Request::total` positions

@@ -90,8 +90,24 @@ class Writer {
     out_ << YAML::EndMap;
   }
 
+  void reads(const EngineNumerics& e) {
+    if (e.scales.empty() && !e.reads.empty()) plain("reads", e.reads);
+    if (e.scales.empty()) return;
+    key("reads") << YAML::Flow << YAML::BeginMap;
+    if (const auto scale = common_scale(e)) {
+      plain(e.reads, *scale);
+    } else {
+      key(e.reads) << YAML::Flow << YAML::BeginMap;
+      for (const auto& [stage, own] : e.scales) plain(name_of(stage), own);
+      out_ << YAML::EndMap;
+    }
+    out_ << YAML::EndMap;
+  }
+
   void engine(const EngineNumerics& e) {
-    if (!e.reads.empty()) plain("reads", e.reads);
+    reads(e);
+    if (!e.weights.empty()) plain("weights", e.weights);
+    if (!e.accumulator.empty()) plain("accumulator", e.accumulator);
     if (!e.stored.empty()) plain("stored", e.stored);
     if (!e.stages.empty()) {
       key("stored") << YAML::Flow << YAML::BeginMap;
@@ -99,6 +115,7 @@ class Writer {
       out_ << YAML::EndMap;
     }
     if (!e.kv_cache.empty()) plain("kv_cache", e.kv_cache);
+    if (!e.kv_rotate.empty()) plain("kv_rotate", e.kv_rotate);
   }
 
   void files(std::string_view name, const std::vector<GivenValues>& values) {

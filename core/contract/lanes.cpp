@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <utility>
 
@@ -63,13 +64,69 @@ void read_stored(const Value& value, Stages stages, EngineNumerics& engine) {
   }
 }
 
+// One of all stages, or by stage, of which the last word counts.
+void read_scales(const Value& value, Stages stages, EngineNumerics& engine) {
+  const auto give = [&](const Value& number, const auto& picked) {
+    const auto scale = number.number();
+    if (!scale) return;
+    const auto kept = static_cast<float>(*scale);
+    if (!(kept > 0) || !std::isfinite(kept)) return number.refuse("expected a scale above 0, in the range of f32");
+    for (const Stage stage : picked) {
+      std::erase_if(engine.scales, [&](const auto& before) { return before.first == stage; });
+      if (payload_of(stage) == Payload::values) engine.scales.emplace_back(stage, kept);
+    }
+  };
+  if (value.node().kind == YamlNode::Kind::scalar) return give(value, stages);
+  const std::vector<Entry> entries = Map(value).entries();
+  if (value.node().kind == YamlNode::Kind::map && entries.empty())
+    value.refuse("expected at least one stage, found none");
+  for (const Entry& entry : entries)
+    if (const auto pick = read_stage_word(entry.key, stages)) give(entry.value, pick->stages);
+}
+
+// A name, or a name with its scales: {fp8_static: 0.02}.
+void read_reads(const Value& value, Stages stages, EngineNumerics& engine) {
+  const auto name_in = [&](const Value& word) {
+    engine.reads = word.choice("way to read activations", names_of(all_reads())).value_or("");
+    return find_reads(engine.reads);
+  };
+  if (value.node().kind == YamlNode::Kind::scalar) {
+    if (const Reads* reads = name_in(value); reads && reads->scale == Reads::Scale::must)
+      value.refuse(
+          fmt::format("{0} needs a scale: {{{0}: 0.02}}, or one by stage: {{{0}: {{all: 0.02}}}}", reads->name));
+    return;
+  }
+  const std::vector<Entry> entries = Map(value).entries();
+  if (value.node().kind != YamlNode::Kind::map) return;
+  if (entries.size() != 1)
+    return value.refuse(fmt::format("expected one way to read activations, found {}", entries.size()));
+  const Reads* reads = name_in(entries[0].key);
+  if (!reads) return;
+  if (reads->scale == Reads::Scale::none)
+    return entries[0].key.refuse(fmt::format("{} finds its scales itself: write reads: {}", reads->name, reads->name));
+  read_scales(entries[0].value, stages, engine);
+}
+
 EngineNumerics read_engine(Map& map, Stages stages) {
   EngineNumerics engine;
-  if (const auto reads = map.find("reads"))
-    engine.reads = reads->choice("way to read activations", names_of(all_reads())).value_or("");
+  if (const auto reads = map.find("reads")) read_reads(*reads, stages, engine);
+  if (const auto weights = map.find("weights"))
+    engine.weights = weights->choice("way to round weights", names_of(all_weight_types())).value_or("");
+  if (const auto sums = map.find("accumulator"))
+    engine.accumulator = sums->choice("accumulator", names_of(all_accumulators())).value_or("");
   if (const auto stored = map.find("stored")) read_stored(*stored, stages, engine);
   if (const auto cache = map.find("kv_cache"))
     engine.kv_cache = cache->choice("type of a KV cache", names_of(all_cache_types())).value_or("");
+  if (const auto rotate = map.find("kv_rotate")) {
+    engine.kv_rotate = rotate->choice("way to rotate keys and values", names_of(all_cache_rotations())).value_or("");
+    const CacheType* type = find_cache_type(engine.kv_cache);
+    const bool is_in_blocks = type && type->rounding && host::block_of(*type->rounding) > 1;
+    if (engine.kv_rotate == "hadamard" && !is_in_blocks)
+      rotate->refuse(
+          fmt::format("keys and values are rotated for a quantised cache only, and kv_cache is {}: set it to "
+                      "q8_0 or q4_0, or leave out kv_rotate",
+                      engine.kv_cache.empty() ? "not set" : engine.kv_cache));
+  }
   return engine;
 }
 

@@ -132,7 +132,7 @@ void Examiner::show(Sighting& sighting) {
 
 StepCase Examiner::case_of(const Subject& subject, Sighting& sighting) const {
   StepCase c;
-  c.step = find_step(parts_.plan.program, sighting.site);
+  c.step = find_step(parts_.lanes.program(static_cast<std::size_t>(subject.fed)), sighting.site);
   c.stage = sighting.site.stage;
   c.a = sighting.tensor(subject.fed);
   c.b = sighting.tensor(parts_.oracle);
@@ -194,12 +194,13 @@ void Examiner::explain_or_keep(std::size_t subject, Sighting& sighting, StepCase
     explained_[subject].push_back(sighting.site);
   }
   ++finding.explained_passes;
-  explain(c, finding);
+  explain(subject, c, finding);
 }
 
 // The first pass gives the explanation; later ones are held against it.
-void Examiner::explain(const StepCase& c, Finding& finding) const {
-  StepExplanation found = explain_step(c, parts_.model, parts_.plan.program);
+void Examiner::explain(std::size_t subject, const StepCase& c, Finding& finding) const {
+  const auto fed = static_cast<std::size_t>(subjects_[subject].fed);
+  StepExplanation found = explain_step(c, parts_.model, parts_.lanes.program(fed));
   if (finding.explanation)
     add_later_pass(*finding.explanation, found, c.first_position);
   else
@@ -223,7 +224,7 @@ void Examiner::explain_kept(const KeptCases::Place& place) {
       std::find(explained.begin(), explained.end(), site) != explained.end())
     return;
   Finding& finding = findings_.at({at->second.prompt, static_cast<int>(subject)}).at(site);
-  for (const KeptCase& pass : at->second.passes) explain(pass.step_case, finding);
+  for (const KeptCase& pass : at->second.passes) explain(subject, pass.step_case, finding);
   explained.push_back(site);
 }
 
@@ -360,8 +361,7 @@ Tensor Examiner::read_from_cache(const Subject& subject, Sighting& sighting, con
   const Stage stage = step.in[static_cast<std::size_t>(use.input)];
   const Description& fed = parts_.lanes[static_cast<std::size_t>(subject.fed)].computes(sighting.site);
   host::Values values = rounded_to(host::values_of(kept), fed.stored(stage));
-  if (const CacheType* type = find_cache_type(fed.kv_cache); type && type->rounding)
-    values = host::rounded(values, *type->rounding);
+  if (const CacheRounding in_cache(fed.kv_cache, fed.kv_rotate); in_cache) values = in_cache.kept(values, step);
   const Shape shape = parts_.model.config().shape_of({stage, step.layer}, static_cast<int>(kept.shape[0]), 0);
   const std::int64_t row = shape.row(), width = kept.shape.row(), first = use.column;
   cached_.assign(static_cast<std::size_t>(shape.count()), 0.0);

@@ -118,7 +118,7 @@ class Examiner final : public Hook {
  private:
   void look_at_step(std::size_t subject, Sighting& sighting, Finding& finding);
   void explain_or_keep(std::size_t subject, Sighting& sighting, StepCase& step_case, Finding& finding);
-  void explain(const StepCase& step_case, Finding& finding) const;
+  void explain(std::size_t subject, const StepCase& step_case, Finding& finding) const;
   void explain_kept(const KeptCases::Place& place);
   std::optional<KeptCases::Place> next_to_explain(std::size_t subject) const;
   void look_at_units(const StepCase& step_case, Finding& finding) const;

@@ -75,7 +75,12 @@ std::vector<double> squares_before_last(const Span& span, const ModelConfig& con
 
 }  // namespace
 
-std::vector<std::string> known_numerics() { return {"f32", "bf16", "q8_k", "q8_1"}; }
+std::vector<std::string> known_numerics() {
+  std::vector<std::string> names;
+  for (const NamedNumerics& row : all_named_numerics())
+    if (row.values == DType::f32) names.emplace_back(row.name);
+  return names;
+}
 
 LaneNumerics kernel_numerics(const std::string& numerics, Stage output, DType type) {
   LaneNumerics lane(numerics);

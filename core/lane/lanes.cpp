@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "core/lane/assisted_lane.hpp"
@@ -102,7 +103,11 @@ Lanes::Lanes(const Contract& contract, const Model& model, PluginHost& host, con
     : Lanes(contract, std::vector(contract.lanes.size(), &model), host, request) {}
 
 Lanes::Lanes(const Contract& contract, std::vector<const Model*> models, PluginHost& host, const Request& request)
-    : contract_(contract), host_(host), request_(request), models_(std::move(models)) {
+    : contract_(contract),
+      host_(host),
+      request_(request),
+      models_(std::move(models)),
+      rounded_(models_.size(), nullptr) {
   for (const Model* model : models_)
     if (programs_.count(model) == 0) programs_[model] = build_program(*model);
   for (const LaneSpec& spec : contract.lanes) {
@@ -113,9 +118,27 @@ Lanes::Lanes(const Contract& contract, std::vector<const Model*> models, PluginH
     lanes_[i].inputs = index_of(contract.lanes[i].inputs);
     lanes_[i].routing = index_of(contract.lanes[i].routing);
     lanes_[i].needs = index_of(contract.lanes[i].base);
+    add_rounded_weights(i);
     describe(i, host, request);
   }
   mark_unfed();
+}
+
+void Lanes::add_rounded_weights(std::size_t i) {
+  const WeightType* type = find_weight_type(contract_.lanes[i].engine.weights);
+  if (!type || !type->rounding || contract_.lanes[i].recorded) return;
+  const Model* model = models_[i];
+  rounded_[i] =
+      &copies_.try_emplace({model, std::string(type->name)}, model->view(), programs_.at(model), *type).first->second;
+}
+
+std::uint64_t Lanes::bytes_of_copies(const std::vector<bool>& marked) const {
+  std::set<const RoundedWeights*> all;
+  for (std::size_t i = 0; i < marked.size(); ++i)
+    if (marked[i] && rounded_[i]) all.insert(rounded_[i]);
+  std::uint64_t bytes = 0;
+  for (const RoundedWeights* one : all) bytes += one->bytes();
+  return bytes;
 }
 
 // A lane cannot run without what feeds it or completes it, however long the chain.
@@ -143,7 +166,7 @@ void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
     if (!backend) backend = host.make_backend(spec.backend, spec.options);
     backend_of_[i] = backend.get();
     lane.description =
-        guard({lane.label(), "describe"}, [&] { return backend->describe(models_[i]->view(), spec.options, request); });
+        guard({lane.label(), "describe"}, [&] { return backend->describe(view(i), spec.options, request); });
     check(lane, config().stages.size());
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::absent) throw;
@@ -161,20 +184,30 @@ void Lanes::describe_engine(std::size_t i) {
   if (const std::string why = obstacle_to_rounding(spec.engine, program(i), config()); !why.empty())
     throw Error(ErrorKind::usage, fmt::format("{}: {}: {}", spec.options.where(), spec.options.owner(), why));
   Description& d = lanes_[i].description;
-  if (!spec.engine.reads.empty() && rounds_activations(d.numerics))
-    throw Error(ErrorKind::usage,
-                fmt::format("{}: {}: reads: {}: the numerics {} read activations in a way of their own; use f32 or f64",
-                            spec.options.where(), spec.options.owner(), spec.engine.reads, d.numerics));
+  const auto refuse_beside_own = [&](std::string_view key, const std::string& word) {
+    if (!word.empty() && rounds_activations(d.numerics))
+      throw Error(ErrorKind::usage,
+                  fmt::format("{}: {}: {}: {}: the numerics {} read {} in a way of their own; use f32 or f64",
+                              spec.options.where(), spec.options.owner(), key, word, d.numerics,
+                              key == "reads" ? "activations" : "weights"));
+  };
+  refuse_beside_own("reads", spec.engine.reads);
+  refuse_beside_own("weights", spec.engine.weights);
   lanes_[i].engine = text_of(spec.engine);
   d.storage = storage_of(spec.engine, config().stages, d);
   if (!spec.engine.reads.empty()) d.reads = spec.engine.reads;
+  if (!spec.engine.weights.empty()) d.weights = spec.engine.weights;
+  if (!spec.engine.accumulator.empty()) d.accumulator = spec.engine.accumulator;
+  if (rounded_[i] && !d.asynchronous) d.weight_bytes += rounded_[i]->bytes();
   if (!spec.engine.kv_cache.empty()) d.kv_cache = spec.engine.kv_cache;
+  if (!spec.engine.kv_rotate.empty()) d.kv_rotate = spec.engine.kv_rotate;
 }
 
 std::unique_ptr<Lane> Lanes::opened(std::size_t i, RunningLane& lane) {
   const LaneSpec& spec = contract_.lanes[i];
   if (spec.recorded) return std::make_unique<RecordedLane>(*contract_.step, config());
-  std::unique_ptr<Lane> own = backend_of_[i]->open(models_[i]->view(), spec.options);
+  if (rounded_[i]) rounded_[i]->make();
+  std::unique_ptr<Lane> own = backend_of_[i]->open(view(i), spec.options);
   if (!own) return own;
   if (!spec.base.empty() || needs_base(*own, program(i))) {
     own = on_base(i, std::move(own), lane);
@@ -183,7 +216,8 @@ std::unique_ptr<Lane> Lanes::opened(std::size_t i, RunningLane& lane) {
     if (!lane.plain_operators.empty()) own = std::make_unique<AssistedLane>(std::move(own), config(), program(i));
   }
   if (spec.engine.empty()) return own;
-  return std::make_unique<RoundedLane>(std::move(own), config(), spec.engine, lanes_[i].description.storage);
+  return std::make_unique<RoundedLane>(std::move(own), config(), program(i), spec.engine,
+                                       lanes_[i].description.storage);
 }
 
 // The lane of a kernel, over one that computes all other steps.
@@ -196,6 +230,10 @@ std::unique_ptr<Lane> Lanes::on_base(std::size_t i, std::unique_ptr<Lane> kernel
                             contract_.lanes[i].backend_at, contract_.lanes[i].backend));
   std::unique_ptr<Lane> base;
   if (const int named = index_of(contract_.lanes[i].base); named >= 0) {
+    if (rounded_[static_cast<std::size_t>(named)] != rounded_[i])
+      throw Error(ErrorKind::usage, fmt::format("{}: {}: its base '{}' has other `weights`: say the same of both",
+                                                contract_.lanes[i].options.where(), contract_.lanes[i].options.owner(),
+                                                contract_.lanes[i].base));
     RunningLane of_base(contract_.lanes[static_cast<std::size_t>(named)]);
     base = opened(static_cast<std::size_t>(named), of_base);
     lane.base = lanes_[static_cast<std::size_t>(named)].description;
@@ -219,8 +257,8 @@ std::unique_ptr<Lane> Lanes::default_base_of(std::size_t i, RunningLane& lane) {
   Options options(fmt::format("the base of {}", lane.label()), contract_.lanes[i].options.where());
   options.add("numerics", has_them ? wanted : "f32", options.where());
   const std::unique_ptr<Backend>& backend = bases_.emplace_back(host_.make_backend(backend_name, options));
-  lane.base = backend->describe(models_[i]->view(), options, request_);
-  std::unique_ptr<Lane> base = backend->open(models_[i]->view(), options);
+  lane.base = backend->describe(view(i), options, request_);
+  std::unique_ptr<Lane> base = backend->open(view(i), options);
   if (!base || left_to_plain_operators(*base, program(i)).empty()) return base;
   return std::make_unique<AssistedLane>(std::move(base), config(), program(i));
 }
@@ -258,12 +296,14 @@ int Lanes::add_fed_copy(int lane, int feeder) {
   copy.needs = lanes_[i].needs;
   lanes_.push_back(std::move(copy));
   models_.push_back(models_[i]);
+  rounded_.push_back(rounded_[i]);
   return static_cast<int>(lanes_.size()) - 1;
 }
 
 void Lanes::drop_copies() {
   lanes_.erase(lanes_.begin() + static_cast<std::ptrdiff_t>(contract_.lanes.size()), lanes_.end());
   models_.resize(contract_.lanes.size());
+  rounded_.resize(contract_.lanes.size());
 }
 
 int Lanes::index_of(std::string_view name) const {

@@ -13,6 +13,7 @@
 #include "core/lane/composed_lane.hpp"
 #include "core/model/model.hpp"
 #include "core/model/program.hpp"
+#include "core/model/rounded_weights.hpp"
 #include "core/plugin/host.hpp"
 
 namespace moe_diag {
@@ -96,8 +97,12 @@ class Lanes {
   void drop_copies();
 
   const ModelConfig& config() const { return models_.front()->config(); }
-  // What the lane computes, with the weights of its model.
-  const Program& program(std::size_t lane) const { return programs_.at(models_[lane]); }
+  // What the lane computes, with the weights of its model, rounded as its engine has them.
+  const Program& program(std::size_t lane) const {
+    return rounded_[lane] ? rounded_[lane]->program() : programs_.at(models_[lane]);
+  }
+  // Of the rounded copies of weights that the marked lanes read, on the host.
+  std::uint64_t bytes_of_copies(const std::vector<bool>& marked) const;
   std::size_t size() const { return lanes_.size(); }
   RunningLane& operator[](std::size_t i) { return lanes_[i]; }
   const RunningLane& operator[](std::size_t i) const { return lanes_[i]; }
@@ -108,6 +113,8 @@ class Lanes {
 
  private:
   void describe(std::size_t i, PluginHost& host, const Request& request);
+  void add_rounded_weights(std::size_t i);
+  const ModelView& view(std::size_t i) const { return rounded_[i] ? rounded_[i]->view() : models_[i]->view(); }
   void describe_engine(std::size_t i);
   std::unique_ptr<Lane> opened(std::size_t i, RunningLane& lane);
   std::unique_ptr<Lane> on_base(std::size_t i, std::unique_ptr<Lane> kernel, RunningLane& lane);
@@ -120,6 +127,8 @@ class Lanes {
   const Request request_;
   std::vector<const Model*> models_;  // per lane
   std::map<const Model*, Program> programs_;
+  std::map<std::pair<const Model*, std::string>, RoundedWeights> copies_;  // by the engine's word
+  std::vector<RoundedWeights*> rounded_;                                   // per lane; null: the model's own weights
   std::map<std::pair<std::string, std::string>, std::unique_ptr<Backend>> backends_;  // by plugin and device
   std::vector<Backend*> backend_of_;
   std::vector<std::unique_ptr<Backend>> bases_;  // of kernels whose contract names none

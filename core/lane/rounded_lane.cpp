@@ -12,16 +12,12 @@
 #include <utility>
 
 #include "core/api/error.hpp"
+#include "core/ops/attention.hpp"
 #include "core/ops/operator.hpp"
 #include "core/ops/values.hpp"
 
 namespace moe_diag {
 namespace {
-
-std::optional<host::Rounding> rounding_of(const std::string& cache_type) {
-  const CacheType* type = find_cache_type(cache_type);
-  return type ? type->rounding : std::nullopt;
-}
 
 // The upper half of a float, ties to even: what BF16(double) gives, in a few instructions.
 BF16 upper_half(float x) {
@@ -58,28 +54,27 @@ Tensor stored_as(DType type, const Tensor& values, std::vector<std::byte>& memor
 
 }  // namespace
 
-RoundedLane::RoundedLane(std::unique_ptr<Lane> lane, const ModelConfig& config, const EngineNumerics& engine,
-                         std::vector<DType> storage)
+RoundedLane::RoundedLane(std::unique_ptr<Lane> lane, const ModelConfig& config, const Program& program,
+                         const EngineNumerics& engine, std::vector<DType> storage)
     : lane_(std::move(lane)),
       config_(config),
+      program_(program),
+      engine_(engine),
       reads_(engine.reads == "exact" ? nullptr : find_reads(engine.reads)),
-      in_caches_(rounding_of(engine.kv_cache)),
+      in_caches_(engine.kv_cache, engine.kv_rotate),
       storage_(std::move(storage)),
       layer_(config.stages.size(), -1),
       stored_(config.stages.size()),
       stores_itself_(is_any_coarse() && lane_->store_as(storage_)),
-      rounds_here_(reads_ || in_caches_ || (is_any_coarse() && !stores_itself_)) {}
+      rounds_here_(reads_ || static_cast<bool>(in_caches_) || (is_any_coarse() && !stores_itself_)) {}
 
 bool RoundedLane::is_any_coarse() const {
   return std::any_of(config_.stages.begin(), config_.stages.end(), [&](Stage s) { return is_coarse(s); });
 }
 
-bool RoundedLane::is_coarse(Stage stage) const {
-  const DType type = storage_[stage.index()];
-  return type == DType::f16 || type == DType::bf16;
-}
+bool RoundedLane::is_coarse(Stage stage) const { return has_16_bits(storage_[stage.index()]); }
 
-bool RoundedLane::rounds_cache(const CacheUse& use) const { return in_caches_ && use.input >= 0; }
+bool RoundedLane::rounds_cache(const CacheUse& use) const { return in_caches_.rounding && use.input >= 0; }
 
 bool RoundedLane::rounds(const Step& step) const {
   const auto coarse = [&](Stage stage) { return is_coarse(stage) && !stores_itself_; };
@@ -142,7 +137,7 @@ std::vector<RoundedLane::Replaced> RoundedLane::cached_inputs(const Step& step) 
     const auto width = static_cast<std::size_t>(config_.cache_width(use.cache, step.layer));
     const std::size_t row = at->own.size() / static_cast<std::size_t>(rows_of(step.in[input]).count);
     for (std::size_t first = static_cast<std::size_t>(use.column); first < at->own.size(); first += row) {
-      const host::Values kept = host::rounded(std::span(at->own).subspan(first, width), *in_caches_);
+      const host::Values kept = in_caches_.kept(std::span(at->own).subspan(first, width), step);
       std::copy(kept.begin(), kept.end(), at->read.begin() + static_cast<std::ptrdiff_t>(first));
     }
   }
@@ -153,21 +148,23 @@ std::vector<RoundedLane::Replaced> RoundedLane::cached_inputs(const Step& step) 
 // of the weights that are read so.
 void RoundedLane::multiply(const Step& step) {
   std::map<std::optional<host::Rounding>, std::vector<std::size_t>> ways;
-  for (std::size_t i = 0; i < step.weights.size(); ++i) ways[reads_->of(step.weights[i]->type)].push_back(i);
+  for (std::size_t i = 0; i < step.weights.size(); ++i)
+    ways[reads_->rounding(step, step.weights[i]->type)].push_back(i);
   const Stage stage = step.in[0], out = step.out[0];
   const host::Values exact = values_of({stage, layer_[stage.index()]}, rows_of(stage));
   host::Values all;
   for (const auto& [rounding, weights] : ways) {
-    run_on(step, {{0, exact, rounding ? host::rounded(exact, *rounding, step.weights[weights[0]]->cols) : exact}});
+    const std::int64_t row = step.weights[weights[0]]->cols;
+    run_on(step, {{0, exact, rounding ? host::rounded(exact, *rounding, row, scale_of(engine_, stage)) : exact}});
     if (ways.size() == 1) return;
     const host::Values written = values_of({out, step.layer}, rows_of(out));
     all.resize(written.size());
-    const auto row = static_cast<std::ptrdiff_t>(written.size()) / rows_of(out).count;
+    const auto all_columns = static_cast<std::ptrdiff_t>(written.size()) / rows_of(out).count;
     std::ptrdiff_t column = 0;
     for (std::size_t i = 0; i < step.weights.size(); ++i) {
       const auto width = static_cast<std::ptrdiff_t>(step.weights[i]->rows);
       if (std::find(weights.begin(), weights.end(), i) != weights.end())
-        for (std::ptrdiff_t at = column; at < std::ssize(written); at += row)
+        for (std::ptrdiff_t at = column; at < std::ssize(written); at += all_columns)
           std::copy_n(written.begin() + at, width, all.begin() + at);
       column += width;
     }
@@ -225,14 +222,27 @@ Tensor RoundedLane::read_cache(Cache cache, int layer, Stretch positions) {
 }
 
 void RoundedLane::write_cache(Cache cache, int layer, Stretch positions, const Tensor& values) {
-  if (!in_caches_ || info(cache).is_state) return lane_->write_cache(cache, layer, positions, values);
-  const host::Values kept = host::rounded(host::values_of(values), *in_caches_);
+  const auto reads = [&](const Step& step) {
+    return step.layer == layer && std::any_of(step.caches.begin(), step.caches.end(), [&](const CacheUse& use) {
+             return use.cache == cache && rounds_cache(use);
+           });
+  };
+  const auto reader = std::find_if(program_.begin(), program_.end(), reads);
+  if (reader == program_.end()) return lane_->write_cache(cache, layer, positions, values);
+  const host::Values kept = in_caches_.kept(host::values_of(values), *reader);
   lane_->write_cache(cache, layer, positions, {kept.data(), DType::f64, values.shape});
 }
 
 std::string obstacle_to_rounding(const EngineNumerics& engine, const Program& program, const ModelConfig& config) {
   const Reads* reads = find_reads(engine.reads);
-  const std::optional<host::Rounding> in_caches = rounding_of(engine.kv_cache);
+  const WeightType* weights = find_weight_type(engine.weights);
+  if (reads && weights && weights->rounding && reads->of(BlockType::q4_k) != reads->of(BlockType::f32))
+    return fmt::format(
+        "reads: {}: it depends on the types that weights have in the file, and weights: {} gives them another one; "
+        "leave "
+        "out one of the two",
+        engine.reads, engine.weights);
+  const CacheRounding in_caches(engine.kv_cache, engine.kv_rotate);
   const auto refusal = [](std::string_view key, std::string_view value, std::string_view rows, std::int64_t width,
                           host::Rounding rounding) {
     return fmt::format("{}: {}: rows of {} have {} values, no whole number of blocks of {}", key, value, rows, width,
@@ -241,12 +251,23 @@ std::string obstacle_to_rounding(const EngineNumerics& engine, const Program& pr
   for (const Step& step : program) {
     if (reads && is_product(operator_of(step)))
       for (const Weight* weight : step.weights)
-        if (const auto rounding = reads->of(weight->type); rounding && weight->cols % host::block_of(*rounding) != 0)
-          return refusal("reads", engine.reads, weight->name, weight->cols, *rounding);
-    for (const CacheUse& use : step.caches)
+        if (const auto rounding = reads->rounding(step, weight->type)) {
+          if (weight->cols % host::block_of(*rounding) != 0)
+            return refusal("reads", engine.reads, weight->name, weight->cols, *rounding);
+          const bool has_none = scale_of(engine, step.in[0]) == 0;
+          if (has_none && (reads->scale == Reads::Scale::must || !engine.scales.empty()))
+            return fmt::format("reads: {}: {} reads {}, which has no scale: give it one, or one to all", engine.reads,
+                               weight->name, name_of(step.in[0]));
+        }
+    for (const CacheUse& use : step.caches) {
+      if (!in_caches.rounding || use.input < 0) continue;
       if (const std::int64_t width = config.cache_width(use.cache, step.layer);
-          in_caches && use.input >= 0 && width % host::block_of(*in_caches) != 0)
-        return refusal("kv_cache", engine.kv_cache, name_of(use.cache), width, *in_caches);
+          width % host::block_of(*in_caches.rounding) != 0)
+        return refusal("kv_cache", engine.kv_cache, name_of(use.cache), width, *in_caches.rounding);
+      if (in_caches.rotation && head_sizes(step).head_dim % in_caches.rotation->divides != 0)
+        return fmt::format("kv_rotate: {}: heads of {} have {} values, no multiple of {}", engine.kv_rotate,
+                           name_of(use.cache), head_sizes(step).head_dim, in_caches.rotation->divides);
+    }
   }
   return "";
 }

@@ -16,9 +16,9 @@ namespace moe_diag {
 // backend, whose steps then run one by one where something is rounded.
 class RoundedLane final : public Lane {
  public:
-  // `config` outlives it. `storage`: of each stage, as storage_of() gives it.
-  RoundedLane(std::unique_ptr<Lane> lane, const ModelConfig& config, const EngineNumerics& engine,
-              std::vector<DType> storage);
+  // `config` and `program`, what the lane computes, outlive it. `storage`: of each stage, as storage_of() gives it.
+  RoundedLane(std::unique_ptr<Lane> lane, const ModelConfig& config, const Program& program,
+              const EngineNumerics& engine, std::vector<DType> storage);
 
   Abilities abilities() const override { return lane_->abilities(); }
   void begin(const Pass& pass) override;
@@ -53,9 +53,11 @@ class RoundedLane final : public Lane {
 
   const std::unique_ptr<Lane> lane_;
   const ModelConfig& config_;
-  const Reads* const reads_;                       // null: as the backend reads
-  const std::optional<host::Rounding> in_caches_;  // of keys and values; none: as they are
-  const std::vector<DType> storage_;               // by stage
+  const Program& program_;
+  const EngineNumerics engine_;
+  const Reads* const reads_;          // null: as the backend reads
+  const CacheRounding in_caches_;     // of keys and values
+  const std::vector<DType> storage_;  // by stage
   Pass pass_;
   std::vector<int> layer_;                      // of each stage: that which was written last
   std::vector<Step> steps_;                     // of the span at hand

@@ -18,17 +18,23 @@ namespace moe_diag {
 
 // The numerics of a lane, as far as they decide how large its rounding errors are.
 struct LaneNumerics {
-  std::string name;             // f64, f32, bf16, q8_k, q8_1
-  std::string reads, kv_cache;  // as in Description
-  DType values = DType::f32;    // of stages, where `storage` does not say otherwise
-  std::vector<DType> storage;   // by stage; may be empty
+  std::string name;                                              // f64, f32, bf16, q8_k, q8_1
+  std::string reads, weights, accumulator, kv_cache, kv_rotate;  // as in Description
+  DType values = DType::f32;                                     // of stages, where `storage` does not say otherwise
+  std::vector<DType> storage;                                    // by stage; may be empty
 
   // The named ones, with all that they have; implicit, since a name is all that most lanes have.
   LaneNumerics(const char* named) : LaneNumerics(std::string(named)) {}  // NOLINT(google-explicit-constructor)
-  LaneNumerics(std::string named)                                        // NOLINT(google-explicit-constructor)
-      : name(std::move(named)), values(name == "f64" ? DType::f64 : DType::f32) {}
+  LaneNumerics(std::string named);                                       // NOLINT(google-explicit-constructor)
   explicit LaneNumerics(const Description& d)
-      : name(d.numerics), reads(d.reads), kv_cache(d.kv_cache), values(d.values), storage(d.storage) {}
+      : name(d.numerics),
+        reads(d.reads),
+        weights(d.weights),
+        accumulator(d.accumulator),
+        kv_cache(d.kv_cache),
+        kv_rotate(d.kv_rotate),
+        values(d.values),
+        storage(d.storage) {}
 
   DType stored(Stage stage) const { return storage.empty() ? values : storage[stage.index()]; }
   // Whether an input of the step is kept in fewer bits than in f64, and by the oracle in another type.
@@ -61,11 +67,15 @@ bool rounds_activations(std::string_view numerics);
 // cancel, or stand in an exponent. It is computed then; for a softmax in f32 as well, whose logits may be large.
 bool needs_inputs(const LaneNumerics& lane, const Step& step, const LaneNumerics& oracle);
 
+// How products read their operands and add; null: as they are.
+struct OperandNumerics {
+  const Reads* reads = nullptr;              // activations
+  const WeightType* weights = nullptr;       // weights
+  const Accumulator* accumulator = nullptr;  // their sums; null: in partial sums of stage values
+};
 struct PredictedNumerics {
-  const Reads* reads = nullptr;   // of activations; null: as they are
-  const Reads* oracle = nullptr;  // the same of the oracle
-  bool rounds_weights = false;    // to bf16
-  double unit = 0;                // square of the error of rounding to a stage value in f32 or f64
+  OperandNumerics lane, oracle;
+  double unit = 0;  // square of the error of rounding to a stage value in f32 or f64
 };
 
 // Errors are relative and independent, so their squares are added. docs/numerics.md derives each of these.

@@ -78,17 +78,51 @@ void round_mx(std::span<const double> x, int top, double (*nearest)(double), dou
   for (double v : x) *out++ = nearest(v / scale) * scale;
 }
 
+void round_fp8_static(std::span<const double> x, float scale, double* out) {
+  const float inverse = 1.0F / scale;
+  for (double v : x) *out++ = nearest_e4m3(static_cast<float>(v) * inverse) * double{scale};
+}
+
+float reciprocal(float x) { return x == 0 ? 0.0F : 1.0F / x; }
+
+// A row, or all values where a scale is given.
+void round_nvfp4(std::span<const double> x, float scale, double* out) {
+  constexpr std::size_t group = 16;
+  constexpr float largest_e4m3 = 448, largest_e2m1 = 6;
+  const float global =  // what values are multiplied by
+      scale > 0 ? 1.0F / scale : largest_e4m3 * largest_e2m1 * reciprocal(std::fabs(largest_of(x)));
+  for (std::size_t k = 0; k < x.size(); k += group) {
+    const auto some = x.subspan(k, group);
+    const float wanted = global * (std::fabs(largest_of(some)) * (1.0F / largest_e2m1));
+    const auto own = static_cast<float>(nearest_e4m3(wanted));
+    const float times = reciprocal(own * reciprocal(global));
+    const double kept = own * double{reciprocal(global)};
+    for (double v : some) *out++ = nearest_e2m1(static_cast<float>(v) * times) * kept;
+  }
+}
+
 // The values that are rounded together.
 std::int64_t together(Rounding rounding, std::int64_t row) {
-  return rounding == Rounding::fp8_token ? row : block_of(rounding);
+  return rounding == Rounding::fp8_token || rounding == Rounding::nvfp4 ? row : block_of(rounding);
 }
 
 }  // namespace
 
 std::string_view name_of(Rounding rounding) {
-  constexpr std::string_view names[] = {"BF16",  "F16",  "Q8_0",       "Q8_1",       "Q8_K",
-                                        "Q4_0",  "FP8",  "FP8 by row", "FP8 by 128", "FP8 by 128 with powers of two",
-                                        "MXFP8", "MXFP4"};
+  constexpr std::string_view names[] = {"BF16",
+                                        "F16",
+                                        "Q8_0",
+                                        "Q8_1",
+                                        "Q8_K",
+                                        "Q4_0",
+                                        "FP8",
+                                        "FP8 by row",
+                                        "FP8 by 128",
+                                        "FP8 by 128 with powers of two",
+                                        "FP8 with a given scale",
+                                        "MXFP8",
+                                        "MXFP4",
+                                        "NVFP4"};
   return names[static_cast<std::size_t>(rounding)];
 }
 
@@ -97,6 +131,7 @@ std::int64_t block_of(Rounding rounding) {
     case Rounding::q8_k: return 256;
     case Rounding::fp8_128:
     case Rounding::fp8_128_pow2: return 128;
+    case Rounding::nvfp4: return 16;
     case Rounding::q8_0:
     case Rounding::q8_1:
     case Rounding::q4_0:
@@ -106,8 +141,10 @@ std::int64_t block_of(Rounding rounding) {
   }
 }
 
-Values rounded(std::span<const double> x, Rounding rounding, std::int64_t row) {
+Values rounded(std::span<const double> x, Rounding rounding, std::int64_t row, float scale) {
   const std::int64_t block = together(rounding, row > 0 ? row : size_of(x));
+  expect_multiple("rounded", fmt::format("values of a row as {}", name_of(rounding)), block_of(rounding), block);
+  if (rounding == Rounding::fp8_static && !(scale > 0)) refuse("rounded", "scale", 1, 0);
   expect_multiple("rounded", fmt::format("values as {}", name_of(rounding)), block, size_of(x));
   Values out(x.size());
   for (std::size_t k = 0; k < x.size(); k += at(block)) {
@@ -123,8 +160,10 @@ Values rounded(std::span<const double> x, Rounding rounding, std::int64_t row) {
       case Rounding::fp8_token:
       case Rounding::fp8_128: round_fp8(some, false, &out[k]); break;
       case Rounding::fp8_128_pow2: round_fp8(some, true, &out[k]); break;
+      case Rounding::fp8_static: round_fp8_static(some, scale, &out[k]); break;
       case Rounding::mxfp8: round_mx(some, 8, nearest_e4m3, &out[k]); break;
       case Rounding::mxfp4: round_mx(some, 2, nearest_e2m1, &out[k]); break;
+      case Rounding::nvfp4: round_nvfp4(some, scale, &out[k]); break;
     }
   }
   return out;

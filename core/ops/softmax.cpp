@@ -27,10 +27,6 @@ Values softmax(std::span<const double> x, std::int64_t width, std::int64_t seen)
 namespace moe_diag {
 namespace {
 
-// Typical size of the scores and of the router logits that carry the probability: the error of their rounding is that
-// of the exponential's exponent.
-constexpr double logit_size = 4;
-
 double squared_error(const Step& step, const ModelConfig& config, const PredictedNumerics& numerics, int keys) {
   const bool causal = step.as<SoftmaxParams>().causal;
   const std::int64_t width = causal ? keys : config.shape_of({step.out[0], step.layer}, 1, keys).row();

@@ -18,6 +18,10 @@ namespace moe_diag {
 
 extern const Operator softmax_op;
 
+// Typical size of the scores and of the router logits that carry the probability: the error of their rounding is that
+// of the exponential's exponent.
+inline constexpr double logit_size = 4;
+
 void add_softmax_hypotheses(const Operands& operands, const FailingUnits& failing, HypothesisList& list);
 
 }  // namespace moe_diag

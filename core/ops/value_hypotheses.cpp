@@ -102,10 +102,8 @@ std::vector<int> zero_experts(const StepCase& c, const FailingUnits& failing) {
 
 // True when an input is kept in 16 bits: small values of a row are then off by more than its error says.
 bool reads_coarse_values(const StepCase& c) {
-  return std::any_of(c.step->in.begin(), c.step->in.end(), [&](Stage stage) {
-    const DType type = c.numerics.stored(stage);
-    return type == DType::f16 || type == DType::bf16;
-  });
+  return std::any_of(c.step->in.begin(), c.step->in.end(),
+                     [&](Stage stage) { return has_16_bits(c.numerics.stored(stage)); });
 }
 
 void add_scale(const StepCase& c, const FailingUnits& failing, std::vector<Hypothesis>& list) {

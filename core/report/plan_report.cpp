@@ -127,8 +127,11 @@ class Text {
   void memory() {
     const std::string kept =
         plan_.kept_bytes > 0 ? fmt::format(", up to {} kept for explaining", bytes_text(plan_.kept_bytes)) : "";
-    line("memory     {} for the lanes' buffers{}, {} available{}", bytes_text(plan_.host_bytes), kept,
-         bytes_text(plan_.host_available), plan_.fits() ? "" : ": it does not fit, the run would end with exit code 4");
+    const bool rounds = std::any_of(plan_.lanes.begin(), plan_.lanes.end(),
+                                    [](const PlanReport::Lane& l) { return !l.on_device && l.weight_bytes > 0; });
+    line("memory     {} for the lanes' buffers{}{}, {} available{}", bytes_text(plan_.host_bytes),
+         rounds ? " and rounded weights" : "", kept, bytes_text(plan_.host_available),
+         plan_.fits() ? "" : ": it does not fit, the run would end with exit code 4");
     std::vector<std::string> told;
     for (const PlanReport::Lane& l : plan_.lanes) {
       if (!l.on_device || !l.needed || std::count(told.begin(), told.end(), l.is.device) > 0) continue;

@@ -47,10 +47,10 @@ std::vector<bool> Runner::lanes_to_open() const {
   return opened;
 }
 
-// Buffers on the host only: what a device needs, its backend checks.
+// Buffers and rounded weights on the host only: what a device needs, its backend checks.
 std::uint64_t Runner::host_bytes() const {
   const std::vector<bool> opened = lanes_to_open();
-  std::uint64_t bytes = 0;
+  std::uint64_t bytes = lanes_->bytes_of_copies(opened);
   for (std::size_t i = 0; i < lanes_->size(); ++i)
     if (const Description& d = (*lanes_)[i].description; opened[i] && !d.asynchronous) bytes += d.lane_bytes;
   return bytes;
@@ -61,9 +61,10 @@ void Runner::check_memory() const {
   if (bytes > available)
     throw Error(
         ErrorKind::environment,
-        fmt::format("the lanes' buffers take {}, {} of memory are available; shorten the prompts or leave lanes "
+        fmt::format("the lanes' buffers{} take {}, {} of memory are available; shorten the prompts or leave lanes "
                     "out",
-                    bytes_text(bytes), bytes_text(available)));
+                    lanes_->bytes_of_copies(lanes_to_open()) > 0 ? " and rounded weights" : "", bytes_text(bytes),
+                    bytes_text(available)));
 }
 
 void Runner::open_lanes() {

@@ -51,7 +51,7 @@ class Runner {
   // The lanes that take part in the lockstep run, and all that are opened: evidence may need more.
   const std::vector<bool>& lockstep() const { return lockstep_; }
   std::vector<bool> lanes_to_open() const;
-  std::uint64_t host_bytes() const;  // of the buffers of those
+  std::uint64_t host_bytes() const;  // of the buffers and rounded weights of those
   Sequences& sequences() { return *sequences_; }
   const Sequences& sequences() const { return *sequences_; }
   const PlantedFaults& planted_faults() const { return planted_; }

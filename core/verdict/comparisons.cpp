@@ -8,6 +8,7 @@
 #include "core/ops/operator.hpp"
 #include "core/ops/predicted.hpp"
 #include "core/ops/sizes.hpp"
+#include "core/ops/softmax.hpp"
 #include "core/ops/values.hpp"
 
 namespace moe_diag {
@@ -121,8 +122,7 @@ const Comparisons::Computed& Comparisons::computed(int against, const LaneNumeri
     inputs.in[i] = host::values_of(values, row + sighting_.rows().first - sighting_.rows_of(stage).first, 1);
   }
   // Of inputs in f32 only logits are looked at. Below the size that the estimate assumes they move less than it says.
-  constexpr double assumed_logits = 4;
-  const auto is_small = [](double x) { return std::fabs(x) <= assumed_logits; };
+  const auto is_small = [](double x) { return std::fabs(x) <= logit_size; };
   if (lane.stored(step().in[0]) == DType::f32 && std::all_of(inputs.in[0].begin(), inputs.in[0].end(), is_small))
     return computed_;
   computed_.exact = compute(step(), lanes_.config(), inputs, nullptr);

@@ -21,9 +21,9 @@ namespace moe_diag::test {
 
 using Keys = std::vector<std::pair<std::string, std::string>>;
 
-// A lane as a contract would state it: {"inputs", ...} and {"routing", ...} name lanes; {"reads", ...}, {"stored",
-// ...},
-// {"stored.STAGE", ...} and {"kv_cache", ...} are of its engine, the rest is the backend's.
+// A lane as a contract would state it: {"inputs", ...} and {"routing", ...} name lanes; {"reads", ...}, {"scale", ...},
+// {"weights", ...}, {"accumulator", ...}, {"stored", ...}, {"stored.STAGE", ...} {"kv_cache", ...} and {"kv_rotate",
+// ...} are of its engine, the rest is the backend's.
 inline LaneSpec lane_spec(const std::string& name, const Keys& keys) {
   LaneSpec spec;
   spec.name = name;
@@ -36,10 +36,18 @@ inline LaneSpec lane_spec(const std::string& name, const Keys& keys) {
       spec.routing = value;
     else if (key == "reads")
       spec.engine.reads = value;
+    else if (key == "scale")
+      for (const Stage stage : qwen3moe.stages) spec.engine.scales.emplace_back(stage, std::stof(value));
+    else if (key == "weights")
+      spec.engine.weights = value;
+    else if (key == "accumulator")
+      spec.engine.accumulator = value;
     else if (key == "stored")
       spec.engine.stored = value;
     else if (key == "kv_cache")
       spec.engine.kv_cache = value;
+    else if (key == "kv_rotate")
+      spec.engine.kv_rotate = value;
     else if (key.starts_with("stored."))
       spec.engine.stages.emplace_back(qwen3moe.stages.find(key.substr(7)), value == "bf16" ? DType::bf16 : DType::f16);
     else

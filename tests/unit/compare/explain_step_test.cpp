@@ -15,6 +15,7 @@
 #include <set>
 
 #include "core/api/error.hpp"
+#include "core/ops/operator.hpp"
 #include "core/ops/predicted.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/engine_steps.hpp"
@@ -101,6 +102,32 @@ TEST_CASE("each cause is named, and none falsely: other types of weights") {
   check(score_of({"tiny", 3, "f32", 10}, "f32", {-1, 2}));
   for (const std::string quant : {"q5_k", "q2_k", "q3_k", "q5_1"})
     check(score_of({"tiny", 3, quant, 11}, "f32", {1}, Mistakes::of_engines), 100);
+}
+
+TEST_CASE("sums as coarse as declared are no alarm, and coarser ones are found") {
+  StepBench bench({"tiny", 0, "q4_k_m", 7}, "f32", {3, 141, 59, 26});
+  int steps = 0;
+  for (const Step& step : bench.program()) {
+    if (step.layer != 1 || !is_product(operator_of(step))) continue;
+    ++steps;
+    StepCase c = bench.clean(step, step.out[0]);
+    for (const Made& made : EngineSteps(bench, c).named()) {
+      if (made.cause != StepCause::accumulation) continue;
+      const bool in_bf16 = made.name == "sums in bf16";
+      const std::vector<float> values(made.values.begin(), made.values.end());
+      c.a.data = values.data();
+      const auto cause_beside = [&](const std::string& declared) {
+        c.numerics.accumulator = declared;
+        return bench.explain(c).cause;
+      };
+      INFO(name_of(step.out[0]) << ", " << made.name);
+      CHECK(cause_beside("") == StepCause::accumulation);
+      CHECK(cause_beside("f32") == StepCause::accumulation);
+      CHECK(cause_beside(in_bf16 ? "bf16" : "f16") == StepCause::none);
+      if (in_bf16) CHECK(cause_beside("fp8_tensor_core") == StepCause::accumulation);
+    }
+  }
+  CHECK(steps > 4);
 }
 
 TEST_CASE("nothing is explained where nothing is wrong: every numerics") {

@@ -116,9 +116,18 @@ TEST_CASE("the schema has the words that the parser takes, and no others") {
     for (const auto& row : rows) names.emplace(row.name);
     return names;
   };
-  CHECK(words_of(lane["reads"]["enum"]) == names_of(all_reads()));
+  Words reads, with_scale;
+  for (const Reads& row : all_reads()) {
+    if (row.scale != Reads::Scale::must) reads.emplace(row.name);
+    if (row.scale != Reads::Scale::none) with_scale.emplace(row.name);
+  }
+  CHECK(words_of(lane["reads"]["anyOf"][0]["enum"]) == reads);
+  CHECK(keys_of(lane["reads"]["anyOf"][1]["properties"]) == with_scale);
+  CHECK(words_of(lane["weights"]["enum"]) == names_of(all_weight_types()));
+  CHECK(words_of(lane["accumulator"]["enum"]) == names_of(all_accumulators()));
   CHECK(words_of(lane["stored"]["anyOf"][0]["enum"]) == names_of(all_storage_presets()));
   CHECK(words_of(lane["kv_cache"]["enum"]) == names_of(all_cache_types()));
+  CHECK(words_of(lane["kv_rotate"]["enum"]) == names_of(all_cache_rotations()));
   CHECK(words_of(defs["synthetic"]["enum"]) == words_of(synthetic_presets()));
   CHECK(words_of(schema()["properties"]["model"]["properties"]["quant"]["enum"]) == words_of(synthetic_quants()));
   CHECK(words_of(defs["fault"]["properties"]["inject"]["enum"]) == words_of(known_words("inject")));

@@ -2,12 +2,16 @@
 // The errors that core/ops/predicted.hpp states, beside those that lanes fed the oracle's inputs make.
 #include "core/ops/predicted.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <random>
 #include <string>
+#include <vector>
 
 #include "core/compare/measure.hpp"
 #include "core/compare/samples.hpp"
 #include "core/model/program.hpp"
+#include "core/ops/operator.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
 #include "tests/support/stages.hpp"
@@ -118,6 +122,63 @@ TEST_CASE("every numerics known has a stated error for every step, none other ha
     CHECK((*stated("q8_k", step) > 1e-3) == (multiplies && step.weights[0]->type != BlockType::f32));
     CHECK((*stated("q8_1", step) > 1e-3) == (multiplies && step.weights[0]->type != BlockType::f32));
     for (const std::string numerics : {"", "f16", "F32", "q8"}) CHECK_FALSE(stated(numerics, step));
+  }
+}
+
+namespace {
+
+// One sum of `bits` bits, truncated or rounded after each term, that is added to another one after `promoted` terms.
+double sum_of(const std::vector<double>& terms, int bits, bool truncates, std::size_t promoted) {
+  const auto kept = [&](double x) {
+    if (x == 0) return x;
+    const int shift = bits - 1 - std::ilogb(x);
+    const double scaled = std::ldexp(x, shift);
+    return std::ldexp(truncates ? std::trunc(scaled) : std::nearbyint(scaled), -shift);
+  };
+  double all = 0, sum = 0;
+  for (std::size_t i = 0; i < terms.size(); ++i) {
+    sum = kept(sum + terms[i]);
+    if (promoted == 0 || (i + 1) % promoted != 0) continue;
+    all = static_cast<double>(static_cast<float>(all + sum));
+    sum = 0;
+  }
+  return all + sum;
+}
+
+}  // namespace
+
+TEST_CASE("stated errors lie near the measured ones: sums of fewer bits") {
+  const Model model = Model::synthetic({});
+  Program program = build_program(model);
+  const auto step = std::find_if(program.begin(), program.end(),
+                                 [](const Step& s) { return s.weights.size() == 1 && is_product(operator_of(s)); });
+  REQUIRE(step != program.end());
+  std::mt19937 random(5);
+  std::normal_distribution<double> normal;
+  for (const Accumulator& sums : all_accumulators()) {
+    if (sums.kind == Accumulator::Kind::partial_sums) continue;
+    for (const std::int64_t n : {256, 2048}) {
+      double off = 0, squares = 0;
+      for (int row = 0; row < 200; ++row) {
+        std::vector<double> terms;
+        double exact = 0;
+        for (std::int64_t i = 0; i < n; ++i) exact += terms.emplace_back(normal(random) * normal(random));
+        const double error =
+            sum_of(terms, sums.bits, sums.truncates, static_cast<std::size_t>(sums.promoted_after)) - exact;
+        off += error * error;
+        squares += exact * exact;
+      }
+      Weight weight = *step->weights[0];
+      weight.cols = n;
+      Step one = *step;
+      one.weights = {&weight};
+      LaneNumerics lane = "f32";
+      lane.accumulator = sums.name;
+      const double measured = std::sqrt(off / squares), expected = *expected_error(lane, one, model.config(), 1);
+      INFO(sums.name << ", " << n << " terms: measured " << measured << ", expected " << expected);
+      CHECK(measured < bound * expected);
+      CHECK(expected < bound * measured);
+    }
   }
 }
 

@@ -63,9 +63,16 @@ const std::vector<std::string> engines = {"stored: hf",
                                           "stored: f16",
                                           "reads: q8_k",
                                           "reads: fp8_128",
+                                          "reads: nvfp4",
+                                          "reads: {fp8_static: 0.02}",
+                                          "weights: bf16",
+                                          "weights: fp8_block",
+                                          "reads: fp8_128, weights: fp8_block, accumulator: fp8_tensor_core",
+                                          "reads: fp8_128_pow2, weights: fp8_block_pow2, stored: vllm",
                                           "kv_cache: f16",
                                           "kv_cache: q8_0",
                                           "kv_cache: q4_0",
+                                          "kv_cache: q4_0, kv_rotate: hadamard",
                                           "kv_cache: fp8_e4m3",
                                           "stored: hf, reads: q8_0, kv_cache: f16",
                                           "stored: {moe_expert_out: f16, attn_softmax: bf16}"};
@@ -105,6 +112,7 @@ TEST_CASE("a sound engine raises no alarm where scores are large, and activation
     CHECK(largest(stages::moe_router_logits, 2) > 20);
   }
   for (const std::string& engine : engines) {
+    if (engine.find("fp8_static") != std::string::npos) continue;  // its scale is not made for such values
     INFO(engine);
     CHECK(alarms(judge(contract(engine, "", "{gguf: " + path + "}"))) == "");
   }
@@ -156,6 +164,9 @@ TEST_CASE("what an engine rounds to is said with the lane") {
   const Verdict verdict = judge(contract("stored: hf, reads: q8_0, kv_cache: f16"));
   CHECK(verdict.lanes[2].engine == "reads q8_0, stored as hf, a KV cache in f16");
   CHECK(verdict.lanes[0].engine == "");
+  const auto said = [](const std::string& engine) { return judge(contract(engine)).lanes[2].engine; };
+  CHECK(said("reads: {fp8_static: 0.02}") == "reads fp8_static with a scale of 0.02");
+  CHECK(said("reads: {fp8_static: {all: 0.02, attention: 0.01}}") == "reads fp8_static with scales by stage");
 }
 
 }  // namespace moe_diag
