@@ -1,10 +1,10 @@
-/* SPDX-License-Identifier: MIT */
-/* A fused MoE in C, to be called through ctypes: fused_moe_native.py judges it.
- *
- *   cc -O2 -shared -fPIC fused_moe.c -o fused_moe.so -lm
- *
- * x, out are [rows, hidden], ids and scale [rows, used], gate and up [experts, width, hidden], down [experts, hidden, width].
- * With -DWRONG_BELOW_16 a path for few rows leaves out the last 16 values of each expert. */
+// SPDX-License-Identifier: MIT
+// A fused MoE in C, to be called through ctypes: fused_moe_native.py judges it.
+//
+//   cc -O2 -shared -fPIC fused_moe.c -o fused_moe.so -lm
+//
+// x, out are [rows, hidden], ids and scale [rows, used], gate and up [experts, width, hidden], down [experts, hidden,
+// width]. With -DWRONG_BELOW_16 a path for few rows leaves out the last 16 values of each expert.
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
