@@ -64,6 +64,33 @@ def stand_ins():
     return {"torch": torch, "triton": triton, "triton.language": language}
 
 
+def attention(wrong=""):
+    """A kernel for the steps from the scores to what attention gives, with the caches before its rows."""
+
+    def run(case):
+        q, k, qkv = (case.inputs[name].astype(np.float64) for name in ("q_post_rope", "k_post_rope", "qkv_matmul"))
+        rows, (heads, size), kv_heads = case.rows, q.shape[1:], k.shape[1]
+        v = qkv[:, -kv_heads * size :].reshape(rows, kv_heads, size)
+        before = lambda name: case.inputs[name].reshape(-1, kv_heads, size)  # noqa: E731
+        keys, values = np.concatenate([before("keys"), k]), np.concatenate([before("values"), v])
+        if wrong == "cache" and case.first_position:
+            values[: case.first_position] = 0
+        if wrong == "shifted":
+            values = np.concatenate([values[:1], values[:-1]])
+        out = np.zeros((rows, heads, size))
+        for head in range(heads):
+            own = head * kv_heads // heads
+            scores = q[:, head] @ keys[:, own].T / np.sqrt(size)
+            seen = np.arange(len(keys)) <= case.first_position + np.arange(rows)[:, None]
+            if wrong == "unseen":
+                seen[:, : case.first_position] = False
+            weights = np.where(seen, np.exp(scores - scores.max(1, keepdims=True)), 0)
+            out[:, head] = weights / weights.sum(1, keepdims=True) @ values[:, own]
+        return out.reshape(case.shape).astype(np.float32)
+
+    return run
+
+
 class CheckKernel(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -128,6 +155,18 @@ class CheckKernel(unittest.TestCase):
             report = moe_diag.check_kernel(script.kernel(), cases, **options)
             self.assertEqual(report.outcome, "held")
             self.assertIn(ROWS, self.falsified(script.kernel("below-16"), cases, **options).text)
+
+    def test_attention_with_caches(self):
+        cases = self.write("attention", "--span", "attn_scores..attention", "--cached", "0,9")
+        self.assertEqual(len(moe_diag.check_kernel(attention(), cases).cases), 8)
+        wrong = self.falsified(attention("cache"), cases)
+        for name, case in wrong.cases.items():
+            self.assertEqual(case["outcome"], "falsified" if name.endswith("_cached_9") else "held", name)
+        self.assertEqual(wrong.causes, ["the values in the cache are read as zeros"])
+        unseen = self.falsified(attention("unseen"), cases)
+        self.assertEqual(unseen.causes, ["the 9 positions in the cache are not attended to"])
+        shifted = self.falsified(attention("shifted"), cases)
+        self.assertIn("in attention, the value of each position is that of the position before", shifted.causes)
 
     def test_outputs_that_cannot_be_judged(self):
         right = example("fused_moe").kernel()
