@@ -168,6 +168,28 @@ class CheckKernel(unittest.TestCase):
         shifted = self.falsified(attention("shifted"), cases)
         self.assertIn("in attention, the value of each position is that of the position before", shifted.causes)
 
+    def test_a_failing_step_of_a_run(self):
+        """`repro --cases` writes the step with what the lane made of it; a right kernel holds in its place."""
+        fault = "{inject: wrong_expert, stage: moe_expert_up, layer: 2, lane: step}"
+        run = [find_program(), "run", ROOT / "contracts/quickstart.yaml", "--out", self.folder / "out", "--inject", fault]
+        self.assertEqual(subprocess.run(run, capture_output=True).returncode, 1)
+        folder = self.folder / "case"
+        repro = [find_program(), "repro", self.folder / "out/verdict.json", "--cases", "--out", folder]
+        done = subprocess.run(repro, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("FALSIFIED: moe_expert_up in f32", done.stdout)
+        judged = subprocess.run([find_program(), "judge", folder], capture_output=True, text=True)
+        self.assertEqual(judged.returncode, 1)
+        self.assertIn("wrong_tensor", judged.stdout)
+
+        def up(case):
+            w, ids = case.weights["ffn_up_exps"], case.inputs["moe_router_indices"]
+            return np.einsum("rsnk,rk->rsn", w[ids], case.inputs["ffn_norm"])
+
+        self.assertTrue(moe_diag.check_kernel(up, folder))
+        refused = subprocess.run([*repro[:-1], self.folder / "other", "--falsifier", "NONE"], capture_output=True, text=True)
+        self.assertEqual(refused.returncode, 2)
+
     def test_outputs_that_cannot_be_judged(self):
         right = example("fused_moe").kernel()
         cut = self.falsified(lambda case: right(case)[:, :-1], self.cases)
