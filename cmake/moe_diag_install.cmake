@@ -10,7 +10,8 @@ install(TARGETS moe-diag EXPORT moe_diag_targets ${MOE_DIAG_RUNTIME_DEPENDENCIES
 install(EXPORT moe_diag_targets NAMESPACE moe_diag:: DESTINATION ${moe_diag_package})
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/core/api DESTINATION include/moe-diag/core FILES_MATCHING PATTERN *.hpp)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/contracts/ DESTINATION share/moe-diag/contracts PATTERN rejected EXCLUDE)
-install(FILES ${PROJECT_SOURCE_DIR}/apps/python/moe_diag_captures.py DESTINATION share/moe-diag/python)
+install(DIRECTORY ${PROJECT_SOURCE_DIR}/apps/python/moe_diag DESTINATION share/moe-diag/python PATTERN __pycache__ EXCLUDE)
+install(FILES ${PROJECT_SOURCE_DIR}/apps/python/pyproject.toml DESTINATION share/moe-diag/python)
 # Beside the contracts, as in the tree: pages refer to contracts, and the worked examples are part of the pages.
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/docs DESTINATION share/moe-diag)
 install(FILES ${PROJECT_SOURCE_DIR}/README.md ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION share/moe-diag)

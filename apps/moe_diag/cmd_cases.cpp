@@ -18,6 +18,8 @@
 #include "core/kernel/allowed_error.hpp"
 #include "core/kernel/write_cases.hpp"
 #include "core/model/synthetic.hpp"
+#include "core/text/nearest.hpp"
+#include "core/text/quote.hpp"
 
 namespace moe_diag {
 namespace {
@@ -42,6 +44,10 @@ Model opened(const std::string& name, CaseIndex& source) {
     source.model_source = model.source();
     return model;
   }
+  if (!fs::exists(name, error) && name.find_first_of("./") == std::string::npos)
+    throw Error(ErrorKind::usage,
+                fmt::format("{}: there is no such file; {}", name,
+                            unknown("preset of synthetic models", shown(name), {presets.begin(), presets.end()})));
   Model model = Model::open(name);
   source.model_source = fs::canonical(name, error).string();
   return model;
@@ -77,8 +83,10 @@ ExitCode write(CasesArguments& arguments, const Context& context) {
   CaseIndex source;
   const Model model = opened(arguments.model, source);
   request.layers = layers_of(arguments.layers, model.config().layers);
-  std::sort(request.rows.begin(), request.rows.end());
-  request.rows.erase(std::unique(request.rows.begin(), request.rows.end()), request.rows.end());
+  for (std::vector<int>* numbers : {&request.rows, &request.cached}) {
+    std::sort(numbers->begin(), numbers->end());
+    numbers->erase(std::unique(numbers->begin(), numbers->end()), numbers->end());
+  }
   for (const std::string& name : arguments.routings) request.routings.push_back(routing_called(name));
   request.decoded = !arguments.without_values;
   request.tool_version = MOE_DIAG_VERSION;
@@ -134,6 +142,19 @@ void add_cases(CLI::App& app, Context& context) {
   command->add_option("--numerics", request.numerics, "In which the kernel computes: f32, bf16, q8_k or q8_1")
       ->check(CLI::IsMember(known_numerics()))
       ->capture_default_str();
+  command
+      ->add_option("--reads", request.reads,
+                   "How the engine's products read activations, which is computed and not tolerated: a row of "
+                   "docs/numerics.md")
+      ->type_name("NAME");
+  command->add_option("--stored", request.stored, "How the engine stores its stages, the same")->type_name("NAME");
+  command
+      ->add_option("--cached", request.cached, "Positions in the caches before the rows, where the span reads caches")
+      ->delimiter(',')
+      ->type_name("N,...")
+      ->check(CLI::Range(0, 65536))
+      ->capture_default_str()
+      ->allow_extra_args(false);
   command->add_option("--seed", request.seed, "Other tokens")
       ->capture_default_str()
       ->check(CLI::Range(0u, 4294967295u));

@@ -58,6 +58,8 @@ void add_repro(CLI::App& app, Context& context) {
       ->type_name("ID")
       ->allow_extra_args(false);
   command->add_option("--out", arguments->options.out, "The folder of the case")->required()->type_name("DIR");
+  command->add_flag("--cases", arguments->options.cases,
+                    "Write it as `cases` does, for a kernel of your own and `judge`, with what the lane wrote");
   command->add_flag("--overwrite", arguments->options.overwrite, "Replace the case that is there");
   command->footer(
       "The contract is run again, as the verdict says it was, to see what the step read.\n"

@@ -27,7 +27,10 @@ AllowedErrors allowed_errors(const Span& span, const ModelConfig& config, const 
 // The numerics that a kernel may be stated to have.
 std::vector<std::string> known_numerics();
 
-// The numerics of a kernel: of the named ones, with its output stored in that type.
-LaneNumerics kernel_numerics(const std::string& numerics, Stage output, DType type);
+// The numerics of a kernel: of the named ones, with the roundings of the span's engine, and its output stored in that
+// type where that engine stores it in no coarser one.
+LaneNumerics kernel_numerics(const std::string& numerics, const Span& span, DType type);
+// Those of what is expected: in f64, with the same roundings.
+LaneNumerics expected_numerics(const Span& span);
 
 }  // namespace moe_diag

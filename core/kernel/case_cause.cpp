@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <optional>
 #include <utility>
 
@@ -23,10 +24,11 @@ constexpr double clearly_better = 3;    // times less than without the mistake, 
 constexpr std::size_t first_rows = 16;  // that every mistake is tried on; one that explains these has to explain all
 constexpr std::size_t most_named = 3;   // mistakes that explain it equally well
 
-// A row that fails, of one of several cases.
+// A row that fails, of one of several cases, and where it stands among the values that are computed for it.
 struct FailingRow {
   const JudgedCase* of = nullptr;
   std::int64_t row = 0;
+  std::size_t at = 0;
 
   double allowed() const { return of->allowed()[static_cast<std::size_t>(row)]; }
 };
@@ -51,10 +53,35 @@ bool is_finite_row(const FailingRow& r) {
   return true;
 }
 
-// The values that the steps make of the rows' inputs.
-SpanValues right_values(const Span& span, const ModelConfig& config, const std::vector<FailingRow>& rows) {
+host::Values values_of_rows(const StoredTensor& tensor, std::int64_t count) {
+  return count == 0 ? host::Values{} : host::values_of(tensor.tensor(), 0, count);
+}
+
+// The values of all rows up to the last that fails: in a span with caches each reads those before it. Cases of one
+// layer whose caches hold as many positions have the same rows.
+SpanValues values_up_to_last(const Span& span, const ModelConfig& config, std::vector<FailingRow>& rows) {
+  const FailingRow& last =
+      *std::max_element(rows.begin(), rows.end(), [](const auto& x, const auto& y) { return x.row < y.row; });
+  const JudgedCase& of = *last.of;
   SpanValues values;
-  for (const FailingRow& r : rows) values.positions.push_back(static_cast<int>(r.row));
+  for (std::int64_t r = 0; r <= last.row; ++r) values.positions.push_back(of.of->first + static_cast<int>(r));
+  for (const Site& site : span.inputs)
+    values.of[site.stage] = values_of_rows(*of.input(name_of(site.stage)), values.rows());
+  for (const SpanCache& cache : span.caches)
+    values.earlier[cache.cache.index()] = values_of_rows(*of.input(name_of(cache.cache)), of.of->first);
+  for (FailingRow& r : rows) r.at = static_cast<std::size_t>(r.row);
+  compute_steps(span, config, 0, values);
+  return values;
+}
+
+// The values that the steps make of the rows' inputs.
+SpanValues right_values(const Span& span, const ModelConfig& config, std::vector<FailingRow>& rows) {
+  if (!span.caches.empty()) return values_up_to_last(span, config, rows);
+  SpanValues values;
+  for (FailingRow& r : rows) {
+    r.at = values.positions.size();
+    values.positions.push_back(r.of->of->first + static_cast<int>(r.row));
+  }
   for (const Site& site : span.inputs)
     for (const FailingRow& r : rows) {
       const host::Values one = host::values_of(r.of->input(name_of(site.stage))->tensor(), r.row, 1);
@@ -68,16 +95,16 @@ SpanValues right_values(const Span& span, const ModelConfig& config, const std::
 // The rest of each row's error under a prediction, in allowed errors.
 std::vector<double> left_by(const std::vector<FailingRow>& rows, const host::Values& predicted) {
   std::vector<double> left;
-  const std::size_t width = predicted.size() / rows.size();
-  for (std::size_t r = 0; r < rows.size(); ++r) {
-    const host::Values found = host::values_of(rows[r].of->out.tensor(), rows[r].row, 1);
+  for (const FailingRow& r : rows) {
+    const host::Values found = host::values_of(r.of->out.tensor(), r.row, 1);
+    const std::size_t width = found.size();
     double off = 0, all = 0;
     for (std::size_t i = 0; i < width; ++i) {
-      const double p = predicted[r * width + i];
+      const double p = predicted[r.at * width + i];
       off += (found[i] - p) * (found[i] - p);
       all += p * p;
     }
-    left.push_back(off == 0 ? 0 : std::sqrt(off / all) / rows[r].allowed());
+    left.push_back(off == 0 ? 0 : std::sqrt(off / all) / r.allowed());
   }
   return left;
 }
@@ -105,7 +132,7 @@ struct Found {
 
 // Mistakes that explain the rows, each with what it leaves.
 std::vector<Found> explaining(const Span& span, const Model& model, const Program& program,
-                              const std::vector<FailingRow>& rows, const std::vector<Found>* among) {
+                              std::vector<FailingRow> rows, const std::vector<Found>* among) {
   const ModelConfig& config = model.config();
   const SpanValues right = right_values(span, config, rows);
   std::vector<Found> found;
@@ -139,12 +166,20 @@ std::string cause_in(const Span& span, const Model& model, const Program& progra
   return text_of(std::move(found));
 }
 
-void explain_span(const Span& span, const Model& model, const Program& program, const std::vector<JudgedCase*>& open) {
+void explain_together(const Span& span, const Model& model, const Program& program,
+                      const std::vector<JudgedCase*>& open) {
   const std::string common = cause_in(span, model, program, failing_rows_of(open));
   for (JudgedCase* c : open) {
     c->cause = common;
     if (common.empty() && open.size() > 1) c->cause = cause_in(span, model, program, failing_rows_of({c}));
   }
+}
+
+// Cases with other caches have other rows.
+void explain_span(const Span& span, const Model& model, const Program& program, const std::vector<JudgedCase*>& open) {
+  std::map<int, std::vector<JudgedCase*>> groups;
+  for (JudgedCase* c : open) groups[span.caches.empty() ? 0 : c->of->first].push_back(c);
+  for (const auto& [first, group] : groups) explain_together(span, model, program, group);
 }
 
 // One step has an explanation of its own.
@@ -157,7 +192,9 @@ std::string cause_of_one_step(const CaseIndex& index, const Span& span, const Mo
   c.a = judged.out.tensor();
   c.b = judged.expected.tensor();
   if (is_per_expert(c.stage)) c.routing_a = c.routing_b = judged.choice.tensor();
-  c.numerics = kernel_numerics(index.numerics, span.output, judged.out.dtype);
+  c.numerics = kernel_numerics(index.numerics, span, judged.out.dtype);
+  c.oracle = expected_numerics(span);
+  c.first_position = judged.of->first;
   const StepExplanation e = explain_step(c, model, program);
   if (e.cause == StepCause::none || e.cause == StepCause::plain_operator) return "";
   return e.text.empty() ? std::string(name_of(e.cause)) : fmt::format("{}: {}", name_of(e.cause), e.text);

@@ -8,10 +8,12 @@
 #include <cmath>
 #include <map>
 #include <set>
+#include <tuple>
 #include <utility>
 
 #include "core/ops/step_case.hpp"
 #include "core/ops/values.hpp"
+#include "core/report/text.hpp"
 
 namespace moe_diag {
 namespace {
@@ -196,18 +198,21 @@ std::string experts_text(const CaseIndex& index, const CaseFootprint& print) {
 }
 
 std::vector<std::string> row_count_texts(const std::vector<JudgedCase>& cases) {
-  std::map<std::pair<int, CaseRouting>, std::vector<const JudgedCase*>> groups;
+  std::map<std::tuple<int, CaseRouting, int>, std::vector<const JudgedCase*>> groups;  // of the same rows
   for (const JudgedCase& c : cases)
     if (c.outcome == CaseOutcome::held || c.outcome == CaseOutcome::falsified)
-      groups[{c.of->layer, c.of->routing}].push_back(&c);
+      groups[{c.of->layer, c.of->routing, c.of->first}].push_back(&c);
   std::vector<std::string> texts;
   for (auto& [key, group] : groups) {
     std::sort(group.begin(), group.end(),
               [](const JudgedCase* x, const JudgedCase* y) { return x->of->rows < y->of->rows; });
     const std::string text = row_count_text(group);
     if (text.empty()) continue;
-    const std::string layer = key.first < 0 ? "" : fmt::format("layer {}, ", key.first);
-    texts.push_back(fmt::format("{}routing {}: {}", layer, name_of(key.second), text));
+    const auto [layer, routing, first] = key;
+    const std::string where = layer < 0 ? "" : fmt::format("layer {}, ", layer);
+    const std::string cached =
+        first == 0 ? "" : fmt::format(", {} cached", counted(static_cast<std::size_t>(first), "position"));
+    texts.push_back(fmt::format("{}routing {}{}: {}", where, name_of(routing), cached, text));
   }
   return texts;
 }

@@ -46,6 +46,7 @@ Json json_of(const KernelCase& c, const CaseIndex& index) {
       {"expected", fmt::format("{}/{}", c.name, expected_file_name)},
       {"out", {{"file", fmt::format("{}/{}", c.name, kernel_file)}, {"tensor", index.output}, {"shape", c.shape}}},
       {"allowed", allowed}};
+  if (c.first > 0) json["first_position"] = c.first;
   if (!c.changed.empty()) json["changed"] = c.changed;
   return json;
 }
@@ -56,7 +57,8 @@ Json model_json(const CaseIndex& index) {
     model["synthetic"] = {{"preset", index.spec.preset},
                           {"layers", index.spec.layers},
                           {"quant", index.spec.quant},
-                          {"seed", index.spec.seed}};
+                          {"seed", index.spec.seed},
+                          {"router_scale", index.spec.router_scale}};
   model["architecture"] = index.architecture;
   model["experts"] = index.experts;
   model["used"] = index.used;
@@ -181,6 +183,7 @@ void read_model(const Reader& model, CaseIndex& index) {
   index.spec.layers = static_cast<int>(spec.integer("layers", 0, most_synthetic_layers));
   index.spec.quant = spec.text("quant");
   index.spec.seed = spec.natural("seed");
+  if (spec.has("router_scale")) index.spec.router_scale = spec.number("router_scale");
 }
 
 KernelCase read_case(const Reader& reader) {
@@ -194,6 +197,7 @@ KernelCase read_case(const Reader& reader) {
       std::find_if(routings.begin(), routings.end(), [&](CaseRouting r) { return name_of(r) == routing; });
   if (found == routings.end()) reader.refuse("routing", "model, one or none");
   c.routing = *found;
+  if (reader.has("first_position")) c.first = static_cast<int>(reader.integer("first_position", 0, most_rows));
   if (reader.has("changed")) c.changed = reader.text("changed");
   for (const Reader& t : reader.in("in").list("tensors"))
     c.inputs.push_back({t.text("name"), t.text("dtype"), t.sizes("shape")});
@@ -240,6 +244,8 @@ std::string index_text(const CaseIndex& index) {
                       {"model", model_json(index)},
                       {"span", {{"name", index.span}, {"steps", index.steps}}},
                       {"numerics", index.numerics},
+                      {"reads", index.reads},
+                      {"stored", index.stored},
                       {"seed", index.seed},
                       {"output", {{"tensor", index.output}, {"types", types}, {"of_slots", index.of_slots}}},
                       {"choice", {{"tensor", index.choice}, {"written", index.writes_choice}}},
@@ -271,6 +277,8 @@ CaseIndex read_index(const std::string& folder) {
   index.span = top.in("span").text("name");
   index.steps = top.in("span").texts("steps");
   index.numerics = top.text("numerics");
+  if (top.has("reads")) index.reads = top.text("reads");
+  if (top.has("stored")) index.stored = top.text("stored");
   index.seed = static_cast<unsigned>(top.integer("seed", 0, std::int64_t{1} << 32));
   index.output = top.in("output").text("tensor");
   index.of_slots = top.in("output").flag("of_slots");

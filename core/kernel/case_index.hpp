@@ -41,6 +41,7 @@ std::string_view name_of(CaseRouting routing);
 struct KernelCase {
   std::string name;  // of its folder
   int layer = -1, rows = 0;
+  int first = 0;  // position of row 0: as many are in the caches
   CaseRouting routing = CaseRouting::model;
   std::string changed;  // what was done to the routing, for a person; empty: nothing
   std::vector<IndexedTensor> inputs;
@@ -60,6 +61,7 @@ struct CaseIndex {
   std::string span;  // as it was asked for
   std::vector<std::string> steps;
   std::string numerics;
+  std::string reads, stored;  // roundings of the engine, which are computed; empty: none
   unsigned seed = 0;
   std::string output;          // name of the tensor that the kernel writes
   std::string choice;          // name of the tensor with the ids of experts; empty: nothing is of an expert

@@ -54,11 +54,18 @@ Model opened(const CaseIndex& index, const JudgeRequest& request) {
 void check_fits(const Span& span, const ModelConfig& config, const JudgedCase& judged) {
   for (const Site& site : span.inputs) {
     const StoredTensor* tensor = judged.input(name_of(site.stage));
-    const Shape shape = config.shape_of({site.stage, span.layer}, judged.of->rows, 0);
+    const Shape shape = config.shape_of(site, judged.of->rows, 0);
     const bool is_ids = payload_of(site.stage) == Payload::indices;
     if (!tensor || tensor->shape != shape || (tensor->dtype == DType::i32) != is_ids)
       throw Error(ErrorKind::absent, fmt::format("case {} has no {} of shape {}, which its span reads", judged.of->name,
                                                  name_of(site.stage), shape_text(shape)));
+  }
+  for (const SpanCache& cache : span.caches) {
+    const StoredTensor* tensor = judged.input(name_of(cache.cache));
+    const Shape shape = shape_of(cache, judged.of->first, config);
+    if (!tensor || tensor->shape != shape)
+      throw Error(ErrorKind::absent, fmt::format("case {} has no {} of shape {}, which its span reads", judged.of->name,
+                                                 name_of(cache.cache), shape_text(shape)));
   }
   if (judged.expected.shape != config.shape_of({span.output, span.layer}, judged.of->rows, 0))
     throw Error(ErrorKind::absent,
@@ -74,7 +81,8 @@ void look_for_causes(const JudgeRequest& request, JudgedKernel& judged) {
   const Program program = build_program(model);
   for (const auto& [layer, cases] : by_layer) {
     if (layer >= model.config().layers) throw Error(ErrorKind::absent, fmt::format("the model has no layer {}", layer));
-    const Span span = find_span(model, program, judged.index.span, layer);
+    Span span = find_span(model, program, judged.index.span, layer);
+    round_as(judged.index.reads, judged.index.stored, model.config(), span);
     for (const JudgedCase* c : cases) check_fits(span, model.config(), *c);
     explain_cases(judged.index, model, program, span, cases);
   }

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "core/kernel/case_footprint.hpp"
+#include "core/ops/numerics.hpp"
 #include "core/report/text.hpp"
 
 namespace moe_diag {
@@ -25,9 +26,18 @@ std::string_view word_of(const JudgedKernel& judged) {
   return judged.count(CaseOutcome::untested) > 0 ? "UNTESTED" : "HELD";
 }
 
+// "f32, reads fp8_128, stored as bf16"
+std::string numerics_text(const CaseIndex& index) {
+  EngineNumerics engine;
+  engine.reads = index.reads;
+  engine.stored = index.stored;
+  const std::string more = text_of(engine);
+  return index.numerics + (more.empty() ? "" : ", " + more);
+}
+
 std::string head_of(const JudgedKernel& judged) {
   std::string text = fmt::format("{}: {} in {}: {} held, {} falsified, {} untested", word_of(judged), judged.index.span,
-                                 judged.index.numerics, judged.count(CaseOutcome::held),
+                                 numerics_text(judged.index), judged.count(CaseOutcome::held),
                                  judged.count(CaseOutcome::falsified), judged.count(CaseOutcome::untested));
   if (const std::size_t refused = judged.count(CaseOutcome::refused)) text += fmt::format(", {} refused", refused);
   return text + '\n';
@@ -182,6 +192,8 @@ std::string judge_json(const JudgedKernel& judged, const std::string& folder, co
                 {"span", judged.index.span},
                 {"output", judged.index.output},
                 {"numerics", judged.index.numerics},
+                {"reads", judged.index.reads},
+                {"stored", judged.index.stored},
                 {"outcome", name_of(judged.count(CaseOutcome::refused) > 0     ? CaseOutcome::refused
                                     : judged.count(CaseOutcome::falsified) > 0 ? CaseOutcome::falsified
                                     : judged.count(CaseOutcome::untested) > 0  ? CaseOutcome::untested

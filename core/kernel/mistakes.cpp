@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
 #include <numeric>
 #include <set>
@@ -42,6 +43,7 @@ class MistakeList {
     add_wrong_experts();
     add_dropped_experts();
     add_weights_applied_twice();
+    add_wrong_caches();
     for (std::size_t i = 0; i < span_.steps.size(); ++i) add_own_of(i);
     for (std::size_t i = 0; i < span_.steps.size(); ++i) add_transposed(i);
     return std::move(list_);
@@ -118,6 +120,44 @@ class MistakeList {
     add_choice_weights("the router's weights are applied twice", [](double weight, double) { return weight * weight; });
   }
 
+  // The positions before the rows: not attended to, or read as zeros.
+  void add_wrong_caches() {
+    const int first = right_.first();
+    std::size_t from = 0;
+    while (from < span_.steps.size() && !reads_cache(span_.steps[from])) ++from;
+    if (first == 0 || from == span_.steps.size()) return;
+    SpanMistake unseen{fmt::format("the {} positions in the cache are not attended to", first), from};
+    unseen.inputs = [&span = span_, first](std::size_t i, StepInputs& inputs) {
+      const Step& step = span.steps[i];
+      if (!reads_cache(step) && !is(step.out[0], Role::key_values)) return;
+      for (int& position : inputs.positions) position -= first;
+      inputs.total -= first;
+      drop_earlier(step, first, inputs, false);
+    };
+    list_.push_back(std::move(unseen));
+    for (const SpanCache& cache : span_.caches) {
+      SpanMistake zero{fmt::format("the {} in the cache are read as zeros", name_of(cache.cache)), from};
+      zero.inputs = [&span = span_, first, cache](std::size_t i, StepInputs& inputs) {
+        if (span.steps[i].caches.size() > 0 && span.steps[i].caches[0].cache == cache.cache)
+          drop_earlier(span.steps[i], first, inputs, true);
+      };
+      list_.push_back(std::move(zero));
+    }
+  }
+
+  // Of what a step reads of all positions, the first ones: gone, or zeros.
+  static void drop_earlier(const Step& step, int first, StepInputs& inputs, bool zeros) {
+    for (std::size_t i = 0; i < step.in.size(); ++i) {
+      if (!step.cached(i)) continue;
+      host::Values& all = inputs.in[i];
+      const auto row = std::ssize(all) / (first + std::ssize(inputs.positions));
+      if (zeros)
+        std::fill_n(all.begin(), first * row, 0.0);
+      else
+        all.erase(all.begin(), all.begin() + first * row);
+    }
+  }
+
   void add_transposed(std::size_t i) {
     const Step& step = span_.steps[i];
     if (!is_product(operator_of(step)) || step.weights.size() != 1) return;
@@ -144,7 +184,9 @@ struct RightStep {
     c.step = &step;
     c.stage = step.out[step.out.size() - 1];
     for (std::size_t i = 0; i < step.in.size(); ++i)
-      c.in[i] = keep(stored(right, {step.in[i], step.layer}, config, DType::f64));
+      c.in[i] = keep(step.cached(i) ? of_all_positions(i, *step.cached(i), config, right)
+                                    : stored(right, {step.in[i], step.layer}, config, DType::f64));
+    c.first_position = right.first();
     c.a = c.b = keep(stored(right, {c.stage, step.layer}, config, DType::f64));
     if (is_per_expert(c.stage))
       c.routing_a = c.routing_b = keep(stored(right, {span.choice, step.layer}, config, DType::i32));
@@ -158,6 +200,24 @@ struct RightStep {
   Tensor keep(StoredTensor tensor) {
     kept.push_back(std::make_unique<StoredTensor>(std::move(tensor)));
     return kept.back()->tensor();
+  }
+
+  // An input that is cached, with zeros where nothing of it is.
+  StoredTensor of_all_positions(std::size_t input, const CacheUse& use, const ModelConfig& config,
+                                const SpanValues& right) const {
+    const Site site{step.in[input], step.layer};
+    const host::Values& rows = right.at(site.stage);
+    const host::Values& earlier = right.earlier.at(use.cache.index());
+    const std::ptrdiff_t row = std::ssize(rows) / right.rows(), width = config.cache_width(use.cache, step.layer);
+    SpanValues whole;
+    whole.positions.resize(static_cast<std::size_t>(right.total()));
+    std::iota(whole.positions.begin(), whole.positions.end(), 0);
+    host::Values& values = whole.of[site.stage];
+    values.resize(static_cast<std::size_t>(right.first() * row));
+    for (std::ptrdiff_t p = 0; p < right.first(); ++p)
+      std::copy_n(earlier.begin() + p * width, width, values.begin() + p * row + use.column);
+    values.insert(values.end(), rows.begin(), rows.end());
+    return stored(whole, site, config, DType::f64);
   }
 
   // All values of the step under the hypothesis; empty where it is not possible.
@@ -212,11 +272,11 @@ host::Values output_with(const SpanMistake& mistake, const Span& span, const Mod
   SpanValues values = right;
   for (std::size_t i = mistake.from; i < span.steps.size(); ++i) {
     const Step& step = span.steps[i];
-    StepInputs inputs = inputs_of(step, values);
+    StepInputs inputs = inputs_of(step, config, values);
     if (mistake.inputs) mistake.inputs(i, inputs);
     const bool here = i == mistake.from;
     for (std::size_t output = 0; output < step.out.size(); ++output)
-      values.of[step.out[output]] = compute(step, config, inputs, here ? mistake.fault : nullptr, output);
+      values.of[step.out[output]] = computed(span, step, config, inputs, here ? mistake.fault : nullptr, output);
     if (!here || !mistake.output) continue;
     host::Values written = mistake.output(right);
     if (written.empty()) return {};

@@ -9,6 +9,7 @@
 
 #include "core/api/error.hpp"
 #include "core/contract/selection.hpp"
+#include "core/lane/rounded_lane.hpp"
 #include "core/ops/operator.hpp"
 #include "core/text/nearest.hpp"
 #include "core/text/quote.hpp"
@@ -25,10 +26,7 @@ bool reads(const Step& step, Stage stage) { return std::find(step.in.begin(), st
 bool reads_role(const Step& step, Role role) {
   return std::any_of(step.in.begin(), step.in.end(), [role](Stage stage) { return is(stage, role); });
 }
-bool has_keys(const Step& step) {
-  const auto of_keys = [](Stage stage) { return is(stage, Role::key_values); };
-  return std::any_of(step.in.begin(), step.in.end(), of_keys) || std::any_of(step.out.begin(), step.out.end(), of_keys);
-}
+bool is_of_keys(Stage stage) { return is(stage, Role::key_values); }
 
 Stage stage_called(std::string_view word, Stages stages) {
   std::optional<StagePick> pick;
@@ -106,10 +104,11 @@ Program steps_of(const Program& program, const Places& places) {
 void check_steps(const Program& steps) {
   for (const Step& step : steps) {
     const std::string_view name = name_of(step.out[0]);
-    if (reads_cache(step))
-      refuse(fmt::format("steps that read a cache are not written as cases yet: {} reads one", name));
-    if (has_keys(step))
-      refuse(fmt::format("steps of attention over keys are not written as cases yet: {} is one", name));
+    if (has_state(step))
+      refuse(
+          fmt::format("steps that move a state on are not written as cases yet: {} does; end before it, or begin "
+                      "behind it",
+                      name));
     if (operator_of(step).weights == WeightRows::of_tokens)
       refuse(fmt::format("steps that read tokens are not written as cases yet: {} does", name));
     if (operator_of(step).chooses_experts && steps.size() > 1)
@@ -142,6 +141,38 @@ void add_inputs(const Program& program, std::size_t first, Span& span) {
       }
 }
 
+// Behind the inputs: what is cached comes from stages of the same rows.
+void add_caches(const Program& program, Span& span) {
+  for (const Step& step : span.steps)
+    for (const CacheUse& use : step.caches) {
+      const Stage stage = step.in[static_cast<std::size_t>(use.input)];
+      const auto is_it = [&](const SpanCache& c) { return c.cache == use.cache; };
+      if (std::any_of(span.caches.begin(), span.caches.end(), is_it)) continue;
+      const auto writer = std::find_if(program.begin(), program.end(),
+                                       [&](const Step& s) { return s.layer == step.layer && writes(s, stage); });
+      span.caches.push_back({use.cache, site_of(*writer, stage), use.column});
+    }
+}
+
+// Scores and their softmax have a value for each key: their rows have another width in every case.
+void check_keys(const Program& program, std::string_view words, const Span& span) {
+  std::string first, last;
+  for (const Step& step : program) {
+    if (step.layer != span.layer || !reads_cache(step)) continue;
+    if (first.empty()) first = name_of(step.out[0]);
+    last = name_of(step.out[0]);
+  }
+  const auto check = [&](Stage stage, std::string_view does) {
+    if (is_of_keys(stage))
+      refuse(
+          fmt::format("{}: {} {}, which has a value for each key and is not written as a case: expected a span with "
+                      "all of attention in it; take {}..{}, or more",
+                      shown(words), does, name_of(stage), first, last));
+  };
+  for (const Site& input : span.inputs) check(input.stage, "reads");
+  check(span.output, "ends with");
+}
+
 void add_weights(Span& span) {
   const auto add = [&](const Weight* weight) {
     if (weight && std::find(span.weights.begin(), span.weights.end(), weight) == span.weights.end())
@@ -156,7 +187,8 @@ void add_weights(Span& span) {
 }  // namespace
 
 bool Span::reads_choice() const {
-  return choice && std::any_of(steps.begin(), steps.end(), [this](const Step& s) { return reads(s, choice); });
+  return choice &&
+         std::any_of(steps.begin(), steps.end(), [this](const Step& s) { return moe_diag::reads(s, choice); });
 }
 
 Span find_span(const Model& model, const Program& program, std::string_view words, int layer) {
@@ -173,8 +205,30 @@ Span find_span(const Model& model, const Program& program, std::string_view word
     refuse(fmt::format("{}: {} does not follow from {}", shown(words), name_of(span.output), name_of(begins_with)));
   check_steps(span.steps);
   add_inputs(program, static_cast<std::size_t>(places.first), span);
+  check_keys(program, words, span);
+  add_caches(program, span);
   add_weights(span);
   return span;
+}
+
+void round_as(std::string_view reads, std::string_view stored, const ModelConfig& config, Span& span) {
+  const auto names = [](const auto& rows) {
+    std::vector<std::string> all;
+    for (const auto& row : rows) all.emplace_back(row.name);
+    return all;
+  };
+  EngineNumerics engine;
+  engine.reads = reads;
+  engine.stored = stored;
+  if (!reads.empty() && !find_reads(reads))
+    throw Error(ErrorKind::usage, "--reads: " + unknown("way to read activations", shown(reads), names(all_reads())));
+  if (!stored.empty() && !find_storage_preset(stored))
+    throw Error(ErrorKind::usage,
+                "--stored: " + unknown("way to store stages", shown(stored), names(all_storage_presets())));
+  if (const std::string why = obstacle_to_rounding(engine, span.steps, config); !why.empty())
+    throw Error(ErrorKind::usage, "--" + why);
+  if (!reads.empty() && reads != "exact") span.reads = find_reads(reads);
+  if (!stored.empty()) span.storage = storage_of(engine, config.stages, Description{});
 }
 
 }  // namespace moe_diag

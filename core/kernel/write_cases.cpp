@@ -13,6 +13,8 @@
 #include "core/api/error.hpp"
 #include "core/file/new_folder.hpp"
 #include "core/kernel/allowed_error.hpp"
+#include "core/kernel/judge_kernel.hpp"
+#include "core/kernel/judge_report.hpp"
 #include "core/kernel/real_values.hpp"
 #include "core/kernel/routing_edit.hpp"
 #include "core/ops/matrix.hpp"
@@ -75,16 +77,19 @@ class CasesWriter {
         index_(source) {}
 
   std::string write(PluginHost& host);
+  bool write(const std::vector<SeenRows>& seen, std::string& text);
 
  private:
   void find_spans();
   void describe();
   void check_routings();
   std::map<Site, StoredTensor> values(PluginHost& host) const;
-  SpanValues inputs_of(const Span& span, const std::map<Site, StoredTensor>& real) const;
-  DType type_of(Stage stage) const;
+  SpanValues inputs_of(const Span& span, const std::map<Site, StoredTensor>& real, int first) const;
+  std::vector<int> first_positions() const;
+  DType type_of(const Span& span, Stage stage) const;
   void write_weights(const Span& span);
   void write_layer(const Span& span, const SpanValues& inputs);
+  void write_seen(const Span& span, const SeenRows& seen);
   void write_case(const Span& span, const SpanValues& all, const AllowedErrors& allowed, KernelCase c);
   void tell(const std::string& what) const;
   std::string summary() const;
@@ -95,6 +100,7 @@ class CasesWriter {
   NewFolder folder_;
   std::vector<Span> spans_;
   std::vector<CaseRouting> routings_;
+  std::map<std::string, DType> types_;  // of inputs that were seen, by name
   CaseIndex index_;
 };
 
@@ -107,6 +113,7 @@ void CasesWriter::tell(const std::string& what) const {
 void CasesWriter::find_spans() {
   for (const int layer : request_.layers) {
     spans_.push_back(find_span(model_, program_, request_.span, layer));
+    round_as(request_.reads, request_.stored, model_.config(), spans_.back());
     if (spans_.back().layer >= 0) continue;
     break;  // of the whole model: there is one
   }
@@ -136,6 +143,8 @@ void CasesWriter::describe() {
   index_.span = request_.span;
   for (const Step& step : span.steps) index_.steps.emplace_back(name_of(step.out[0]));
   index_.numerics = request_.numerics;
+  index_.reads = request_.reads;
+  index_.stored = request_.stored;
   index_.seed = request_.seed;
   index_.output = name_of(span.output);
   index_.of_slots = holds_experts(span.output);
@@ -147,26 +156,46 @@ void CasesWriter::describe() {
 
 std::map<Site, StoredTensor> CasesWriter::values(PluginHost& host) const {
   std::vector<Site> sites;
-  for (const Span& span : spans_)
-    for (const Site& site : span.inputs)
-      if (std::find(sites.begin(), sites.end(), site) == sites.end()) sites.push_back(site);
-  return real_values(model_, host, random_tokens(request_.rows.back(), model_.config().vocab, request_.seed), sites);
+  const auto add = [&](const Site& site) {
+    if (std::find(sites.begin(), sites.end(), site) == sites.end()) sites.push_back(site);
+  };
+  for (const Span& span : spans_) {
+    for (const Site& site : span.inputs) add(site);
+    for (const SpanCache& cache : span.caches) add(cache.from);
+  }
+  const int count = first_positions().back() + request_.rows.back();
+  return real_values(model_, host, random_tokens(count, model_.config().vocab, request_.seed), sites);
 }
 
-// Engines that compute in bf16 keep activations in it, and their routers in f32.
-DType CasesWriter::type_of(Stage stage) const {
+// A span that reads no cache has the same rows whatever is before them.
+std::vector<int> CasesWriter::first_positions() const {
+  return spans_.front().caches.empty() ? std::vector<int>{0} : request_.cached;
+}
+
+// The type that the engine stores the stage in, where it is known. Engines that compute in bf16 keep activations in it,
+// and their routers in f32.
+DType CasesWriter::type_of(const Span& span, Stage stage) const {
   if (payload_of(stage) == Payload::indices) return DType::i32;
+  if (const auto own = types_.find(std::string(name_of(stage))); own != types_.end()) return own->second;
+  if (!span.storage.empty()) return span.storage[stage.index()];
   return request_.numerics == "bf16" && !is_of_router(stage) ? DType::bf16 : DType::f32;
 }
 
 // The values as the kernel gets them: rounded to the type that they are written in.
-SpanValues CasesWriter::inputs_of(const Span& span, const std::map<Site, StoredTensor>& real) const {
+SpanValues CasesWriter::inputs_of(const Span& span, const std::map<Site, StoredTensor>& real, int first) const {
   SpanValues values;
   values.positions.resize(static_cast<std::size_t>(request_.rows.back()));
-  std::iota(values.positions.begin(), values.positions.end(), 0);
+  std::iota(values.positions.begin(), values.positions.end(), first);
   for (const Site& site : span.inputs) {
-    put(real.at(site), site.stage, values);
-    put(stored(values, site, model_.config(), type_of(site.stage)), site.stage, values);
+    values.of[site.stage] = host::values_of(real.at(site).tensor(), first, values.rows());
+    put(stored(values, site, model_.config(), type_of(span, site.stage)), site.stage, values);
+  }
+  for (const SpanCache& cache : span.caches) {
+    host::Values& earlier = values.earlier[cache.cache.index()];
+    if (first == 0) continue;
+    const std::int64_t width = model_.config().cache_width(cache.cache, span.layer);
+    earlier = cached_columns(host::values_of(real.at(cache.from).tensor(), 0, first), first, cache.column, width);
+    earlier = rounded_to(std::move(earlier), type_of(span, cache.from.stage));
   }
   return values;
 }
@@ -198,7 +227,9 @@ void CasesWriter::write_case(const Span& span, const SpanValues& all, const Allo
   const SpanValues values = rows_of(all, rows);
   std::vector<StoredTensor> inputs, expected;
   for (const Site& site : span.inputs)
-    inputs.push_back(stored(values, {site.stage, span.layer}, model_.config(), type_of(site.stage)));
+    inputs.push_back(stored(values, site, model_.config(), type_of(span, site.stage)));
+  for (const SpanCache& cache : span.caches)
+    inputs.push_back(stored(values, cache, model_.config(), type_of(span, cache.from.stage)));
   expected.push_back(stored(values, {span.output, span.layer}, model_.config(), DType::f64));
   if (index_.writes_choice) expected.push_back(stored(values, {span.choice, span.layer}, model_.config(), DType::i32));
   const auto write = [&](std::string_view file, const std::vector<StoredTensor>& tensors) {
@@ -224,6 +255,8 @@ void CasesWriter::write_layer(const Span& span, const SpanValues& inputs) {
     for (const int rows : request_.rows) {
       KernelCase c;
       c.name = fmt::format("{}_rows_{}", layer_name(span.layer), rows);
+      if (values.first() > 0) c.name += fmt::format("_cached_{}", values.first());
+      c.first = values.first();
       if (routing != CaseRouting::model) c.name += fmt::format("_{}", name_of(routing));
       c.layer = span.layer;
       c.rows = rows;
@@ -259,7 +292,7 @@ std::string CasesWriter::write(PluginHost& host) {
   const std::map<Site, StoredTensor> real = values(host);
   for (const Span& span : spans_) {
     write_weights(span);
-    write_layer(span, inputs_of(span, real));
+    for (const int first : first_positions()) write_layer(span, inputs_of(span, real, first));
   }
   folder_.write(std::string(index_file), index_text(index_));
   const std::string text = summary();
@@ -267,7 +300,45 @@ std::string CasesWriter::write(PluginHost& host) {
   return text;
 }
 
+void CasesWriter::write_seen(const Span& span, const SeenRows& seen) {
+  SpanValues values;
+  values.positions = seen.positions;
+  for (const Site& site : span.inputs)
+    for (const StoredTensor& tensor : seen.in) {
+      if (tensor.name != name_of(site.stage)) continue;
+      put(tensor, site.stage, values);
+      types_[tensor.name] = tensor.dtype;
+    }
+  compute_steps(span, model_.config(), 0, values);
+  KernelCase c;
+  c.name = seen.name;
+  c.layer = span.layer;
+  c.rows = static_cast<int>(values.rows());
+  c.first = values.first();
+  write_case(span, values, allowed_errors(span, model_.config(), request_.numerics, values), std::move(c));
+  write_safetensors(folder_.make_room(fmt::format("{}/{}", seen.name, kernel_file)), {source_of(seen.out)});
+}
+
+bool CasesWriter::write(const std::vector<SeenRows>& seen, std::string& text) {
+  find_spans();
+  describe();
+  const Span& span = spans_.front();
+  write_weights(span);
+  for (const SeenRows& rows : seen) write_seen(span, rows);
+  folder_.write(std::string(index_file), index_text(index_));
+  const JudgedKernel judged = judge_kernel({.folder = folder_.path(), .interrupted = request_.interrupted});
+  text = judge_report(judged, request_.out);
+  if (judged.count(CaseOutcome::falsified) == 0) return false;
+  folder_.put_in_place();
+  return true;
+}
+
 }  // namespace
+
+bool write_seen_cases(const Model& model, const CaseIndex& source, const CasesRequest& request,
+                      const std::vector<SeenRows>& seen, std::string& text) {
+  return CasesWriter(model, source, request).write(seen, text);
+}
 
 std::string write_cases(const Model& model, const CaseIndex& source, PluginHost& host, const CasesRequest& request) {
   return CasesWriter(model, source, request).write(host);

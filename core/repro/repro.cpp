@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "core/compare/explain_step.hpp"
 #include "core/contract/metric.hpp"
 #include "core/explain/examiner.hpp"
 #include "core/repro/case_writer.hpp"
+#include "core/repro/kernel_case.hpp"
 #include "core/run/call_files.hpp"
 #include "core/run/runner.hpp"
 #include "core/text/nearest.hpp"
@@ -84,15 +86,20 @@ class Reproduction {
     files.read("the verdict", verdict_.path);
     files.read(contract_);
     files.write_folder("--out", options_.out);
-    CaseFolder folder(options_.out, options_.overwrite);
+    std::optional<CaseFolder> folder;  // refused before anything is run
+    if (!options_.cases) folder.emplace(options_.out, options_.overwrite);
     const std::string other = claim_.against;
     watch(other);
     Runner runner(contract_, host_, options_.run);
     open(runner, other);
     const SeenStep seen = seen_by(runner, other);
+    if (options_.cases)
+      return write_kernel_case({runner.model(), contract_, seen, lane_spec(lane_),
+                                runner.lane(lane_).description.numerics, where_.site, where_.position},
+                               options_);
     return write({verdict_, falsifier_, contract_, runner.model(), runner.program(), runner.sequences(), seen, lane_,
                   where_, claims(runner), options_.run},
-                 folder);
+                 *folder);
   }
 
  private:

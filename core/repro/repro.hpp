@@ -12,6 +12,7 @@ struct ReproOptions {
   std::string falsifier;   // id; empty: that of the first divergence
   std::string out;         // folder of the case
   bool overwrite = false;  // a case that is there may be replaced
+  bool cases = false;      // written as for a kernel of one's own, which `moe-diag judge` judges
   RunOptions run;          // progress, interruption and the tool's version of the runs this takes
 };
 

@@ -5,17 +5,22 @@
 
 namespace moe_diag {
 
-std::shared_ptr<const Model> open_model(const Contract& contract, ModelCache* cache) {
-  const ModelSource& source = contract.model;
-  if (!source.unset_variable.empty())
-    throw Error(ErrorKind::absent,
-                fmt::format("{}: the variable {} is not set", contract.at(source.where), source.unset_variable));
+SyntheticSpec spec_of(const ModelSource& source) {
   SyntheticSpec spec;
   spec.preset = source.synthetic;
   spec.layers = source.layers;
   spec.seed = source.seed;
   spec.router_scale = source.router_scale;
   if (!source.quant.empty()) spec.quant = source.quant;
+  return spec;
+}
+
+std::shared_ptr<const Model> open_model(const Contract& contract, ModelCache* cache) {
+  const ModelSource& source = contract.model;
+  if (!source.unset_variable.empty())
+    throw Error(ErrorKind::absent,
+                fmt::format("{}: the variable {} is not set", contract.at(source.where), source.unset_variable));
+  const SyntheticSpec spec = spec_of(source);
   const bool is_file = source.synthetic.empty();
   const std::string name = is_file ? source.gguf : to_string(spec);
   if (cache && cache->model && cache->source == name) return cache->model;

@@ -5,6 +5,7 @@
 
 #include "core/contract/contract.hpp"
 #include "core/model/model.hpp"
+#include "core/model/synthetic.hpp"
 #include "core/run/run.hpp"
 #include "core/verdict/verdict.hpp"
 
@@ -13,6 +14,9 @@ namespace moe_diag {
 // The contract's model; out of the cache, which may be null, when it was the last one opened. Throws Error, absent when
 // it is not there.
 std::shared_ptr<const Model> open_model(const Contract& contract, ModelCache* cache);
+
+// The synthetic model that a contract names.
+SyntheticSpec spec_of(const ModelSource& source);
 
 // What the verdict says of it.
 ModelReport report_of(const Model& model, const Contract& contract);

@@ -102,8 +102,12 @@ cd {PACKAGES} && cp $pattern "$2"
             "--no-compile", "--ignore-installed", "--prefix", prefix, only("moe_diag-[0-9]*.whl"))  # fmt: skip
         self.check_prefix(prefix)
         self.check_libraries(prefix)
-        (module,) = prefix.glob("lib/python*/site-packages/moe_diag_captures.py")
-        self.assertEqual(module.read_text(), pathlib.Path("apps/python/moe_diag_captures.py").read_text())
+        (package,) = prefix.glob("lib/python*/site-packages/moe_diag")
+        for module in pathlib.Path("apps/python/moe_diag").glob("*.py"):
+            self.assertEqual((package / module.name).read_text(), module.read_text())
+        found = run(sys.executable, "-c", "import moe_diag.kernel; print(moe_diag.kernel.find_program())", cwd=self.folder,
+                    env={"PYTHONPATH": str(package.parent), "PATH": f"{prefix}/bin:/usr/bin:/bin"})  # fmt: skip
+        self.assertEqual(found, f"{prefix}/bin/moe-diag\n")
 
     def test_debian_package(self):
         package = only("moe-diag_*.deb")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""moe_diag_captures.py reads what both sinks write, and refuses what is not whole."""
+"""moe_diag.captures reads what both sinks write, and refuses what is not whole."""
 
 import json
 import os
@@ -13,9 +13,9 @@ import unittest
 from unittest import mock
 
 import h5py
-import moe_diag_captures
+import moe_diag
 import numpy
-from moe_diag_captures import CaptureError, open_capture
+from moe_diag import CaptureError, open_capture
 
 EXE = os.environ["MOE_DIAG_EXE"]
 CONTRACT = """
@@ -129,7 +129,7 @@ class Captures(unittest.TestCase):
         self.assertEqual(repr(capture), f"<Capture {self.out / 'dump'}: 2 prompts, 2 lanes, 4 layers, 26 stages, 380 tensors>")
         self.assertIn("capture.h5: 2 prompts", repr(open_capture(self.out / "capture.h5")))
         version = subprocess.run([EXE, "--version"], capture_output=True, check=True, text=True).stdout.split()[1]
-        self.assertEqual(moe_diag_captures.__version__, version)
+        self.assertEqual(moe_diag.__version__, version)
 
     def test_folder_of_a_run(self):
         with self.assertRaisesRegex(CaptureError, "has several captures, name one: .*capture.h5, .*chunks.h5, .*dump"):
@@ -154,10 +154,10 @@ class Captures(unittest.TestCase):
 
     def test_names_are_those_of_the_tool(self):
         stages = json.loads(subprocess.run([EXE, "stages", "--json"], capture_output=True, check=True).stdout)["stages"]
-        self.assertEqual(moe_diag_captures.STAGES, [s["name"] for s in stages])
-        self.assertEqual(moe_diag_captures.ALIASES, {s["alias"]: s["name"] for s in stages if s.get("alias")})
+        self.assertEqual(moe_diag.captures.STAGES, [s["name"] for s in stages])
+        self.assertEqual(moe_diag.captures.ALIASES, {s["alias"]: s["name"] for s in stages if s.get("alias")})
         capture = open_capture(self.out / "dump")
-        self.assertEqual(capture.stages, moe_diag_captures.STAGES)
+        self.assertEqual(capture.stages, moe_diag.captures.STAGES)
 
     def test_join(self):
         verdict = json.loads((self.out / "verdict.json").read_text())

@@ -9,7 +9,7 @@ import tempfile
 import time
 import unittest
 
-from moe_diag_captures import CaptureError, open_capture
+from moe_diag import CaptureError, open_capture
 
 CONTRACT = """
 metadata: {id: killed, version: 1.0.0, description: a capture that takes a while}

@@ -58,7 +58,7 @@ class Page(unittest.TestCase):
         run = self.run_in_folder(["moe-diag", "run", "contracts/quickstart.yaml", "--out", "out", "--inject", fault])
         self.assertEqual(run.returncode, 1, run.stderr)
         loop = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "capture.join(" in code]
-        start = "import numpy\nfrom moe_diag_captures import open_capture\ncapture = open_capture('out')\n"
+        start = "import numpy\nfrom moe_diag import open_capture\ncapture = open_capture('out')\n"
         python = self.run_in_folder([sys.executable, "-c", start + "\n".join(loop)])
         self.assertEqual(python.stderr, "")
         self.assertIn("STEP-ERROR longer 1 moe_ffn_out 0\n", python.stdout)

@@ -4,7 +4,7 @@
 import math
 import sys
 
-import moe_diag_captures
+import moe_diag
 import numpy
 
 COLOURS = ["#c0392b", "#2471a3", "#1e8449", "#7d3c98"]
@@ -57,7 +57,7 @@ def draw(layers, curves):
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
-capture = moe_diag_captures.open_capture(sys.argv[1])
+capture = moe_diag.open_capture(sys.argv[1])
 curves = errors(capture, prompt=capture.prompts[0], oracle="truth")
 with open(sys.argv[2], "w", encoding="utf-8") as file:
     file.write(draw(capture.layers, curves))

@@ -94,6 +94,43 @@ TEST_CASE("spans of one step and of several are written, and what is expected of
   }
 }
 
+TEST_CASE("spans with attention have what the caches hold of the positions before") {
+  const std::string span = "attn_norm..post_attn_residual";
+  const Cases cases("f32", {1, 5}, span);
+  const CaseIndex index = read_index(cases.folder());
+  REQUIRE(index.cases.size() == 4);
+  CHECK(index.cases[1].first == 0);
+  CHECK(index.cases[3].name == "layer_01_rows_5_cached_32");
+  CHECK(index.cases[3].first == 32);
+  const OwnFile none(cases.path("layer_01_rows_5/in.safetensors"));
+  const OwnFile in(cases.path("layer_01_rows_5_cached_32/in.safetensors"));
+  for (const std::string cache : {"keys", "values"}) {
+    CHECK(none.file.find(cache)->shape[0] == 0);
+    CHECK(in.file.find(cache)->shape[0] == 32);
+  }
+  write_expected(cases);
+  CHECK(cases.judged().count(CaseOutcome::held) == 4);
+  // What a long prompt makes of a position is what is made of it when those before are cached.
+  const Cases whole("f32", {37}, span);
+  const OwnFile long_one(whole.path("layer_01_rows_37/expected.safetensors")),
+      cached(cases.path("layer_01_rows_5_cached_32/expected.safetensors"));
+  const StoredTensor a = long_one.tensor("post_attn_residual"), b = cached.tensor("post_attn_residual");
+  double off = 0, all = 0;
+  for (std::int64_t i = 0; i < b.shape.count(); ++i) {
+    const double expected = a.tensor().value(32 * b.shape.row() + i);
+    off += std::pow(b.tensor().value(i) - expected, 2);
+    all += expected * expected;
+  }
+  CHECK(std::sqrt(off / all) < 1e-6);
+}
+
+TEST_CASE("a name that is no file and no preset says which preset is near") {
+  const Finished tny = run_tool("cases tny --span moe_ffn --out nowhere");
+  CHECK(tny.code == 2);
+  CHECK(holds(tny.err, "tny: there is no such file; unknown preset"));
+  CHECK(holds(tny.err, "did you mean 'tiny'?"));
+}
+
 TEST_CASE("the experts of another architecture are found by what their steps do") {
   const Cases cases("f32", {3}, "moe_ffn", {}, {.preset = "tiny-qwen2moe", .layers = 2});
   write_expected(cases);
@@ -102,8 +139,10 @@ TEST_CASE("the experts of another architecture are found by what their steps do"
 
 TEST_CASE("spans that no case can be written of are refused by name") {
   CHECK(holds(refusal("moe_fnn"), "unknown stage 'moe_fnn', did you mean 'moe_ffn'?"));
-  CHECK(holds(refusal("attn_scores"), "steps that read a cache are not written as cases yet: attn_scores reads one"));
-  CHECK(holds(refusal("attn_softmax"), "steps of attention over keys are not written as cases yet"));
+  CHECK(holds(refusal("attn_norm..attn_scores"), "ends with attn_scores, which has a value for each key"));
+  CHECK(holds(refusal("attention"),
+              "reads attn_softmax, which has a value for each key and is not written as a case: "
+              "expected a span with all of attention in it; take attn_scores..attention"));
   CHECK(holds(refusal("embedding"), "steps that read tokens are not written as cases yet: embedding does"));
   CHECK(holds(refusal("moe_ffn_out..moe_expert_gate"), "write moe_expert_gate..moe_ffn_out"));
   CHECK(holds(refusal("moe_expert_gate..moe_expert_up"), "moe_expert_up does not follow from moe_expert_gate"));

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""read_16_bits.py CAPTURE EXPECTED.json MODULES: moe_diag_captures gives the values of bf16 as float32, and checks them."""
+"""read_16_bits.py CAPTURE EXPECTED.json MODULES: moe_diag gives the values of bf16 as float32, and checks them."""
 import json
 import pathlib
 import sys
@@ -11,7 +11,7 @@ from read_capture import joined
 
 def main(capture_path, expected_path, modules):
     sys.path.insert(0, modules)
-    from moe_diag_captures import open_capture
+    from moe_diag import open_capture
 
     capture = open_capture(capture_path)
     capture.check()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Reads captures of moe-diag: what the sinks `npy` (a folder) and `hdf5` (a file) wrote. Needs numpy; for HDF5 h5py.
 
-    import moe_diag_captures
+    import moe_diag
 
-    capture = moe_diag_captures.open_capture("out")              # or "out/dump", "out/capture.h5"
+    capture = moe_diag.open_capture("out")                       # or "out/dump", "out/capture.h5"
     capture["short", "f32", 2, "moe_ffn_out"]                    # array [positions, ...]: prompt, lane, layer, stage
     capture["short", "f32", None, "lm_head"]                     # stages of the whole model have no layer
     capture.tensor("short", "f32", 2, "moe_ffn_out").positions   # the position of each row
@@ -21,6 +21,8 @@ Negative layers count from the last; stages have the aliases of `moe-diag stages
 of a folder it is a read-only view of the file. A capture that is not complete is refused with a CaptureError.
 """
 
+from __future__ import annotations
+
 import difflib
 import fnmatch
 import json
@@ -29,7 +31,6 @@ from dataclasses import dataclass, field
 
 import numpy
 
-__version__ = "0.1.0"  # of the moe-diag that it belongs to
 __all__ = ["Capture", "CaptureError", "Failure", "Tensor", "open_capture"]
 
 # In forward order.
