@@ -122,7 +122,7 @@ int conformance_of(const std::string& path, const std::vector<std::string>& opti
     const std::size_t equals = option.find('=');
     if (equals == 0 || equals == std::string::npos)
       throw Error(ErrorKind::usage, fmt::format("--option '{}': wanted KEY=VALUE", option));
-    wanted.sink.emplace_back(option.substr(0, equals), option.substr(equals + 1));
+    wanted.plugin.emplace_back(option.substr(0, equals), option.substr(equals + 1));
   }
   int kept = 0, broken = 0, not_tried = 0;
   check_conformance(path, wanted, [&](const ConformanceCheck& check) {
@@ -152,14 +152,16 @@ void add_plugins(CLI::App& app, Context& context) {
   auto options = std::make_shared<std::vector<std::string>>();
   command->add_flag("--json", *json, "Print JSON instead of a table");
   auto* path = command->add_option("--conformance", *conformance,
-                                   "Try the sink in this file: does it keep what sink.hpp promises?");
+                                   "Try the sink or backend in this file: does it keep what it promises?");
   path->type_name("FILE");
-  command->add_option("--option", *options, "An option of that sink, for those that an example value will not do")
+  command
+      ->add_option("--option", *options,
+                   "An option of that plugin, for those that an example value will not do; numerics=NAME: only these")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false)
       ->needs(path);
   auto call_limit = std::make_shared<int>(10);
-  command->add_option("--call-limit", *call_limit, "Seconds that each call of that sink may take")
+  command->add_option("--call-limit", *call_limit, "Seconds that each call of that plugin may take")
       ->type_name("SECONDS")
       ->check(CLI::Range(1, 86400))
       ->capture_default_str()

@@ -99,7 +99,7 @@ class Layout {
   explicit Layout(const SyntheticSpec& spec)
       : preset_(find_named(presets(), "model", spec.preset)),
         quant_(find_named(quants, "type", spec.quant)),
-        config_(preset_.config),
+        config_(spec.sizes.value_or(preset_.config)),
         seed_(spec.seed),
         router_scale_(spec.router_scale) {
     if (spec.layers < 0 || spec.layers > most_synthetic_layers)
@@ -233,8 +233,8 @@ std::vector<std::string_view> synthetic_quants() {
 }
 
 std::string to_string(const SyntheticSpec& spec) {
-  return fmt::format("synthetic: {}, {} layers, {}, seed {}{}", spec.preset, Layout(spec).config().layers, spec.quant,
-                     spec.seed,
+  return fmt::format("synthetic: {}{}, {} layers, {}, seed {}{}", spec.preset, spec.sizes ? " of other sizes" : "",
+                     Layout(spec).config().layers, spec.quant, spec.seed,
                      spec.router_scale == 1 ? "" : fmt::format(", router weights times {}", spec.router_scale));
 }
 

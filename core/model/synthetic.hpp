@@ -5,10 +5,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "core/api/model.hpp"
 
 namespace moe_diag {
 
@@ -24,6 +27,7 @@ struct SyntheticSpec {
   std::string quant = "q4_k_m";  // of synthetic_quants()
   std::uint64_t seed = 0;
   double router_scale = 1;  // factor of the router's weights: large for logits far apart, 0 for equal ones
+  std::optional<ModelConfig> sizes = {};  // in the place of the preset's own
 };
 
 std::vector<std::string_view> synthetic_presets();

@@ -185,9 +185,9 @@ TEST_CASE("the command says a line a check, and ends as a claim does") {
     CHECK_THAT(finished.err, Contains(message));
   };
   refused("/nowhere/moe_diag_sink_x.so", 2, "no such file");
-  refused("''", 2, "wanted a sink");
-  refused("README.md", 2, "wanted a sink, a file called moe_diag_sink_<name>.so");
-  refused(quoted(std::string(MOE_DIAG_PLUGINS) + "/moe_diag_backend_cpu.so"), 2, "wanted a sink");
+  refused("''", 2, "wanted a plugin");
+  refused("README.md", 2, "wanted a plugin, a file called moe_diag_sink_<name>.so or moe_diag_backend_<name>.so");
+  refused("moe_diag_tool_x.so", 2, "wanted a plugin");
   refused(quoted(bad_path("wrong_abi")), 4, "it has ABI 4711");
   refused(quoted(bad_path("not_a_library")), 4, "not a shared library");
   refused(quoted(sink) + " --option breaks", 2, "wanted KEY=VALUE");
