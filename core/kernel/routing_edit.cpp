@@ -14,8 +14,8 @@ namespace {
 
 std::string choose_one(std::size_t used, host::Values& ids) {
   for (std::size_t i = used; i < ids.size(); ++i) ids[i] = ids[i % used];
-  return fmt::format("all rows choose experts {}",
-                     fmt::join(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(used), ", "));
+  const std::vector<int> chosen(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(used));
+  return fmt::format("all rows choose experts {}", fmt::join(chosen, ", "));
 }
 
 // The expert that most rows chose: where it is missing, there is a hole among the others.
@@ -27,12 +27,12 @@ std::string choose_without(std::size_t used, int experts, host::Values& ids) {
   std::vector<int> times(static_cast<std::size_t>(experts));
   for (const double id : ids)
     if (id >= 0 && id < experts) ++times[static_cast<std::size_t>(id)];
-  const auto missing = static_cast<double>(std::max_element(times.begin(), times.end()) - times.begin());
+  const auto missing = static_cast<int>(std::max_element(times.begin(), times.end()) - times.begin());
   for (std::size_t row = 0; row < ids.size(); row += used) {
     const auto first = ids.begin() + static_cast<std::ptrdiff_t>(row), last = first + static_cast<std::ptrdiff_t>(used);
     const auto slot = std::find(first, last, missing);
     if (slot == last) continue;
-    double other = 0;
+    int other = 0;
     while (other == missing || std::find(first, last, other) != last) ++other;
     *slot = other;
   }

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/api/error.hpp"
@@ -51,10 +52,22 @@ CaseIndex source_of(const KernelCaseParts& parts) {
   return source;
 }
 
+// Words of the lane's engine that cases do not have.
+void refuse_engine(const LaneSpec& lane) {
+  const EngineNumerics& e = lane.engine;
+  if (!e.stages.empty())
+    refuse(
+        fmt::format("lane '{}': `stored` by stage is not written as a case: expected the name of a preset", lane.name));
+  const std::pair<std::string_view, bool> others[] = {{"scales of `reads`", !e.scales.empty()},
+                                                      {"`weights`", !e.weights.empty()},
+                                                      {"`accumulator`", !e.accumulator.empty()},
+                                                      {"`kv_cache`", !e.kv_cache.empty()}};
+  for (const auto& [what, is_said] : others)
+    if (is_said) refuse(fmt::format("lane '{}': {} are not written as a case", lane.name, what));
+}
+
 CasesRequest request_of(const KernelCaseParts& parts, const ReproOptions& options) {
-  if (!parts.lane.engine.stages.empty())
-    refuse(fmt::format("lane '{}': `stored` by stage is not written as a case: expected the name of a preset",
-                       parts.lane.name));
+  refuse_engine(parts.lane);
   CasesRequest request;
   request.span = name_of(parts.site.stage);
   request.layers = {std::max(parts.site.layer, 0)};
