@@ -219,10 +219,12 @@ TEST_CASE("stages that the device rounds where they lie have the bytes of those 
       Lockstep here(made("tiny", "q4_k_m", 0), {cuda_spec("lane", {{"numerics", "f32"}, {"stored", stored}})}, 19);
       Lockstep around(made("tiny", "q4_k_m", 0), {cuda_spec("lane", {{"numerics", "f32"}})}, 19);
       RunningLane& lane = around.lanes()[0];
-      const EngineNumerics engine{.stored = stored};
+      EngineNumerics engine;
+      engine.stored = stored;
       const ModelConfig& config = around.model().config();
       const auto all = [](std::span<const Step> steps) { return steps.size(); };
-      lane.attach(std::make_unique<RoundedLane>(std::make_unique<Declining>(lane.replace(nullptr), all), config, engine,
+      lane.attach(std::make_unique<RoundedLane>(std::make_unique<Declining>(lane.replace(nullptr), all), config,
+                                                around.lanes().program(0), engine,
                                                 storage_of(engine, config.stages, lane.description)));
       const Recorder seen = here.record(tokens, chunk), expected = around.record(tokens, chunk);
       REQUIRE(seen.all().size() == expected.all().size());

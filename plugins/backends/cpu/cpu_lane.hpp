@@ -146,7 +146,4 @@ class CpuLane final : public Lane {
   std::vector<hwy::AlignedFreeUniquePtr<T[]>> scratch_;  // per thread: weight rows, decoded or unpacked
 };
 
-extern template class CpuLane<float>;
-extern template class CpuLane<double>;
-
 }  // namespace moe_diag::cpu

@@ -88,9 +88,9 @@ TEST_CASE("cases whose own files are missing, cut or changed are refused, with t
   REQUIRE(cases.judged().count(CaseOutcome::untested) == 1);
   const std::string in = cases.path("layer_01_rows_2/in.safetensors"), bytes = read_text(in);
   write_text(in, bytes.substr(0, bytes.size() / 2));
-  CHECK_THROWS_WITH(cases.judged(), Catch::Contains("bytes of data follow the header; write the cases anew"));
+  CHECK_THROWS_WITH(cases.judged(), Catch::Matchers::Contains("bytes of data follow the header; write the cases anew"));
   std::filesystem::remove(in);
-  CHECK_THROWS_WITH(cases.judged(), Catch::Contains("in.safetensors: there is no such file"));
+  CHECK_THROWS_WITH(cases.judged(), Catch::Matchers::Contains("in.safetensors: there is no such file"));
   CHECK(run_tool("judge " + quoted(cases.folder() + "/nowhere")).code == 2);
   const Finished over =
       run_tool("judge " + quoted(cases.folder()) + " --overwrite --json " + quoted(cases.path("case.json")));

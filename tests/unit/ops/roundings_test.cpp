@@ -80,8 +80,11 @@ TEST_CASE("keys and values are rotated before they are rounded, as the reference
   }
   const CacheRotation& hadamard = *find_cache_rotation("hadamard");
   for (const auto& [head_dim, keys] : {std::pair{64, 64}, {128, 128}, {192, 64}, {256, 256}}) {
-    Step scores{.op = Op::scores, .params = ScoresParams{{4, 2, head_dim}, 1}};
-    Step mix{.op = Op::mix, .params = MixParams{{4, 2, head_dim}}};
+    Step scores, mix;
+    scores.op = Op::scores;
+    scores.params = ScoresParams{{4, 2, head_dim}, 1};
+    mix.op = Op::mix;
+    mix.params = MixParams{{4, 2, head_dim}};
     CHECK(hadamard.block(scores) == keys);
     CHECK(hadamard.block(mix) == 64);
   }
