@@ -74,11 +74,11 @@ constexpr std::array weight_table{
 // What is known of Hopper's tensor cores with FP8: DeepSeek-V3 Technical Report (arXiv 2412.19437), 3.3.2 and 3.5.2.
 using Sum = Accumulator::Kind;
 constexpr std::array accumulator_table{
-    Accumulator{"f32", Sum::partial_sums, 24, false, 0, "f32"},
-    Accumulator{"bf16", Sum::in_order, 8, false, 0, "bf16, term by term"},
-    Accumulator{"f16", Sum::in_order, 11, false, 0, "f16, term by term"},
-    Accumulator{"fp8_tensor_core", Sum::in_order, 14, true, 128, "14 bits, added to a sum in f32 after 128 terms"},
-    Accumulator{"fp8_tensor_core_fast", Sum::in_order, 14, true, 0, "14 bits"},
+    Accumulator{"f32", Sum::partial_sums, 24, false, 1, 0, "f32"},
+    Accumulator{"bf16", Sum::in_order, 8, false, 1, 0, "bf16, term by term"},
+    Accumulator{"f16", Sum::in_order, 11, false, 1, 0, "f16, term by term"},
+    Accumulator{"fp8_tensor_core", Sum::in_order, 14, true, 32, 128, "14 bits, added to a sum in f32 after 128 terms"},
+    Accumulator{"fp8_tensor_core_fast", Sum::in_order, 14, true, 32, 0, "14 bits"},
 };
 
 constexpr std::array cache_table{

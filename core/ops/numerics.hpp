@@ -55,6 +55,7 @@ struct Accumulator {
   enum class Kind { partial_sums, in_order } kind;  // sixteen and a tree, or one term after the other
   int bits;                                         // of the significand
   bool truncates;                                   // instead of rounding to the nearest
+  int together;                                     // terms that are added at once
   std::int64_t promoted_after;  // terms, whose sum is then added to one in f32; 0: all terms in one sum
   std::string_view text;
 };

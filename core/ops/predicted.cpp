@@ -76,15 +76,21 @@ double weight_error(const PredictedNumerics& numerics, const Step& step, BlockTy
   return info(type).scales.count == 2 && !is_integer ? numerics.unit : 0;
 }
 
-// Truncating errs by twice as much as rounding. One sum of n terms of random sign is rounded at j/n of its square.
+// One sum of n terms of random sign is rounded at j/n of its square. Truncating errs by twice as much, and makes every
+// sum smaller besides: m times in a row, that adds up to m roundings.
+double error_in_order(const Accumulator& sums, double terms) {
+  const double times = terms / sums.together;
+  return rounding(sums.bits) * (sums.truncates ? 4 * terms / 2 + times * times : terms / 2);
+}
+
 double error_of_sum(const PredictedNumerics& numerics, std::int64_t terms) {
   const Accumulator* sums = numerics.lane.accumulator;
   if (!sums) return walk(terms) * numerics.unit;
-  const double error = rounding(sums->bits) * (sums->truncates ? 4 : 1), n = static_cast<double>(terms);
-  if (sums->kind == Accumulator::Kind::partial_sums) return walk(terms) * error;
-  if (sums->promoted_after == 0) return n / 2 * error;
+  if (sums->kind == Accumulator::Kind::partial_sums) return walk(terms) * rounding(sums->bits);
+  const auto n = static_cast<double>(terms);
+  if (sums->promoted_after == 0) return error_in_order(*sums, n);
   const auto part = static_cast<double>(std::min(sums->promoted_after, terms));
-  return part / 2 * error + n / part / 2 * rounding(bits_f32);
+  return error_in_order(*sums, part) + n / part / 2 * rounding(bits_f32);
 }
 
 // As the lane says itself, or as its numerics have it.

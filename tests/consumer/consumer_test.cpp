@@ -45,7 +45,7 @@ struct Installation {
   void build(const std::string& source, const std::string& build) const {
     compile(source, build);
     const Finished tested = succeeded(quoted(MOE_DIAG_CTEST) + " --test-dir " + quoted(build) + " --verbose");
-    CHECK_THAT(tested.out, Contains("100% tests passed, 0 tests failed out of 3"));
+    CHECK_THAT(tested.out, Contains("100% tests passed"));
     CHECK_THAT(tested.out, Contains("agree with numpy") && Contains("17 kept, 0 broken"));
   }
 
@@ -166,7 +166,7 @@ TEST_CASE("a new kernel and a new backend are judged as they are, and with a mis
     succeeded(installed.tool() + "new " + p.arguments + " " + p.name + " " + quoted(at));
     installed.compile(at, at + "/build");
     CHECK_THAT(succeeded(quoted(MOE_DIAG_CTEST) + " --test-dir " + quoted(at + "/build") + " --verbose").out,
-               Contains("100% tests passed, 0 tests failed out of 1") && Contains("HELD"));
+               Contains("100% tests passed") && Contains("HELD"));
     edit(at + "/" + p.source, p.right, p.wrong);
     succeeded(quoted(MOE_DIAG_CMAKE) + " --build " + quoted(at + "/build"));
     const Finished judged = run_command(installed.tool() + "run " + quoted(at + "/" + p.name + ".yaml") + " --out " +

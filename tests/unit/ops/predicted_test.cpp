@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -127,18 +128,22 @@ TEST_CASE("every numerics known has a stated error for every step, none other ha
 
 namespace {
 
-// One sum of `bits` bits, truncated or rounded after each term, that is added to another one after `promoted` terms.
-double sum_of(const std::vector<double>& terms, int bits, bool truncates, std::size_t promoted) {
-  const auto kept = [&](double x) {
-    if (x == 0) return x;
-    const int shift = bits - 1 - std::ilogb(x);
-    const double scaled = std::ldexp(x, shift);
-    return std::ldexp(truncates ? std::trunc(scaled) : std::nearbyint(scaled), -shift);
+// The terms added as the row says. Those that are added at once are first aligned to the largest, as tensor cores do.
+double sum_of(const std::vector<double>& terms, const Accumulator& sums) {
+  const auto kept = [&](double x, int exponent) {
+    const double scaled = std::ldexp(x, sums.bits - 1 - exponent);
+    return std::ldexp(sums.truncates ? std::trunc(scaled) : std::nearbyint(scaled), exponent - (sums.bits - 1));
   };
   double all = 0, sum = 0;
-  for (std::size_t i = 0; i < terms.size(); ++i) {
-    sum = kept(sum + terms[i]);
-    if (promoted == 0 || (i + 1) % promoted != 0) continue;
+  const auto together = static_cast<std::size_t>(sums.together);
+  for (std::size_t i = 0; i < terms.size(); i += together) {
+    const std::span<const double> some(terms.data() + i, together);
+    double largest = std::fabs(sum), next = 0;
+    for (const double term : some) largest = std::max(largest, std::fabs(term));
+    for (const double term : some) next += together > 1 ? kept(term, std::ilogb(largest)) : term;
+    next += sum;
+    sum = next == 0 ? 0 : kept(next, std::ilogb(next));
+    if (sums.promoted_after == 0 || (i + together) % static_cast<std::size_t>(sums.promoted_after) != 0) continue;
     all = static_cast<double>(static_cast<float>(all + sum));
     sum = 0;
   }
@@ -163,8 +168,7 @@ TEST_CASE("stated errors lie near the measured ones: sums of fewer bits") {
         std::vector<double> terms;
         double exact = 0;
         for (std::int64_t i = 0; i < n; ++i) exact += terms.emplace_back(normal(random) * normal(random));
-        const double error =
-            sum_of(terms, sums.bits, sums.truncates, static_cast<std::size_t>(sums.promoted_after)) - exact;
+        const double error = sum_of(terms, sums) - exact;
         off += error * error;
         squares += exact * exact;
       }
