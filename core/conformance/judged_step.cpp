@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "core/compare/step_units.hpp"
+#include "core/ops/linear.hpp"
 
 namespace moe_diag {
 namespace {
@@ -79,6 +80,18 @@ std::int64_t first_wrong(const StepCase& c, const StepUnit& unit) {
   return unit.in_a(std::max_element(off.begin(), off.end()) - off.begin());
 }
 
+// Whether the few values of a row are small beside the terms that they are sums of: the error is in proportion to
+// those.
+bool is_of_cancelling_terms(const JudgedStep& judged, const StepCase& c, const StepUnit& unit) {
+  constexpr std::int64_t few = 16;
+  const Step& step = *judged.step;
+  if (unit.size > few || operator_of(step).weights != WeightRows::all || !c.in[0]) return false;
+  host::Values results;
+  for (std::int64_t i = 0; i < unit.size; ++i) results.push_back(value_at(c.b, unit.in_b(i)));
+  const host::Values input = host::values_of(c.in[0], unit.row, 1);
+  return unit.error <= failing_error * cancellation(*step.weights[unit.part], input, results);
+}
+
 // The plain operator sums in double as well, in the order of the columns.
 bool is_of_plain_operator(const StepUnit& unit, const LaneNumerics& lane) {
   return lane.name == "f64" && unit.error <= 3 * failing_error;
@@ -92,7 +105,9 @@ std::string failure_of_values(const JudgedStep& judged, std::size_t output, cons
   c.numerics = lane;
   c.oracle = oracle;
   for (const StepUnit& unit : units_of(c, judged.model->config())) {
-    if (!unit.fails || unit.row == judged.skipped_row || is_of_plain_operator(unit, lane)) continue;
+    if (!unit.fails || unit.row == judged.skipped_row || is_of_plain_operator(unit, lane) ||
+        is_of_cancelling_terms(judged, c, unit))
+      continue;
     const std::int64_t at = first_wrong(c, unit);
     return fmt::format(
         "{}{}: expected {:.9g}, found {:.9g}; relative error {:.2e}, allowed {:.2e}, {:g} times the predicted rounding "

@@ -60,11 +60,17 @@ host::Values compute(const StepRows& rows) {
 
 double cancellation(const Step& step, std::span<const double> input, double result) {
   if (operator_of(step).weights != WeightRows::all || step.weights.size() != 1 || step.weights[0]->rows != 1) return 1;
-  const host::Values weight = host::decode_row(host::Matrix(*step.weights[0]), 0);
-  double squares = 0;
-  for (std::size_t i = 0; i < std::min(weight.size(), input.size()); ++i)
-    squares += weight[i] * input[i] * weight[i] * input[i];
-  return result == 0 ? 1 : std::max(1.0, std::sqrt(squares) / std::fabs(result));
+  return cancellation(*step.weights[0], input, {&result, 1});
+}
+
+double cancellation(const Weight& weight, std::span<const double> input, std::span<const double> results) {
+  double terms = 0, all = 0;
+  for (std::int64_t r = 0; r < weight.rows; ++r) {
+    const host::Values row = host::decode_row(host::Matrix(weight), r);
+    for (std::size_t i = 0; i < std::min(row.size(), input.size()); ++i) terms += row[i] * input[i] * row[i] * input[i];
+  }
+  for (const double result : results) all += result * result;
+  return all == 0 ? 1 : std::max(1.0, std::sqrt(terms / all));
 }
 
 const Operator linear_op{

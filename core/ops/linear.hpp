@@ -25,5 +25,7 @@ extern const Operator linear_op;
 // cancel: the root of the sum of their squares, by the result, and at least 1. For all other steps, 1. `input`: a row
 // of the step's first.
 double cancellation(const Step& step, std::span<const double> input, double result);
+// The same of all rows of a weight that has few, and of the norm of their results: it may be small by chance, too.
+double cancellation(const Weight& weight, std::span<const double> input, std::span<const double> results);
 
 }  // namespace moe_diag
