@@ -72,9 +72,9 @@ std::vector<int> layers_of(const std::string& text, int count) {
 }
 
 CaseRouting routing_called(const std::string& name) {
-  for (const CaseRouting routing : {CaseRouting::model, CaseRouting::one, CaseRouting::none})
+  for (const CaseRouting routing : {CaseRouting::model, CaseRouting::one, CaseRouting::none, CaseRouting::rank})
     if (name == name_of(routing)) return routing;
-  throw Error(ErrorKind::usage, fmt::format("--routing: expected model, one or none, found '{}'", name));
+  throw Error(ErrorKind::usage, fmt::format("--routing: expected model, one, none or rank, found '{}'", name));
 }
 
 ExitCode write(CasesArguments& arguments, const Context& context) {
@@ -107,7 +107,8 @@ constexpr auto footer =
 `moe-diag judge` compares. Activations are those of the model, computed in f64 for a prompt of random tokens; row r is
 position r. MODEL is a GGUF file, or a preset of `moe-diag synth`. SPAN is a stage (its one step), STAGE..STAGE (all
 steps from the one to the other), or moe_ffn (from the experts' first product to their sum). Where it reads a choice of
-experts there are cases in which all rows choose the same ones (one), and in which one is never chosen (none).
+experts there are cases in which all rows choose the same ones (one), and in which one is never chosen (none); with
+--routing rank, all rows choose among the first quarter of the experts, as of one device of several.
 
 Examples:
   moe-diag cases model.gguf --span moe_ffn --layers 3 --rows 1,7,16,64 --out cases
@@ -135,7 +136,8 @@ void add_cases(CLI::App& app, Context& context) {
       ->capture_default_str()
       ->allow_extra_args(false);
   command
-      ->add_option("--routing", arguments->routings, "model, one, none [all, where the span reads a choice of experts]")
+      ->add_option("--routing", arguments->routings,
+                   "model, one, none, rank [the first three, where the span reads a choice of experts]")
       ->delimiter(',')
       ->type_name("NAME,...")
       ->allow_extra_args(false);
@@ -160,6 +162,8 @@ void add_cases(CLI::App& app, Context& context) {
       ->check(CLI::Range(0u, 4294967295u));
   command->add_flag("--no-values", arguments->without_values,
                     "Leave out the weights' values in f32, which are large; their bytes stay");
+  command->add_flag("--fused", request.fused,
+                    "Write gate and up of the experts as one tensor, too: [experts, 2 * width, columns], gate first");
   command->add_option("--out", request.out, "The folder of the cases")->required()->type_name("DIR");
   command->add_flag("--overwrite", request.overwrite,
                     "Replace the cases that are there, and what kernels wrote to them");

@@ -24,7 +24,7 @@ constexpr std::string_view format_name = "moe-diag cases";
 constexpr int format_version = 1;
 constexpr std::size_t longest_index = std::size_t{256} << 20;
 
-constexpr std::array routings{CaseRouting::model, CaseRouting::one, CaseRouting::none};
+constexpr std::array routings{CaseRouting::model, CaseRouting::one, CaseRouting::none, CaseRouting::rank};
 
 Json json_of(const IndexedLayer& layer) {
   Json weights = Json::array();
@@ -228,6 +228,7 @@ std::string_view name_of(CaseRouting routing) {
     case CaseRouting::model: return "model";
     case CaseRouting::one: return "one";
     case CaseRouting::none: return "none";
+    case CaseRouting::rank: return "rank";
   }
   return "unknown";
 }

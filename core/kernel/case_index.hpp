@@ -34,8 +34,8 @@ struct IndexedLayer {
   std::vector<IndexedWeight> weights;
 };
 
-// The experts that the rows choose: as the model does, all the same, or one of them never.
-enum class CaseRouting { model, one, none };
+// The experts that the rows choose: as the model does, all the same, one of them never, or those of one rank only.
+enum class CaseRouting { model, one, none, rank };
 std::string_view name_of(CaseRouting routing);
 
 struct KernelCase {

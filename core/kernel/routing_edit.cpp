@@ -39,12 +39,33 @@ std::string choose_without(std::size_t used, int experts, host::Values& ids) {
   return fmt::format("no row chooses expert {}: those that did choose the first expert they had not", missing);
 }
 
+// As where experts are spread over devices and every token went to one of them: the first quarter of all experts, as
+// many at least as a row chooses.
+std::string choose_of_one_rank(std::size_t used, int experts, host::Values& ids) {
+  const int own = std::max((experts + 3) / 4, static_cast<int>(used));
+  if (own >= experts)
+    throw Error(ErrorKind::usage, fmt::format("--routing rank: expected a model with more experts than a row chooses, "
+                                              "found {} of {}",
+                                              used, experts));
+  for (std::size_t row = 0; row < ids.size(); row += used) {
+    const auto first = ids.begin() + static_cast<std::ptrdiff_t>(row);
+    for (std::size_t slot = 0; slot < used; ++slot) {
+      const auto before = first + static_cast<std::ptrdiff_t>(slot);
+      int id = static_cast<int>(*before) % own;
+      while (std::find(first, before, id) != before) id = (id + 1) % own;
+      *before = id;
+    }
+  }
+  return fmt::format("all rows choose among experts 0 to {}: those of one rank", own - 1);
+}
+
 }  // namespace
 
 std::string edit_routing(CaseRouting routing, Stage choice, int experts, SpanValues& values) {
   if (routing == CaseRouting::model) return "";
   host::Values& ids = values.of.at(choice);
   const std::size_t used = ids.size() / values.positions.size();
+  if (routing == CaseRouting::rank) return choose_of_one_rank(used, experts, ids);
   return routing == CaseRouting::one ? choose_one(used, ids) : choose_without(used, experts, ids);
 }
 

@@ -13,11 +13,11 @@
 #include "core/api/error.hpp"
 #include "core/file/new_folder.hpp"
 #include "core/kernel/allowed_error.hpp"
+#include "core/kernel/case_weights.hpp"
 #include "core/kernel/judge_kernel.hpp"
 #include "core/kernel/judge_report.hpp"
 #include "core/kernel/real_values.hpp"
 #include "core/kernel/routing_edit.hpp"
-#include "core/ops/matrix.hpp"
 #include "core/report/text.hpp"
 
 namespace moe_diag {
@@ -41,32 +41,6 @@ std::string why_kept(const std::string& folder) {
 }
 
 std::string layer_name(int layer) { return layer < 0 ? "model" : fmt::format("layer_{:02}", layer); }
-
-// Bytes as the file has them, and their values.
-std::vector<std::int64_t> shape_of(const Weight& w, std::int64_t columns) {
-  std::vector<std::int64_t> shape;
-  if (w.experts > 1) shape.push_back(w.experts);
-  if (w.experts > 1 || w.rows > 1) shape.push_back(w.rows);
-  shape.push_back(columns);
-  return shape;
-}
-
-TensorSource bytes_of(const Weight& w) {
-  return {std::string(w.name), "U8", shape_of(w, static_cast<std::int64_t>(w.row_bytes())), w.bytes(),
-          [&w](const TensorSource::Put& put) { put(w.data, w.bytes()); }};
-}
-
-TensorSource values_of(const Weight& w, const std::string& name) {
-  const auto count = static_cast<std::uint64_t>(w.cols * w.rows * w.experts);
-  return {name, "F32", shape_of(w, w.cols), count * sizeof(float), [&w](const TensorSource::Put& put) {
-            for (std::int64_t expert = 0; expert < w.experts; ++expert)
-              for (std::int64_t r = 0; r < w.rows; ++r) {
-                const host::Values row = host::decode_row(host::Matrix(w, expert), r);
-                const std::vector<float> single(row.begin(), row.end());
-                put(single.data(), single.size() * sizeof(float));
-              }
-          }};
-}
 
 class CasesWriter {
  public:
@@ -201,22 +175,12 @@ SpanValues CasesWriter::inputs_of(const Span& span, const std::map<Site, StoredT
 }
 
 void CasesWriter::write_weights(const Span& span) {
-  IndexedLayer layer{span.layer, "", {}};
-  std::vector<TensorSource> sources;
-  std::map<std::string, std::string> metadata;
-  for (const Weight* w : span.weights) {
-    const std::string name(w->name), decoded = request_.decoded ? name + ".f32" : "";
-    const std::vector<std::int64_t> shape = shape_of(*w, w->cols);
-    sources.push_back(bytes_of(*w));
-    if (request_.decoded) sources.push_back(values_of(*w, decoded));
-    metadata[name + ".type"] = info(w->type).name;
-    metadata[name + ".shape"] = shape_text(shape);
-    layer.weights.push_back({name, std::string(info(w->type).name), decoded, shape});
-  }
-  if (!sources.empty()) {
+  CaseWeights weights = weights_of(span, request_.decoded, request_.fused);
+  IndexedLayer layer{span.layer, "", std::move(weights.listed)};
+  if (!weights.sources.empty()) {
     layer.file = fmt::format("weights_{}.safetensors", layer_name(span.layer));
     tell("writing " + layer.file);
-    write_safetensors(folder_.make_room(layer.file), sources, metadata);
+    write_safetensors(folder_.make_room(layer.file), weights.sources, weights.metadata);
   }
   index_.layers.push_back(std::move(layer));
 }

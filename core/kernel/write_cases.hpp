@@ -23,6 +23,7 @@ struct CasesRequest {
   std::vector<int> cached = {0, 32};  // positions before the rows, ascending, where the span reads caches
   unsigned seed = 0;                  // of the tokens
   bool decoded = true;                // the weights' values in f32, beside their bytes
+  bool fused = false;                 // gate and up of the experts as one tensor, too
   std::string out;                    // folder
   bool overwrite = false;             // replace the cases that are there
   std::string tool_version;

@@ -152,6 +152,42 @@ TEST_CASE("spans that no case can be written of are refused by name") {
   CHECK(holds(refusal("ffn_norm", {CaseRouting::one}), "--routing one: ffn_norm reads no choice of experts"));
 }
 
+TEST_CASE("gate and up come as one tensor, and all rows go to one rank, where that is asked for") {
+  const TemporaryFolder folder;
+  const std::string out = folder / "cases";
+  REQUIRE(run_tool("cases tiny --span moe_ffn --layers 2 --rows 9 --routing rank --fused --out " + quoted(out)).code ==
+          0);
+  const CaseIndex index = read_index(out);
+  REQUIRE(index.cases.size() == 1);
+  CHECK(index.cases[0].name == "layer_02_rows_9_rank");
+  CHECK(index.cases[0].changed == "all rows choose among experts 0 to 2: those of one rank");
+  const OwnFile in(out + "/layer_02_rows_9_rank/in.safetensors"), weights(out + "/" + index.layers.at(0).file);
+  const StoredTensor ids = in.tensor("moe_router_indices");
+  for (std::int64_t row = 0; row < 9; ++row) {
+    std::set<double> chosen;
+    for (std::int64_t slot = 0; slot < 3; ++slot) chosen.insert(ids.tensor().value(row * 3 + slot));
+    CHECK(chosen == std::set<double>{0, 1, 2});
+  }
+
+  const SafeTensor* bytes = weights.file.find("blk.2.ffn_gate_up_exps.weight");
+  REQUIRE(bytes);
+  CHECK(bytes->data.size() == 2 * weights.file.find("blk.2.ffn_gate_exps.weight")->data.size());
+  CHECK(weights.file.metadata.at("blk.2.ffn_gate_up_exps.weight.shape") == "[12, 512, 256]");
+  const StoredTensor both = weights.tensor("blk.2.ffn_gate_up_exps.weight.f32"),
+                     gate = weights.tensor("blk.2.ffn_gate_exps.weight.f32"),
+                     up = weights.tensor("blk.2.ffn_up_exps.weight.f32");
+  constexpr std::int64_t half = 256 * 256;  // values of an expert's matrix
+  for (std::int64_t i = 0; i < 12 * half; ++i) {
+    const std::int64_t at = i / half * 2 * half + i % half;
+    REQUIRE(both.tensor().value(at) == gate.tensor().value(i));
+    REQUIRE(both.tensor().value(at + half) == up.tensor().value(i));
+  }
+  const Finished refused = run_tool("cases tiny --span ffn_norm --rows 2 --fused --out " + quoted(folder / "other"));
+  CHECK(refused.code == 2);
+  CHECK(holds(refused.err, "--fused: the span does not hold the products of gate and up"));
+  CHECK_FALSE(std::filesystem::exists(folder / "other"));
+}
+
 TEST_CASE("a folder that is there is replaced only when it holds cases, and when that is asked for") {
   const TemporaryFolder folder;
   const std::string out = folder / "cases", again = "cases tiny --span ffn_norm --rows 2 --out " + quoted(out);
