@@ -47,6 +47,11 @@ void edit_values(const FaultSpec& spec, std::span<T> row, std::span<const double
         if (beside.empty() || beside[i / width] == spec.expert) row[i] = static_cast<T>(0);
       break;
     }
+    case Kind::f16_overflow:
+      for (T& v : row)
+        if (const auto x = static_cast<double>(v); std::fabs(x) > spec.limit)
+          v = static_cast<T>(std::copysign(std::numeric_limits<double>::infinity(), x));
+      break;
     case Kind::uniform_weights:
       std::fill(row.begin(), row.end(), static_cast<T>(1.0 / static_cast<double>(row.size())));
       break;
@@ -64,6 +69,8 @@ void edit_choice(const FaultSpec& spec, std::span<std::int32_t> row, int experts
         row[0] = e;
         return;
       }
+  } else if (spec.kind == Kind::duplicate_ids) {
+    row[row.size() - 1] = row[0];
   } else if (spec.kind == Kind::swap_tie) {
     const std::vector<std::int32_t> best = host::topk(probs, static_cast<std::int64_t>(row.size()) + 1).experts;
     if (const auto last = chosen(best[row.size() - 1]); last != row.end()) *last = best.back();
@@ -147,6 +154,7 @@ void FaultPlanter::recompute(std::span<T> values, Sighting& sighting, const Mode
   StepInputs inputs;
   inputs.total = sighting.pass.total;
   if (fault_.spec.kind == Kind::stale_kv) inputs.stale = fault_.spec.positions.resolve(inputs.total);
+  if (fault_.spec.kind == Kind::partial_sum) inputs.part = part_of(fault_.spec, terms_of_sum(step_, config));
   const std::vector<int> rows = rows_to_change(sighting);
   for (std::size_t i = 0; i < step_.in.size(); ++i) {
     const CacheUse* use = step_.cached(i);
@@ -154,8 +162,10 @@ void FaultPlanter::recompute(std::span<T> values, Sighting& sighting, const Mode
     if (inputs.in[i].empty()) return;
   }
   for (int r : rows) inputs.positions.push_back(sighting.position(r));
-  const Values right = compute(step_, config, inputs, nullptr);
-  const Values wrong = compute(step_, config, inputs, &fault_.spec);
+  const auto output =
+      static_cast<std::size_t>(std::find(step_.out.begin(), step_.out.end(), fault_.spec.stage) - step_.out.begin());
+  const Values right = compute(step_, config, inputs, nullptr, output);
+  const Values wrong = compute(step_, config, inputs, &fault_.spec, output);
   const std::size_t width = right.size() / rows.size();
   for (std::size_t i = 0; i < right.size(); ++i)
     if (!same(right[i], wrong[i]))

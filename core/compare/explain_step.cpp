@@ -142,6 +142,18 @@ std::vector<double> errors_of(const StepCase& c, const Hypothesis& h, const Fail
   return errors;
 }
 
+// Whether a few elements of a few units rule nothing out. Nearly all hypotheses end here, at the first unit.
+bool may_explain(const StepCase& c, const Hypothesis& h, const FailingUnits& units,
+                 const std::optional<Storage>& storage) {
+  const FailingUnits few = evenly(units, few_units);
+  std::vector<std::int64_t> elements;
+  if (!h.row) elements = chosen_elements(c, loudest(c, few), few_elements);
+  return std::all_of(few.begin(), few.end(), [&](const StepUnit* unit) {
+    if (h.row) return errors_of(c, h, {unit}, few_elements, storage)[0] <= sampled_error;
+    return error_of_unit(c, *unit, elements, h.elements({unit}, elements), storage) <= sampled_error;
+  });
+}
+
 double rms(const std::vector<double>& errors) {
   double squares = 0;
   for (double e : errors) squares += e * e;
@@ -168,7 +180,7 @@ std::optional<double> left_by(const StepCase& c, const Hypothesis& h, const Fail
   const auto within = [](const std::vector<double>& errors, double bound) {
     return std::all_of(errors.begin(), errors.end(), [bound](double e) { return e <= bound; });
   };
-  if (!within(errors_of(c, h, evenly(units, few_units), few_elements, storage), sampled_error)) return std::nullopt;
+  if (!may_explain(c, h, units, storage)) return std::nullopt;
   const double affordable = budget / h.work;  // elements
   std::vector<double> errors;
   if (h.row) {
@@ -242,6 +254,38 @@ StepExplanation joined(StepExplanation first, const StepExplanation& second) {
   return first;
 }
 
+constexpr double largest_f16 = 65504;
+
+// Says of values that are not finite just where F16 ends that it does: where the right ones are beyond it, or where a
+// product's inputs are. Empty where that is not so, or somewhere else as well.
+std::string overflow_text(const StepKnowledge& known, const std::vector<StepUnit>& units) {
+  const StepCase& c = known.step_case;
+  const bool has_inputs = is_product(operator_of(known.step())) && c.in[0];
+  bool of_output = true, of_input = has_inputs;
+  double output = 0, input = 0;
+  for (const StepUnit& unit : units) {
+    bool overflowed = false;
+    for (std::int64_t i = 0; i < unit.size; ++i) {
+      const double b = std::fabs(value_at(c.b, unit.in_b(i)));
+      const bool finite = is_finite(value_at(c.a, unit.in_a(i)));
+      overflowed = overflowed || !finite;
+      of_output = of_output && finite == (b <= largest_f16);
+      output = std::max(output, b);
+    }
+    if (!has_inputs) continue;
+    double largest = 0;
+    for (const double x : input_of(known, unit, known.step().weights[unit.part]->cols))
+      largest = std::max(largest, std::fabs(x));
+    of_input = of_input && overflowed == (largest > largest_f16);
+    input = std::max(input, largest);
+  }
+  if (of_output && output > largest_f16)
+    return fmt::format("F16 ends at 65504, and the values that are not finite reach {:.4g}", output);
+  if (of_input && input > largest_f16)
+    return fmt::format("F16 ends at 65504, and the inputs of the rows that are not finite reach {:.4g}", input);
+  return "";
+}
+
 // Experts chosen have no error of their own: a row fails when they are others.
 StepExplanation explain_choice(const StepCase& c, const ModelConfig& config) {
   StepExplanation result;
@@ -290,6 +334,7 @@ StepExplanation explain_step(const StepCase& c, const Model& model, const Progra
     StepExplanation own = explain_part(known, failing);
     result = result.cause == StepCause::none ? std::move(own) : joined(std::move(result), own);
   }
+  if (result.cause == StepCause::plain_operator && std::isinf(result.error)) result.text = overflow_text(known, units);
   FootprintMaker footprint;
   footprint.add(c, units);
   result.footprint = footprint.made();

@@ -35,13 +35,14 @@ std::string same_at_own_site(Metric metric, const FaultSpec& fault) {
   const bool of_order =
       metric == Metric::cosine_similarity || metric == Metric::argmax_agree || metric == Metric::topk_overlap;
   if (of_order && keeps_order(fault)) {
-    const std::string_view what = fault.kind == Kind::scale ? "scaling" : "a norm without its division";
+    const std::string_view what = fault.kind == Kind::skip_norm ? "a norm without its division" : "scaling";
     return fmt::format("{} is the same after {}", name_of(metric), what);
   }
   const bool of_nonfinite = metric == Metric::nonfinite || metric == Metric::nonfinite_beyond;
   if (of_nonfinite && info(fault.kind).stays_finite)
     return fmt::format("{} leaves finite values finite", name_of(fault.kind));
   if (metric == Metric::router_sum_error && fault.kind == Kind::uniform_weights) return "equal weights sum to 1, too";
+  if (metric == Metric::router_sum_error && form_of(fault) == Fault::Form::softmax) return "a softmax sums to 1, too";
   return "";
 }
 
@@ -103,6 +104,14 @@ bool shares_positions(const FalsifierSpec& falsifier, const FaultSpec& fault, co
   return false;
 }
 
+// " and changing nothing at position 0,": empty where every position can change.
+std::string unchanged_text(const FaultSpec& fault) {
+  const int first = first_changed(fault);
+  if (first == 0) return "";
+  return first == 1 ? " and changing nothing at position 0,"
+                    : fmt::format(" and changing nothing at positions 0 to {},", first - 1);
+}
+
 }  // namespace
 
 std::string blind_to(const FalsifierSpec& falsifier, const FaultSpec& fault, const Contract& contract) {
@@ -125,8 +134,7 @@ std::string blind_to(const FalsifierSpec& falsifier, const FaultSpec& fault, con
   if (!same.empty()) return fmt::format("{}, and the falsifier looks at nothing that follows", same);
   if (!shares_positions(falsifier, fault, contract, fed))
     return fmt::format("planted at positions {},{} it reaches none of the positions {} that the falsifier looks at",
-                       fault.positions.text(), spares_the_first(fault) ? " and changing nothing at position 0," : "",
-                       falsifier.positions.text());
+                       fault.positions.text(), unchanged_text(fault), falsifier.positions.text());
   return "";
 }
 

@@ -142,11 +142,19 @@ class Writer {
     selection("positions", f.positions);
     if (f.index != standard.index) plain("index", f.index);
     if (f.bit != standard.bit) plain("bit", f.bit);
-    if (f.kind == Fault::Kind::scale) plain("factor", f.factor);
+    if (f.kind == Fault::Kind::scale || f.kind == Fault::Kind::rope_scaled) plain("factor", f.factor);
     if (f.expert >= 0) plain("expert", f.expert);
     if (f.type) plain("type", name_of(*f.type));
     if (f.kind == Fault::Kind::rope_theta) plain("theta", f.theta);
     if (f.kind == Fault::Kind::quantise_activations) plain("block", f.block);
+    if (f.kind == Fault::Kind::eps) plain("eps", f.eps);
+    if (f.form != standard.form) plain("form", name_of(f.form));
+    if (f.columns != standard.columns) plain("columns", f.columns);
+    if (f.every != standard.every) plain("every", f.every);
+    if (f.keys != standard.keys) plain("keys", f.keys);
+    if (f.times != standard.times) plain("times", f.times);
+    if (f.part) selection("part", *f.part);
+    if (f.limit != standard.limit) plain("limit", f.limit);
     text("lane", f.lane);
     out_ << YAML::EndMap;
   }

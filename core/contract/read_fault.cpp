@@ -75,15 +75,37 @@ void read_element(Map& map, FaultSpec& fault, std::optional<Kind> kind) {
     expert->refuse(fmt::format("{} has no part of one expert: remove it", name_of(fault.stage)));
 }
 
+void read_type(Map& map, FaultSpec& fault, std::optional<Kind> kind) {
+  const auto type = find_key_of({Kind::wrong_type, Kind::accumulate, Kind::cache_type}, "type", map, kind);
+  if (!type) return;
+  fault.type = read_block_type(*type);
+  if (!fault.type) return;
+  const auto check = [&](std::initializer_list<BlockType> taken) {
+    if (std::find(taken.begin(), taken.end(), *fault.type) != taken.end()) return;
+    std::vector<std::string_view> names;
+    for (const BlockType one : taken) names.push_back(name_of(one));
+    type->refuse(fmt::format("{} takes {}, found {}", name_of(*kind), fmt::join(names, ", "), name_of(*fault.type)));
+  };
+  if (kind == Kind::accumulate) check({BlockType::bf16, BlockType::f16});
+  if (kind == Kind::cache_type) check({BlockType::f16, BlockType::bf16, BlockType::q8_0, BlockType::q4_0});
+}
+
 void read_strength(Map& map, FaultSpec& fault, std::optional<Kind> kind) {
-  if (const auto factor = find_key_of({Kind::scale}, "factor", map, kind)) {
+  const auto positive = [](const Value& value, double& number) {
+    number = value.number().value_or(number);
+    if (number <= 0) value.refuse("expected a number above 0");
+  };
+  if (const auto factor = find_key_of({Kind::scale, Kind::rope_scaled}, "factor", map, kind)) {
     fault.factor = factor->number().value_or(fault.factor);
     if (fault.factor == 1) factor->refuse("a factor of 1 changes nothing");
+    if (kind == Kind::rope_scaled && fault.factor <= 0) factor->refuse("expected a number above 0");
   }
-  if (const auto type = find_key_of({Kind::wrong_type}, "type", map, kind)) fault.type = read_block_type(*type);
-  if (const auto theta = find_key_of({Kind::rope_theta}, "theta", map, kind)) {
-    fault.theta = theta->number().value_or(fault.theta);
-    if (fault.theta <= 0) theta->refuse("expected a number above 0");
+  read_type(map, fault, kind);
+  if (const auto theta = find_key_of({Kind::rope_theta}, "theta", map, kind)) positive(*theta, fault.theta);
+  if (const auto limit = find_key_of({Kind::f16_overflow}, "limit", map, kind)) positive(*limit, fault.limit);
+  if (const auto eps = find_key_of({Kind::eps}, "eps", map, kind)) {
+    fault.eps = eps->number().value_or(fault.eps);
+    if (fault.eps < 0) eps->refuse("expected 0 or more");
   }
   if (const auto block = find_key_of({Kind::quantise_activations}, "block", map, kind)) {
     const auto size = block->whole(1, largest_index);
@@ -92,13 +114,56 @@ void read_strength(Map& map, FaultSpec& fault, std::optional<Kind> kind) {
   }
 }
 
+void read_counts(Map& map, FaultSpec& fault, std::optional<Kind> kind) {
+  const auto count = [&](Kind owner, std::string_view key, int lowest, int& into) {
+    if (const auto value = find_key_of({owner}, key, map, kind))
+      into = static_cast<int>(value->whole(lowest, largest_index).value_or(into));
+  };
+  count(Kind::rope_partial, "columns", 2, fault.columns);
+  count(Kind::position_restart, "every", 1, fault.every);
+  count(Kind::window, "keys", 1, fault.keys);
+  if (const auto part = find_key_of({Kind::partial_sum}, "part", map, kind)) fault.part = read_layers(*part);
+  if (const auto times = find_key_of({Kind::softmax_scale, Kind::partial_sum}, "times", map, kind)) {
+    fault.times = static_cast<int>(times->whole(0, 2).value_or(fault.times));
+    if (fault.times == 1) times->refuse("once changes nothing: expected 0 or 2");
+  }
+}
+
+void read_form(Map& map, FaultSpec& fault, std::optional<Kind> kind) {
+  const auto form = find_key_of({Kind::norm, Kind::activation, Kind::gate_up, Kind::gating}, "form", map, kind);
+  if (!form || !kind || !fits(*kind, fault.stage)) return;
+  const auto word = form->choice(fmt::format("form of {} at {}", name_of(*kind), name_of(fault.stage)),
+                                 form_names(*kind, fault.stage));
+  for (const FormInfo& row : form_table)
+    if (word && row.kind == *kind && row.name == *word) fault.form = row.form;
+}
+
+// The part of a fault's text that its kind's own keys say.
+std::string strength_of(const FaultSpec& fault) {
+  switch (fault.kind) {
+    case Kind::scale: return fmt::format(" by {}", fault.factor);
+    case Kind::rope_theta: return fmt::format(" {}", fault.theta);
+    case Kind::quantise_activations: return fmt::format(" in blocks of {}", fault.block);
+    case Kind::eps: return fmt::format(" {}", fault.eps);
+    case Kind::rope_partial: return fault.columns > 0 ? fmt::format(" of {} columns", fault.columns) : "";
+    case Kind::rope_scaled: return fmt::format(" by {}", fault.factor);
+    case Kind::position_restart: return fmt::format(" every {}", fault.every);
+    case Kind::window: return fmt::format(" of {} keys", fault.keys);
+    case Kind::softmax_scale: return fault.times == 0 ? " left out" : " twice";
+    case Kind::partial_sum:
+      return fmt::format(" {}{}", fault.times == 0 ? "without" : "with twice",
+                         fault.part ? " " + fault.part->text() : " the second half");
+    case Kind::f16_overflow: return fault.limit == FaultSpec().limit ? "" : fmt::format(" beyond {}", fault.limit);
+    default: return "";
+  }
+}
+
 std::string text_of(const FaultSpec& fault) {
   std::string text(name_of(fault.kind));
   if (fault.bit >= 0) text += fmt::format(" of bit {}", fault.bit);
-  if (fault.kind == Kind::scale) text += fmt::format(" by {}", fault.factor);
   if (fault.type) text += fmt::format(" {}", name_of(*fault.type));
-  if (fault.kind == Kind::rope_theta) text += fmt::format(" {}", fault.theta);
-  if (fault.kind == Kind::quantise_activations) text += fmt::format(" in blocks of {}", fault.block);
+  if (const Fault::Form form = form_of(fault); form != Fault::Form::none) text += fmt::format(" {}", name_of(form));
+  text += strength_of(fault);
   text += fmt::format(" at {}", name_of(fault.stage));
   if (fault.layer >= 0) text += fmt::format(", layer {}", fault.layer);
   if (fault.positions.text() != "all") text += ", positions " + fault.positions.text();
@@ -107,7 +172,6 @@ std::string text_of(const FaultSpec& fault) {
   return text;
 }
 
-// The selection as a value of a flow map: "all", "-1", "[0, 2..4]".
 }  // namespace
 
 std::optional<FaultSpec> read_fault(const Value& value, const Contract& contract, const FalsifierSpec* falsifier) {
@@ -129,6 +193,8 @@ std::optional<FaultSpec> read_fault(const Value& value, const Contract& contract
   }
   read_element(map, fault, kind);
   read_strength(map, fault, kind);
+  read_counts(map, fault, kind);
+  read_form(map, fault, kind);
   map.finish();
   if (value.mistakes().count() != before) return std::nullopt;
   fault.text = text_of(fault);

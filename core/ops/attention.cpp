@@ -36,6 +36,15 @@ std::span<const double> cached(const Attention& a, std::span<const double> cache
   return cache.subspan(at(position * a.cached + kv_head * a.head_dim), at(a.head_dim));
 }
 
+Values rounded_entries(Values cache, std::int64_t width, Rounding type, std::int64_t first) {
+  for (std::int64_t entry = first * width; entry < size_of(cache); entry += width) {
+    const auto from = cache.begin() + entry;
+    const Values kept = rounded(std::span(from, from + width), type);
+    std::copy(kept.begin(), kept.end(), from);
+  }
+  return cache;
+}
+
 }  // namespace moe_diag::host
 
 namespace moe_diag {
@@ -116,12 +125,7 @@ class RoundedCaches {
     if (type_ == type && first_ == first) return values_;
     type_ = type;
     first_ = first;
-    values_ = cached_.truth;
-    for (std::int64_t at = first * cached_.width; at < host::size_of(values_); at += cached_.width) {
-      const auto from = values_.begin() + at;
-      const host::Values entry = host::rounded(std::span(from, from + cached_.width), type);
-      std::copy(entry.begin(), entry.end(), from);
-    }
+    values_ = host::rounded_entries(cached_.truth, cached_.width, type, first);
     return values_;
   }
 
@@ -226,6 +230,24 @@ const HeadSizes& head_sizes(const Step& step) {
 host::Attention attention_of(const StepRows& rows, std::size_t row) {
   return {head_sizes(rows.step), rows.inputs.positions[row] + 1, rows.inputs.total,
           rows.config.cache_width(rows.step.caches[0].cache, rows.step.layer)};
+}
+
+std::optional<host::Rounding> cache_rounding(BlockType type) {
+  switch (type) {
+    case BlockType::f16: return host::Rounding::f16;
+    case BlockType::bf16: return host::Rounding::bf16;
+    case BlockType::q8_0: return host::Rounding::q8_0;
+    case BlockType::q4_0: return host::Rounding::q4_0;
+    default: return std::nullopt;
+  }
+}
+
+host::Values cached_as_kept(const StepRows& rows) {
+  const host::Values& cache = rows.inputs.in[1];
+  const auto type = rows.is(Fault::Kind::cache_type) ? cache_rounding(type_kept(*rows.fault)) : std::nullopt;
+  const std::int64_t width = rows.config.cache_width(rows.step.caches[0].cache, rows.step.layer);
+  const bool is_sound = std::all_of(cache.begin(), cache.end(), is_finite);
+  return type && is_sound ? host::rounded_entries(cache, width, *type) : cache;
 }
 
 void add_attention_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisList& list) {

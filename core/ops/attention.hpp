@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 
 #include "core/ops/operator.hpp"
+#include "core/ops/rounding.hpp"
 #include "core/ops/values.hpp"
 
 // The operators scores and mix share this: both read a cache, of keys or of values, head by head.
@@ -34,6 +36,9 @@ void check(const Attention& attention, std::string_view op, std::span<const doub
 std::span<const double> cached(const Attention& attention, std::span<const double> cache, std::int64_t position,
                                std::int64_t head);
 
+// A cache with entries of that width, those from a position on rounded, each by itself.
+Values rounded_entries(Values cache, std::int64_t width, Rounding type, std::int64_t first = 0);
+
 }  // namespace moe_diag::host
 
 namespace moe_diag {
@@ -42,6 +47,10 @@ namespace moe_diag {
 const HeadSizes& head_sizes(const Step& step);
 // Of one row of a step.
 host::Attention attention_of(const StepRows& rows, std::size_t row);
+// The keys or values that its rows read: as they are, or in the type that the fault keeps them in.
+host::Values cached_as_kept(const StepRows& rows);
+// The rounding of a cache of that type; none: no cache is kept so.
+std::optional<host::Rounding> cache_rounding(BlockType type);
 
 // As all values of the cache: as many products a row.
 Cost cost_of_attention(const Step& step, const ModelConfig& config, double rows, int total);

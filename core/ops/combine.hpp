@@ -11,6 +11,8 @@ namespace moe_diag::host {
 
 // One position's sum over slots, in slot order; x is [slots, width].
 Values combine(std::span<const double> x, std::int64_t slots);
+// The same, each slot counted as often as `times` says.
+Values combine(std::span<const double> x, std::span<const double> times);
 
 }  // namespace moe_diag::host
 

@@ -12,7 +12,7 @@
 namespace moe_diag::host {
 
 Values expert_linear(const Matrix& matrix, std::span<const std::int32_t> experts, std::int64_t used,
-                     std::span<const double> x) {
+                     std::span<const double> x, const Sum& sum) {
   const std::size_t cols = at(matrix.weight->cols), rows = at(matrix.weight->rows);
   expect_multiple("expert_linear", "experts chosen", used, static_cast<std::int64_t>(experts.size()));
   const bool own_input = x.size() == experts.size() * cols;
@@ -29,7 +29,7 @@ Values expert_linear(const Matrix& matrix, std::span<const std::int32_t> experts
       const auto from = x.subspan((own_input ? i : i / at(used)) * cols, cols);
       inputs.insert(inputs.end(), from.begin(), from.end());
     }
-    const Values products = linear(of_expert, inputs);
+    const Values products = linear(of_expert, inputs, sum);
     for (std::size_t j = 0; j < slots.size(); ++j)
       std::copy_n(products.begin() + static_cast<std::ptrdiff_t>(j * rows), rows,
                   out.begin() + static_cast<std::ptrdiff_t>(slots[j] * rows));
@@ -60,7 +60,8 @@ host::Values compute(const StepRows& rows) {
     const std::int32_t own = exists(id) ? static_cast<std::int32_t>(id) : 0;
     experts.push_back(rows.is(Fault::Kind::wrong_expert) ? (own + 1) % rows.config.experts : own);
   }
-  host::Values out = host::expert_linear(rows.matrix(*rows.step.weights[0]), experts, rows.config.used, rows.operand());
+  host::Values out =
+      host::expert_linear(rows.matrix(*rows.step.weights[0]), experts, rows.config.used, rows.operand(), sum_of(rows));
   const std::size_t width = out.size() / experts.size();
   for (std::size_t slot = 0; slot < experts.size(); ++slot)
     if (!exists(ids[slot])) std::fill_n(out.begin() + static_cast<std::ptrdiff_t>(slot * width), width, 0.0);

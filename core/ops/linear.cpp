@@ -4,27 +4,36 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "core/ops/sizes.hpp"
 
 namespace moe_diag::host {
 
-Values linear(const Matrix& matrix, std::span<const double> x, std::span<const std::int64_t> rows) {
+Values linear(const Matrix& matrix, std::span<const double> x, std::span<const std::int64_t> rows, const Sum& sum) {
   const std::int64_t cols = matrix.weight->cols;
   expect_multiple("linear", "values of x", cols, size_of(x));
   const std::size_t n = x.size() / at(cols);
   Values out(n * rows.size());
   for (std::size_t j = 0; j < rows.size(); ++j) {
     const Values row = decode_row(matrix, rows[j]);
-    for (std::size_t i = 0; i < n; ++i) out[i * rows.size() + j] = dot(row, x.subspan(i * at(cols), at(cols)));
+    for (std::size_t i = 0; i < n; ++i) out[i * rows.size() + j] = sum(row, x.subspan(i * at(cols), at(cols)));
   }
   return out;
 }
-Values linear(const Matrix& matrix, std::span<const double> x) {
+Values linear(const Matrix& matrix, std::span<const double> x, const Sum& sum) {
   std::vector<std::int64_t> all(at(matrix.weight->rows));
   std::iota(all.begin(), all.end(), std::int64_t{0});
-  return linear(matrix, x, all);
+  return linear(matrix, x, all, sum);
+}
+
+Sum counted(std::vector<int> columns, int times) {
+  return [columns = std::move(columns), times](std::span<const double> row, std::span<const double> x) {
+    double sum = dot(row, x);
+    for (const int k : columns) sum += (times - 1) * row[at(k)] * x[at(k)];
+    return sum;
+  };
 }
 
 void add_bias(const Weight& bias, Values& rows) {
@@ -42,7 +51,7 @@ host::Values compute(const StepRows& rows) {
   const host::Values x = rows.operand();
   std::vector<host::Values> products;
   for (const Weight* weight : rows.step.weights) {
-    products.push_back(host::linear(rows.matrix(*weight), x));
+    products.push_back(host::linear(rows.matrix(*weight), x, sum_of(rows)));
     if (const Weight* bias = rows.step.bias(products.size() - 1)) host::add_bias(*bias, products.back());
   }
   return rows.by_row([&](std::size_t r) {
@@ -57,6 +66,12 @@ host::Values compute(const StepRows& rows) {
 }
 
 }  // namespace
+
+host::Sum sum_of(const StepRows& rows) {
+  if (rows.is(Fault::Kind::partial_sum)) return host::counted(rows.inputs.part, rows.fault->times);
+  if (!rows.is(Fault::Kind::accumulate)) return host::dot;
+  return type_kept(*rows.fault) == BlockType::f16 ? host::added_in<F16> : host::added_in<BF16>;
+}
 
 double cancellation(const Step& step, std::span<const double> input, double result) {
   if (operator_of(step).weights != WeightRows::all || step.weights.size() != 1 || step.weights[0]->rows != 1) return 1;

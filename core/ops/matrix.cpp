@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/api/blocks.hpp"
+#include "core/ops/block_scales.hpp"
 #include "core/ops/sizes.hpp"
 
 namespace moe_diag::host {
@@ -83,7 +84,10 @@ Values decode_row(const Matrix& matrix, std::int64_t r) {
   const Bytes bytes(*matrix.weight, at(matrix.expert) * weight.expert_bytes() + at(r) * weight.row_bytes(),
                     weight.row_bytes());
   Values row(at(weight.cols));
-  decode_bytes(weight.type, bytes.data(), row);
+  if (matrix.scale_shift != 0)
+    decode_with_scales_of(weight.type, bytes.data(), matrix.scale_shift, row);
+  else
+    decode_bytes(weight.type, bytes.data(), row);
   return row;
 }
 

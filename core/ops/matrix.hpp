@@ -16,6 +16,7 @@ struct Matrix {
   std::int64_t expert;
   BlockType type;           // rows and experts lie as this type packs them; past the tensor's bytes all are zero
   bool transposed = false;  // element (r, c) is taken from place c * rows + r of the expert's elements
+  int scale_shift = 0;      // groups of weights have the scale of the group so many places on; not where transposed
 };
 
 // Whether rows of the weight are whole blocks of the type: another one cannot be read.

@@ -28,8 +28,8 @@ double squared_error(const Step&, const ModelConfig&, const PredictedNumerics& n
 }
 
 host::Values compute(const StepRows& rows) {
-  return rows.by_row(
-      [&](std::size_t r) { return host::mix(attention_of(rows, r), rows.row(0, r), rows.inputs.in[1]); });
+  const host::Values values = cached_as_kept(rows);
+  return rows.by_row([&](std::size_t r) { return host::mix(attention_of(rows, r), rows.row(0, r), values); });
 }
 
 }  // namespace

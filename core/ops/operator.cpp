@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "core/ops/add.hpp"
+#include "core/ops/block_scales.hpp"
 #include "core/ops/combine.hpp"
 #include "core/ops/embed.hpp"
 #include "core/ops/expert_linear.hpp"
@@ -51,12 +52,17 @@ host::Matrix StepRows::matrix(const Weight& weight) const {
   host::Matrix matrix(weight);
   if (is(Fault::Kind::wrong_type)) matrix.type = type_read(*fault, weight.type);
   matrix.transposed = is(Fault::Kind::transpose);
+  if (is(Fault::Kind::wrong_scale) && host::has_scales(weight, weight.type)) matrix.scale_shift = -1;
   return matrix;
 }
 
 host::Values StepRows::operand() const {
   if (!is(Fault::Kind::quantise_activations)) return inputs.in[0];
   return host::rounded(inputs.in[0], fault->block == 32 ? host::Rounding::q8_0 : host::Rounding::q8_k);
+}
+
+int terms_of_sum(const Step& step, const ModelConfig& config) {
+  return is_product(operator_of(step)) ? static_cast<int>(step.weights[0]->cols) : config.used;
 }
 
 host::Values compute(const Step& step, const ModelConfig& config, const StepInputs& inputs, const Fault* fault,

@@ -47,6 +47,7 @@ struct StepInputs {
   std::array<host::Values, most_caches> states;  // as Step::caches: a state before the rows; zeros before position 0
   std::vector<std::int32_t> tokens;              // of the rows, for a step that reads tokens
   std::vector<int> stale;                        // positions that stale_kv is planted at
+  std::vector<int> part;                         // terms of a sum that partial_sum is about
 };
 
 // The rows of one step, to be computed rightly or with a fault.
@@ -131,6 +132,9 @@ inline bool has_state(const Step& step) {
 inline bool is_product(const Operator& op) {
   return op.weights == WeightRows::all || op.weights == WeightRows::of_experts;
 }
+
+// How many terms a value of the step is the sum of: columns of the weights of a product, or slots of experts.
+int terms_of_sum(const Step& step, const ModelConfig& config);
 
 // An output of the step for those rows in double, [rows, ...]: as the fault makes it, or as it should be without one
 // (null). Throws Error(environment) when the inputs do not fit the step.

@@ -12,7 +12,9 @@
 #include <utility>
 #include <vector>
 
+#include "core/ops/block_scales.hpp"
 #include "core/ops/hypotheses.hpp"
+#include "core/ops/linear.hpp"
 #include "core/ops/matrix.hpp"
 
 namespace moe_diag {
@@ -20,8 +22,8 @@ namespace {
 
 using host::Values;
 using Elements = std::span<const std::int64_t>;
-using Row = std::function<Values(std::int64_t expert, std::int64_t row)>;             // of the weight, as decoded
-using Sum = std::function<double(std::span<const double>, std::span<const double>)>;  // of a row times an input
+using Row = std::function<Values(std::int64_t expert, std::int64_t row)>;  // of the weight, as decoded
+using host::Sum;
 
 // Chosen elements of units: each row of the weight is decoded once.
 Values products(const StepKnowledge& known, std::int64_t cols, const FailingUnits& units, Elements elements,
@@ -106,6 +108,14 @@ void add_partial_sums(const StepKnowledge& known, const Weight& weight, const Ro
                             fmt::format("only columns {} to {} of the {} of {} are summed", range.first, range.end - 1,
                                         weight.cols, weight.name),
                             row_of, sum));
+    const auto twice = [range](std::span<const double> row, std::span<const double> x) {
+      const auto first = static_cast<std::size_t>(range.first), n = static_cast<std::size_t>(range.end) - first;
+      return host::dot(row, x) + host::dot(row.subspan(first, n), x.subspan(first, n));
+    };
+    list.push_back(computed(known, weight, StepCause::partial_sum,
+                            fmt::format("columns {} to {} of the {} of {} are added twice", range.first, range.end - 1,
+                                        weight.cols, weight.name),
+                            row_of, twice));
   }
 }
 
@@ -130,13 +140,6 @@ void add_first_warps(const StepKnowledge& known, const Weight& weight, const Row
 }
 
 // ---- sums in 16 bits -----------------------------------------------------------------------------------------------
-
-template <class Type>
-double added_in(std::span<const double> row, std::span<const double> x) {
-  double sum = 0;
-  for (std::size_t k = 0; k < row.size(); ++k) sum = float{Type(sum + row[k] * x[k])};
-  return sum;
-}
 
 // Sums as the lane has them where they are next to those computed, and nearly all of the unit are the same: a product
 // is rounded by some and fused into the sum by others, which moves few sums by a step or two.
@@ -167,7 +170,7 @@ void add_sums_in(const StepKnowledge& known, const Weight& weight, const Row& ro
                fmt::format("the sums are kept in {}, added column by column", cpp_name_of(dtype_of<Type>())), 1,
                roundings * static_cast<double>(weight.cols)};
   h.elements = [&known, &weight, row_of](const FailingUnits& units, Elements elements) {
-    Values sums = products(known, weight.cols, units, elements, row_of, added_in<Type>);
+    Values sums = products(known, weight.cols, units, elements, row_of, host::added_in<Type>);
     settle<Type>(known, units, elements, sums);
     return sums;
   };
@@ -192,18 +195,6 @@ Row changed(const Weight& weight, Change change) {
   };
 }
 
-// Each group of 16 weights gets the scale of another one.
-void turn_scales(BlockQ6_K& block, int shift) { std::rotate(block.groups, block.groups + shift, block.groups + 16); }
-void turn_scales(BlockQ3_K& block, int shift) {
-  const BlockQ3_K own = block;
-  std::fill(std::begin(block.groups), std::end(block.groups), std::uint8_t{0});
-  for (int g = 0; g < 16; ++g) {
-    const int scale = q3_k_scale(own.groups, (g + shift) % 16), low = (scale & 0xF) << (g / 8 * 4);
-    block.groups[g % 8] = static_cast<std::uint8_t>(block.groups[g % 8] | low);
-    block.groups[8 + g % 4] = static_cast<std::uint8_t>(block.groups[8 + g % 4] | (scale >> 4) << (g / 4 * 2));
-  }
-}
-
 template <class Block>
 void add_parts_of(const StepKnowledge& known, const Weight& weight, std::vector<Hypothesis>& list) {
   const std::string name = fmt::format("{} ({})", weight.name, name_of(weight.type));
@@ -213,12 +204,21 @@ void add_parts_of(const StepKnowledge& known, const Weight& weight, std::vector<
   if constexpr (requires(Block b) { b.m; })
     list.push_back(computed(known, weight, StepCause::skipped, "the mins are not added: " + name,
                             changed<Block>(weight, [](Block& b) { b.m = 0; }), host::dot));
-  if constexpr (requires(Block b) { turn_scales(b, 1); })
-    for (const int shift : {1, 15})
-      list.push_back(computed(known, weight, StepCause::permutation,
-                              fmt::format("each group of 16 weights has the scale of the group {} it: {}",
-                                          shift == 1 ? "after" : "before", name),
-                              changed<Block>(weight, [shift](Block& b) { turn_scales(b, shift); }), host::dot));
+}
+
+void add_scales_of_others(const StepKnowledge& known, const Weight& weight, std::vector<Hypothesis>& list) {
+  if (!host::has_scales(weight, weight.type)) return;
+  for (const int shift : {1, -1})
+    list.push_back(computed(
+        known, weight, StepCause::permutation,
+        fmt::format("each group of {} weights has the scale of the group {} it: {} ({})",
+                    host::scale_group(weight.type), shift == 1 ? "after" : "before", weight.name, name_of(weight.type)),
+        [&weight, shift](std::int64_t expert, std::int64_t r) {
+          host::Matrix matrix(weight, expert);
+          matrix.scale_shift = shift;
+          return host::decode_row(matrix, r);
+        },
+        host::dot));
 }
 
 }  // namespace
@@ -229,6 +229,7 @@ std::vector<Hypothesis> product_hypotheses(const StepKnowledge& known, const Wei
   if (weight.rows * static_cast<std::int64_t>(failing.size()) < least_values) return {};
   std::vector<Hypothesis> list;
   with_block(weight.type, [&](auto block) { add_parts_of<decltype(block)>(known, weight, list); });
+  add_scales_of_others(known, weight, list);
   const Row row_of = as_stored(weight);
   add_partial_sums(known, weight, row_of, list);
   add_first_warps(known, weight, row_of, list);

@@ -11,6 +11,10 @@ namespace moe_diag::host {
 struct NormOptions {
   double eps = 0;
   bool normalise = true;  // false: x * w
+  // Forms that engines have by mistake:
+  bool plus_one = false;   // times w + 1
+  bool centred = false;    // the mean is subtracted first
+  bool whole_row = false;  // one group of all values, whatever the size of w
 };
 // Per group of w.size() values: x / sqrt(mean(x^2) + eps) * w.
 Values rms_norm(std::span<const double> x, std::span<const double> w, const NormOptions& options);

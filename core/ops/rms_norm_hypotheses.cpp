@@ -7,6 +7,7 @@
 #include <cmath>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/ops/rms_norm.hpp"
@@ -134,38 +135,17 @@ void add_eps(const Operands& o, const FailingUnits& failing, HypothesisList& lis
 
 // ---- other formulas ------------------------------------------------------------------------------------------------
 
-Values plus_one(Values w) {
-  for (double& value : w) value += 1;
-  return w;
-}
-
-// The values less the mean of their group.
-Values centred(Values x, std::size_t width) {
-  for (std::size_t first = 0; first + width <= x.size(); first += width) {
-    double mean = 0;
-    for (std::size_t i = 0; i < width; ++i) mean += x[first + i] / static_cast<double>(width);
-    for (std::size_t i = 0; i < width; ++i) x[first + i] -= mean;
-  }
-  return x;
-}
-
 void add_formulas(const Operands& o, const FailingUnits& failing, HypothesisList& list) {
-  const host::NormOptions own{params_of(o).eps, true};
-  list.add(StepCause::function, "multiplied by the weight + 1",
-           [o, own](const StepUnit& unit) { return host::rms_norm(read_by(o, unit), plus_one(weight_of(o)), own); });
-  list.add(StepCause::function, "a layer norm: the mean is subtracted first", [o, own](const StepUnit& unit) {
-    const Values w = weight_of(o);
-    return host::rms_norm(centred(read_by(o, unit), w.size()), w, own);
-  });
+  const auto add = [&](std::string text, host::NormOptions options) {
+    options.eps = params_of(o).eps;
+    list.add(StepCause::function, std::move(text),
+             [o, options](const StepUnit& unit) { return host::rms_norm(read_by(o, unit), weight_of(o), options); });
+  };
+  add("multiplied by the weight + 1", {.plus_one = true});
+  add("a layer norm: the mean is subtracted first", {.centred = true});
   const std::int64_t width = params_of(o).width, size = failing[0]->size;
   if (width >= size || size % width != 0) return;
-  list.add(StepCause::function, fmt::format("one norm over all {} heads instead of one for each", size / width),
-           [o, own](const StepUnit& unit) {
-             const Values x = read_by(o, unit), w = weight_of(o);
-             Values repeated;
-             while (repeated.size() < x.size()) repeated.insert(repeated.end(), w.begin(), w.end());
-             return host::rms_norm(x, repeated, own);
-           });
+  add(fmt::format("one norm over all {} heads instead of one for each", size / width), {.whole_row = true});
 }
 
 }  // namespace

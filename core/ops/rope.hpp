@@ -16,6 +16,9 @@ enum class RopePairs {
 struct RopeOptions {
   double theta = 0;
   RopePairs pairs = RopePairs::halves;
+  // Forms that engines have by mistake:
+  std::int64_t columns = 0;  // the first ones of a head, rotated as if they were all of it; 0: all
+  double divisor = 1;        // of positions
 };
 // One position's heads, [heads, h]: rotates pair i of each by position * theta^(-2i/h).
 Values rope(std::span<const double> x, std::int64_t head_dim, std::int64_t position, const RopeOptions& options);

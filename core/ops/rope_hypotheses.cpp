@@ -67,6 +67,13 @@ bool has_several_positions(const Operands& o, const FailingUnits& failing) {
   return o.position(*failing.front()) != o.position(*failing.back());
 }
 
+// Units rotated as at other positions, or otherwise.
+HypothesisList::Row rotated(const Operands& o, std::int64_t shift, host::RopeOptions options) {
+  return [o, shift, options](const StepUnit& unit) {
+    return host::rope(heads_of(o, unit), params_of(o).head_dim, o.position(unit) + shift, options);
+  };
+}
+
 // ---- another base --------------------------------------------------------------------------------------------------
 
 // Whether another theta turns each pair that the model's own turns. Where it does not, a rotation that leaves such
@@ -145,16 +152,19 @@ void add_rotation(const Operands& o, std::string text, Rotation rotation, Hypoth
 class Measured {
  public:
   Measured(const Operands& o, const StepUnit& unit)
-      : position_(o.position(unit)), own_(by_theta(params_of(o).theta, half_of(o), params_of(o).head_dim)) {
+      : position_(o.position(unit)),
+        error_(unit.expected),
+        own_(by_theta(params_of(o).theta, half_of(o), params_of(o).head_dim)) {
     const Values x = heads_of(o, unit);
     for (std::size_t i = 0; i < own_.turns.size(); ++i)
       pairs_.push_back(turned(o, unit, x, static_cast<std::int64_t>(i)));
   }
   const Rotation& own() const { return own_; }
   double position() const { return position_; }
+  double error() const { return error_; }
 
   bool fits(const Rotation& rotation) const {
-    constexpr double reach = 1e-3;
+    const double reach = std::max(1e-3, 4 * error_);
     for (std::size_t i = 0; i < pairs_.size(); ++i) {
       const double off = std::remainder(position_ * rotation.turns[i] - pairs_[i].angle, 2 * pi);
       if (!(std::fabs(off) <= reach && std::fabs(pairs_[i].size - rotation.size) <= reach)) return false;
@@ -190,15 +200,16 @@ class Measured {
   static std::size_t half_of(const Operands& o) { return host::at(params_of(o).head_dim / 2); }
 
   double position_;
+  double error_;  // relative, that the values are expected to have
   Rotation own_;
   std::vector<Turned> pairs_;
 };
 
 // ---- scaled angles -------------------------------------------------------------------------------------------------
 
-// A whole number of quarters, as factors of positions are, or its inverse; nothing when it is none.
-std::optional<double> quarters_of(double x) {
-  constexpr double near = 1e-4;
+// A whole number of quarters, as factors of positions are, or its inverse; nothing when it is none. `error`: of x.
+std::optional<double> quarters_of(double x, double error) {
+  const double near = std::max(1e-4, 2 * error);
   for (const double value : {std::round(4 * x) / 4, 4 / std::round(4 / x)})
     if (value > 0 && std::isfinite(value) && std::fabs(value / x - 1) < near) return value;
   return std::nullopt;
@@ -209,15 +220,15 @@ void add_divided_positions(const Operands& o, const FailingUnits& failing, const
   if (!has_several_positions(o, failing)) return;
   const double factor = measured.factor();
   if (!(factor > 0)) return;
-  const auto divisor = quarters_of(1 / factor);
+  const auto divisor = quarters_of(1 / factor, measured.error());
   if (!divisor || *divisor == 1) return;
   Rotation rotation = measured.own();
   for (double& turn : rotation.turns) turn /= *divisor;
   if (!measured.fits(rotation)) return;
-  add_rotation(o,
-               *divisor > 1 ? fmt::format("the positions are divided by {:.6g}", *divisor)
-                            : fmt::format("the positions are multiplied by {:.6g}", 1 / *divisor),
-               rotation, list);
+  list.add(StepCause::rotation,
+           *divisor > 1 ? fmt::format("the positions are divided by {:.6g}", *divisor)
+                        : fmt::format("the positions are multiplied by {:.6g}", 1 / *divisor),
+           rotated(o, 0, {.theta = params_of(o).theta, .divisor = *divisor}));
 }
 
 // A form of YaRN that fits. Two contexts that turn the pairs by the same angles are both named; two factors that do are
@@ -289,17 +300,6 @@ void add_yarn(const Operands& o, const Measured& measured, HypothesisList& list)
 
 // ---- some columns only ---------------------------------------------------------------------------------------------
 
-// The first n columns of each head rotated as if they were all of it.
-Values first_rotated(const Operands& o, const StepUnit& unit, std::int64_t n, double theta) {
-  Values x = heads_of(o, unit);
-  for (std::int64_t head = 0; head < unit.size; head += params_of(o).head_dim) {
-    const auto from = x.begin() + head;
-    const Values rotated = host::rope(Values(from, from + n), n, o.position(unit), {theta});
-    std::copy(rotated.begin(), rotated.end(), from);
-  }
-  return x;
-}
-
 void add_partial(const Operands& o, const Measured& measured, HypothesisList& list) {
   const std::int64_t h = params_of(o).head_dim;
   const double theta = params_of(o).theta;
@@ -307,8 +307,7 @@ void add_partial(const Operands& o, const Measured& measured, HypothesisList& li
     if (n < 2 || n % 2 != 0 || n >= h) continue;
     const std::string first = fmt::format("only the first {} of {} columns of a head are rotated", n, h);
     const auto add = [&](std::string text, double base) {
-      list.add(StepCause::rotation, std::move(text),
-               [o, n, base](const StepUnit& unit) { return first_rotated(o, unit, n, base); });
+      list.add(StepCause::rotation, std::move(text), rotated(o, 0, {.theta = base, .columns = n}));
     };
     add(fmt::format("{}, by the angles of a head of {}", first, n), theta);
     add(first, std::pow(theta, static_cast<double>(n) / static_cast<double>(h)));
@@ -326,23 +325,22 @@ void add_partial(const Operands& o, const Measured& measured, HypothesisList& li
 
 // ---- positions -----------------------------------------------------------------------------------------------------
 
-HypothesisList::Row rotated(const Operands& o, std::int64_t shift, host::RopeOptions options) {
-  return [o, shift, options](const StepUnit& unit) {
-    return host::rope(heads_of(o, unit), params_of(o).head_dim, o.position(unit) + shift, options);
-  };
-}
-
 void add_positions(const Operands& o, const FailingUnits& failing, const Measured& measured, HypothesisList& list) {
   const double theta = params_of(o).theta;
-  const int first = o.c.first_position;
-  // The one row of a pass that starts again turns by nothing, as one that is not rotated does.
-  if (first > 0 && o.c.a.shape[0] == 1)
+  const int first = o.c.first_position, first_wrong = o.position(*failing[0]);
+  // One row alone that starts again turns by nothing, as one that is not rotated does.
+  if (failing.size() == 1 && (o.c.a.shape[0] == 1 ? first > 0 : first_wrong > std::max(first, 1)))
     list.add(StepCause::shifted_position, "rotated as at position 0: not at all, or the positions start again",
              [o](const StepUnit& unit) { return heads_of(o, unit); });
   else
     list.add(StepCause::skipped, "not rotated", [o](const StepUnit& unit) { return heads_of(o, unit); });
   if (first > 1 && o.c.a.shape[0] > 1)
     list.add(StepCause::shifted_position, "the positions start again at 0 with the chunk", rotated(o, -first, {theta}));
+  if (failing.size() > 1 && first_wrong > std::max(first, 1))
+    list.add(StepCause::shifted_position, fmt::format("the positions start again at 0 after every {}", first_wrong),
+             [o, theta, first_wrong](const StepUnit& unit) {
+               return host::rope(heads_of(o, unit), params_of(o).head_dim, o.position(unit) % first_wrong, {theta});
+             });
   list.add(StepCause::shifted_position, "rotated by the angle of the position before", rotated(o, -1, {theta}));
   list.add(StepCause::shifted_position, "rotated by the angle of the position after", rotated(o, 1, {theta}));
   const auto offset = measured.offset();

@@ -43,11 +43,15 @@ host::Values stale_keys(const StepRows& rows) {
   return stale;
 }
 
+double scale_of(const StepRows& rows) {
+  const double own = rows.step.as<ScoresParams>().scale;
+  return rows.is(Fault::Kind::softmax_scale) ? std::pow(own, rows.fault->times) : own;
+}
+
 host::Values compute(const StepRows& rows) {
-  const host::Values keys = rows.is(Fault::Kind::stale_kv) ? stale_keys(rows) : rows.inputs.in[1];
-  return rows.by_row([&](std::size_t r) {
-    return host::scores(attention_of(rows, r), rows.row(0, r), keys, rows.step.as<ScoresParams>().scale);
-  });
+  const host::Values keys = rows.is(Fault::Kind::stale_kv) ? stale_keys(rows) : cached_as_kept(rows);
+  return rows.by_row(
+      [&](std::size_t r) { return host::scores(attention_of(rows, r), rows.row(0, r), keys, scale_of(rows)); });
 }
 
 // The scale is 1/sqrt(h) in nearly all models.

@@ -22,6 +22,22 @@ Values softmax(std::span<const double> x, std::int64_t width, std::int64_t seen)
   return out;
 }
 
+Values windowed_softmax(std::span<const double> x, std::int64_t width, std::int64_t seen, std::int64_t window) {
+  expect_multiple("softmax", "values of x", width, size_of(x));
+  const std::int64_t first = std::max<std::int64_t>(0, seen - window);
+  Values out(x.size());
+  for (std::size_t g = 0; g < x.size(); g += at(width)) {
+    const Values last = softmax(x.subspan(g + at(first), at(seen - first)), seen - first, seen - first);
+    std::copy(last.begin(), last.end(), out.begin() + static_cast<std::ptrdiff_t>(g) + first);
+  }
+  return out;
+}
+
+Values sigmoids(Values x) {
+  for (double& value : x) value = 1 / (1 + std::exp(-value));
+  return x;
+}
+
 }  // namespace moe_diag::host
 
 namespace moe_diag {
@@ -38,6 +54,9 @@ host::Values compute(const StepRows& rows) {
   return rows.by_row([&](std::size_t r) {
     const std::span<const double> x = rows.row(0, r);
     const std::int64_t width = causal ? rows.inputs.total : host::size_of(x);
+    if (rows.is(Fault::Kind::gating)) return host::sigmoids({x.begin(), x.end()});
+    if (rows.is(Fault::Kind::window))
+      return host::windowed_softmax(x, width, rows.inputs.positions[r] + 1, rows.fault->keys);
     return host::softmax(x, width, causal ? rows.inputs.positions[r] + 1 : width);
   });
 }

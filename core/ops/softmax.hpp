@@ -12,6 +12,11 @@ namespace moe_diag::host {
 // Per group of `width` values: over its first `seen`, 0 after them.
 Values softmax(std::span<const double> x, std::int64_t width, std::int64_t seen);
 
+// The same over the last `window` of those.
+Values windowed_softmax(std::span<const double> x, std::int64_t width, std::int64_t seen, std::int64_t window);
+// 1 / (1 + exp(-x)) of each.
+Values sigmoids(Values x);
+
 }  // namespace moe_diag::host
 
 namespace moe_diag {

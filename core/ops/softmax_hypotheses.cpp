@@ -133,11 +133,8 @@ void add_window(const Operands& o, const FailingUnits& failing, HypothesisList& 
   if (!window) return;
   list.add(StepCause::window, fmt::format("only the last {} keys count", *window),
            each_group(o, [window = *window](const Group& group) {
-             const std::int64_t all = host::size_of(group.logits), first = std::max<std::int64_t>(0, all - window);
-             const Values last(group.logits.begin() + first, group.logits.end());
-             Values out(host::at(first), 0.0);
-             for (const double p : host::softmax(last, host::size_of(last), host::size_of(last))) out.push_back(p);
-             return out;
+             const std::int64_t all = host::size_of(group.logits);
+             return host::windowed_softmax(group.logits, all, all, window);
            }));
 }
 
@@ -225,11 +222,8 @@ void add_softmax_hypotheses(const Operands& o, const FailingUnits& failing, Hypo
   } else {
     list.add(StepCause::skipped, "the softmax was left out: the input passed through",
              [o](const StepUnit& unit) { return o.input(0, unit); });
-    list.add(StepCause::function, "the sigmoid of each logit instead of the softmax", [o](const StepUnit& unit) {
-      Values out = o.input(0, unit);
-      for (double& x : out) x = 1 / (1 + std::exp(-x));
-      return out;
-    });
+    list.add(StepCause::function, "the sigmoid of each logit instead of the softmax",
+             [o](const StepUnit& unit) { return host::sigmoids(o.input(0, unit)); });
   }
   add_sink(o, failing, list);
   add_factor(o, failing, list);

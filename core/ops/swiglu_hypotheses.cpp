@@ -15,34 +15,21 @@ namespace moe_diag {
 namespace {
 
 using host::Values;
-using Activation = double (*)(double gate);
+using Form = Fault::Form;
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 double silu(double g) { return g * sigmoid(g); }
-double silu_1702(double g) { return g * sigmoid(1.702 * g); }
-double relu(double g) { return std::max(g, 0.0); }
-double gelu(double g) { return 0.5 * g * std::erfc(-g / std::sqrt(2.0)); }
-double gelu_by_tanh(double g) {
-  constexpr double root = 0.79788456080286536;  // sqrt(2 / pi)
-  return 0.5 * g * (1 + std::tanh(root * (g + 0.044715 * g * g * g)));
-}
 
-Values activated(const Values& gate, const Values& up, Activation activation) {
-  Values out(gate.size());
-  for (std::size_t i = 0; i < out.size(); ++i) out[i] = activation(gate[i]) * up[i];
-  return out;
-}
-
-void add_activation(const Operands& o, std::string text, Activation activation, HypothesisList& list) {
+void add_activation(const Operands& o, std::string text, Form form, HypothesisList& list) {
   list.add(StepCause::function, std::move(text),
-           [o, activation](const StepUnit& unit) { return activated(o.input(0, unit), o.input(1, unit), activation); });
+           [o, form](const StepUnit& unit) { return host::activated(o.input(0, unit), o.input(1, unit), form); });
 }
 
 // The squared distance of some units from that activation.
-double distance_to(const Operands& o, const FailingUnits& failing, Activation activation) {
+double distance_to(const Operands& o, const FailingUnits& failing, Form form) {
   double squares = 0;
   for (std::size_t i = 0; i < std::min<std::size_t>(failing.size(), 8); ++i) {
-    const Values out = activated(o.input(0, *failing[i]), o.input(1, *failing[i]), activation);
+    const Values out = host::activated(o.input(0, *failing[i]), o.input(1, *failing[i]), form);
     for (std::size_t k = 0; k < out.size(); ++k)
       squares += std::pow(value_at(o.c.a, failing[i]->in_a(static_cast<std::int64_t>(k))) - out[k], 2);
   }
@@ -52,10 +39,11 @@ double distance_to(const Operands& o, const FailingUnits& failing, Activation ac
 // The two forms of gelu are so near that a coarse storage hides which one it is.
 void add_gelu(const Operands& o, const FailingUnits& failing, HypothesisList& list) {
   constexpr double clearly = 9;  // times nearer, in squares
-  const double erf = distance_to(o, failing, gelu), tanh = distance_to(o, failing, gelu_by_tanh);
+  const double erf = distance_to(o, failing, Form::gelu), tanh = distance_to(o, failing, Form::gelu_tanh);
   const bool is_tanh = tanh<erf, is_told = std::max(erf, tanh)> clearly * std::min(erf, tanh);
   const std::string_view form = !is_told ? "" : is_tanh ? " (by tanh)" : " (by erf)";
-  add_activation(o, fmt::format("gelu(gate){} instead of silu(gate)", form), is_tanh ? gelu_by_tanh : gelu, list);
+  add_activation(o, fmt::format("gelu(gate){} instead of silu(gate)", form), is_tanh ? Form::gelu_tanh : Form::gelu,
+                 list);
 }
 
 // ---- a limit -------------------------------------------------------------------------------------------------------
@@ -124,66 +112,44 @@ void add_limits(const Operands& o, const FailingUnits& failing, HypothesisList& 
   }
 }
 
-// The activation of gpt-oss, which clamps both first, at 7.
-Values silu_1702_up_plus_one(const Values& gate, const Values& up, double limit) {
-  Values out(gate.size());
-  for (std::size_t i = 0; i < out.size(); ++i)
-    out[i] = silu_1702(std::min(gate[i], limit)) * (std::clamp(up[i], -limit, limit) + 1);
-  return out;
+// The activation of gpt-oss, which clamps both first, without its limit.
+Values silu_1702_up_plus_one(const Values& gate, const Values& up) {
+  Values more = up;
+  for (double& value : more) ++value;
+  return host::activated(gate, more, Form::silu_1702);
 }
 
 // ---- places --------------------------------------------------------------------------------------------------------
 
-// Gate and up side by side, [gate, up], read as pairs; or pairs read as if they were side by side.
-struct Fused {
-  Values gate, up;
-
-  static Fused of_halves(const Values& gate, const Values& up) {
-    Values both = gate;
-    both.insert(both.end(), up.begin(), up.end());
-    Fused read;
-    for (std::size_t i = 0; i < both.size(); ++i) (i % 2 == 0 ? read.gate : read.up).push_back(both[i]);
-    return read;
-  }
-  static Fused of_pairs(const Values& gate, const Values& up) {
-    Fused read;
-    for (std::size_t i = 0; i < 2 * gate.size(); ++i)
-      (i < gate.size() ? read.gate : read.up).push_back(i % 2 == 0 ? gate[i / 2] : up[i / 2]);
-    return read;
-  }
-};
-
 void add_places(const Operands& o, HypothesisList& list) {
-  list.add(StepCause::permutation, "gate and up changed places: silu(up) * gate",
-           [o](const StepUnit& unit) { return host::swiglu(o.input(1, unit), o.input(0, unit)); });
-  list.add(StepCause::permutation, "gate and up read as pairs (2i, 2i + 1) of [gate, up]", [o](const StepUnit& unit) {
-    const Fused read = Fused::of_halves(o.input(0, unit), o.input(1, unit));
-    return host::swiglu(read.gate, read.up);
-  });
-  list.add(StepCause::permutation, "pairs (gate, up) read as halves: the first one as gate, the second one as up",
-           [o](const StepUnit& unit) {
-             const Fused read = Fused::of_pairs(o.input(0, unit), o.input(1, unit));
-             return host::swiglu(read.gate, read.up);
-           });
+  const auto add = [&](std::string text, Form form) {
+    list.add(StepCause::permutation, std::move(text), [o, form](const StepUnit& unit) {
+      return host::misplaced_swiglu(o.input(0, unit), o.input(1, unit), form);
+    });
+  };
+  add("gate and up changed places: silu(up) * gate", Form::swapped);
+  add("gate and up read as pairs (2i, 2i + 1) of [gate, up]", Form::pairs);
+  add("pairs (gate, up) read as halves: the first one as gate, the second one as up", Form::halves);
 }
 
 }  // namespace
 
 void add_swiglu_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisList& list) {
   list.add(StepCause::skipped, "gate * up, without silu", [o](const StepUnit& unit) {
-    return activated(o.input(0, unit), o.input(1, unit), [](double g) { return g; });
+    Values out = o.input(0, unit);
+    const Values up = o.input(1, unit);
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] *= up[i];
+    return out;
   });
   add_places(o, list);
   add_gelu(o, failing, list);
-  add_activation(o, "relu(gate) instead of silu(gate)", relu, list);
-  add_activation(o, "gate * sigmoid(1.702 gate) instead of silu(gate)", silu_1702, list);
+  add_activation(o, "relu(gate) instead of silu(gate)", Form::relu, list);
+  add_activation(o, "gate * sigmoid(1.702 gate) instead of silu(gate)", Form::silu_1702, list);
   add_limits(o, failing, list);
-  for (const double limit : {static_cast<double>(INFINITY), 7.0})
-    list.add(
-        StepCause::function,
-        fmt::format("gate * sigmoid(1.702 gate) * (up + 1) instead of silu(gate) * up{}",
-                    std::isinf(limit) ? "" : ", clamped at 7: the activation of gpt-oss"),
-        [o, limit](const StepUnit& unit) { return silu_1702_up_plus_one(o.input(0, unit), o.input(1, unit), limit); });
+  const std::string of_gpt_oss = "gate * sigmoid(1.702 gate) * (up + 1) instead of silu(gate) * up";
+  list.add(StepCause::function, of_gpt_oss,
+           [o](const StepUnit& unit) { return silu_1702_up_plus_one(o.input(0, unit), o.input(1, unit)); });
+  add_activation(o, of_gpt_oss + ", clamped at 7: the activation of gpt-oss", Form::gpt_oss, list);
 }
 
 }  // namespace moe_diag

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 #include "core/ops/sizes.hpp"
@@ -26,6 +27,15 @@ Chosen topk(std::span<const double> probs, std::int64_t used, bool renormalised)
   return chosen;
 }
 
+Values weighed(const Values& chosen, Weighing weighing) {
+  if (weighing == Weighing::as_they_are) return chosen;
+  Values weights = chosen;
+  double total = 0;
+  for (double& p : weights) total += p = weighing == Weighing::softmax ? std::exp(p) : p;
+  for (double& p : weights) p /= total;
+  return weights;
+}
+
 }  // namespace moe_diag::host
 
 namespace moe_diag {
@@ -37,16 +47,23 @@ double squared_error(const Step& step, const ModelConfig& config, const Predicte
   return (used > 1 ? 2 + (used - 1) / 2 : 1) * numerics.unit;
 }
 
+host::Weighing weighing_of(const StepRows& rows) {
+  const bool own = rows.step.as<TopkParams>().renormalised;
+  if (rows.is(Fault::Kind::gating)) return host::Weighing::softmax;
+  return own != rows.is(Fault::Kind::renormalisation) ? host::Weighing::shares : host::Weighing::as_they_are;
+}
+
 // The ids, or the weights of the experts chosen.
 host::Values compute(const StepRows& rows) {
   return rows.by_row([&](std::size_t r) {
-    const host::Chosen chosen = host::topk(rows.row(0, r), rows.config.used, rows.step.as<TopkParams>().renormalised);
-    return rows.output == 0 ? host::Values(chosen.experts.begin(), chosen.experts.end()) : chosen.weights;
+    const host::Chosen chosen = host::topk(rows.row(0, r), rows.config.used, false);
+    return rows.output == 0 ? host::Values(chosen.experts.begin(), chosen.experts.end())
+                            : host::weighed(chosen.weights, weighing_of(rows));
   });
 }
 
-// The weight of a slot, made from the probabilities of the experts chosen. `total` is their divisor: their sum, or 1.
-using Share = double (*)(const host::Values& chosen, std::size_t slot, double total);
+// The weights of all slots, made from the probabilities of the experts chosen.
+using Weights = std::function<host::Values(const host::Values& chosen)>;
 
 double sum(const host::Values& chosen) {
   double total = 0;
@@ -55,51 +72,53 @@ double sum(const host::Values& chosen) {
 }
 
 void add_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisList& list) {
-  const auto shared = [o](Share share) {
-    return [o, share](const StepUnit& unit) {
+  const auto shared = [o](Weights weights_of) {
+    return [o, weights_of](const StepUnit& unit) {
       const auto* ids = o.c.routing_a.as<std::int32_t>() + std::int64_t{unit.row} * o.config.used;
       const host::Values probs = o.input(0, unit);
       host::Values chosen, out;
       for (int slot = 0; slot < o.config.used; ++slot)
         chosen.push_back(ids[slot] >= 0 && ids[slot] < o.config.experts ? probs[host::at(ids[slot])] : NAN);
+      const host::Values weights = weights_of(chosen);
       for (const Segment& s : unit.segments) {
-        out.push_back(
-            share(chosen, host::at(s.a % o.config.used), o.step.as<TopkParams>().renormalised ? sum(chosen) : 1));
+        out.push_back(weights[host::at(s.a % o.config.used)]);
         if (out.back() == 0 && value_at(o.c.a, s.a) != 0)
           return host::Values{};  // an expert left out weighs nothing at all
       }
       return out;
     };
   };
-  if (o.step.as<TopkParams>().renormalised)
-    list.add(StepCause::skipped, "the weights are not divided by their sum",
-             shared([](const host::Values& chosen, std::size_t slot, double) { return chosen[slot]; }));
+  using host::Weighing;
+  const auto weighing = [](Weighing how) {
+    return [how](const host::Values& chosen) { return host::weighed(chosen, how); };
+  };
+  const Weighing own = o.step.as<TopkParams>().renormalised ? Weighing::shares : Weighing::as_they_are;
+  if (own == Weighing::shares)
+    list.add(StepCause::skipped, "the weights are not divided by their sum", shared(weighing(Weighing::as_they_are)));
   else
     list.add(StepCause::function, "the weights are divided by their sum, which the model's are not",
-             shared([](const host::Values& chosen, std::size_t slot, double) { return chosen[slot] / sum(chosen); }));
+             shared(weighing(Weighing::shares)));
   list.add(StepCause::function, "the softmax of the probabilities of the experts chosen, instead of the probabilities",
-           shared([](const host::Values& chosen, std::size_t slot, double) {
-             double total = 0;
-             for (const double p : chosen) total += std::exp(p);
-             return std::exp(chosen[slot]) / total;
+           shared(weighing(Weighing::softmax)));
+  list.add(StepCause::uniform_weights, fmt::format("all experts weigh 1/{}", o.config.used),
+           shared([](const host::Values& chosen) {
+             return host::Values(chosen.size(), 1.0 / static_cast<double>(chosen.size()));
            }));
-  list.add(
-      StepCause::uniform_weights, fmt::format("all experts weigh 1/{}", o.config.used),
-      shared([](const host::Values& chosen, std::size_t, double) { return 1.0 / static_cast<double>(chosen.size()); }));
   if (o.config.used == 1) return;
-  list.add(StepCause::dropped_expert, "the best expert weighs nothing",
-           shared([](const host::Values& chosen, std::size_t slot, double total) {
-             return slot == 0 ? 0 : chosen[slot] / total;
+  const auto without_first = [](host::Values weights, double divisor) {
+    for (double& w : weights) w /= divisor;
+    weights[0] = 0;
+    return weights;
+  };
+  list.add(StepCause::dropped_expert, "the best expert weighs nothing", shared([=](const host::Values& chosen) {
+             return without_first(chosen, own == Weighing::shares ? sum(chosen) : 1);
            }));
-  if (o.step.as<TopkParams>().renormalised)
+  if (own == Weighing::shares)
     list.add(StepCause::dropped_expert, "the best expert weighs nothing, the others share its weight",
-             shared([](const host::Values& chosen, std::size_t slot, double total) {
-               return slot == 0 ? 0 : chosen[slot] / (total - chosen[0]);
-             }));
+             shared([=](const host::Values& chosen) { return without_first(chosen, sum(chosen) - chosen[0]); }));
   const auto without_best = [&](const StepUnit* unit) { return chose_without_best(o.c, o.config, unit->row); };
   if (std::all_of(failing.begin(), failing.end(), without_best))
-    list.add(StepCause::dropped_expert, "the best expert was passed over, the next ones chosen",
-             shared([](const host::Values& chosen, std::size_t slot, double total) { return chosen[slot] / total; }));
+    list.add(StepCause::dropped_expert, "the best expert was passed over, the next ones chosen", shared(weighing(own)));
 }
 
 }  // namespace

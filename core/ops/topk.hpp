@@ -17,6 +17,11 @@ struct Chosen {
 // One position's choice from the probabilities of all experts.
 Chosen topk(std::span<const double> probs, std::int64_t used, bool renormalised = true);
 
+// The weights of experts chosen, from their probabilities: these as they are; their shares of the sum; by mistake,
+// their softmax.
+enum class Weighing { as_they_are, shares, softmax };
+Values weighed(const Values& chosen, Weighing weighing);
+
 }  // namespace moe_diag::host
 
 namespace moe_diag {

@@ -4,24 +4,43 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace moe_diag::score {
 namespace {
 
 using Kind = FaultSpec::Kind;
 
-// In what forms a kind is planted, beside its plainest at all positions.
-std::vector<std::string> forms_of(Kind kind) {
-  std::vector<std::string> forms = {"", ", positions: last"};
+// The forms that a kind is planted in at a stage, beside its plainest at all positions and at the last one.
+std::vector<std::string> more_forms_of(Kind kind, Stage stage) {
+  std::vector<std::string> forms;
+  for (const std::string& form : form_names(kind, stage)) forms.push_back(", form: " + form);
   switch (kind) {
     case Kind::nan:
-    case Kind::inf: forms.emplace_back(", index: 2, positions: 1"); break;
-    case Kind::scale: forms.insert(forms.end(), {", factor: -1", ", factor: 0.5", ", factor: 1.0625"}); break;
-    case Kind::bitflip: forms.insert(forms.end(), {", bit: 31", ", bit: 20, index: 2"}); break;
-    case Kind::rope_theta: forms.emplace_back(", theta: 1e5"); break;
-    case Kind::quantise_activations: forms.emplace_back(", block: 32"); break;
-    default: break;
+    case Kind::inf: return {", index: 2, positions: 1"};
+    case Kind::scale: return {", factor: -1", ", factor: 0.5", ", factor: 1.0625"};
+    case Kind::bitflip: return {", bit: 31", ", bit: 20, index: 2"};
+    case Kind::rope_theta: return {", theta: 1e5"};
+    case Kind::quantise_activations: return {", block: 32"};
+    case Kind::eps: return {", eps: 1e-5"};
+    case Kind::rope_scaled: return {", factor: 4"};
+    case Kind::position_restart: return {", every: 3"};
+    case Kind::window: return {", keys: 3"};
+    case Kind::softmax_scale: return {", times: 2"};
+    case Kind::partial_sum:
+      if (!fault_at::product(stage)) return {", times: 2"};
+      return {", times: 2", ", part: 0..64", ", part: 0..64, times: 2"};
+    case Kind::accumulate: return {", type: F16"};
+    case Kind::cache_type: return {", type: F16", ", type: BF16", ", type: Q4_0"};
+    default: return forms;
   }
+}
+
+std::vector<std::string> forms_of(Kind kind, Stage stage) {
+  // No value of the model is beyond what F16 holds.
+  const std::string always = kind == Kind::f16_overflow ? ", limit: 1e-6" : "";
+  std::vector<std::string> forms = {always, always + ", positions: last"};
+  for (std::string& more : more_forms_of(kind, stage)) forms.push_back(std::move(more));
   return forms;
 }
 
@@ -54,39 +73,58 @@ std::vector<Planting> all_plantings(const Model& model) {
     for (const Stage stage : model.config().stages) {
       if (!fits(fault.kind, stage)) continue;
       for (const Site site : sites_of(stage, model.config().layers))
-        for (std::string form : forms_of(fault.kind)) {
+        for (std::string form : forms_of(fault.kind, stage)) {
           // A weight in F32 has no other K-quant to be read as.
           if (fault.kind == Kind::wrong_type && reads_f32(program, site)) form += ", type: BF16";
           if (fault.kind == Kind::transpose && reads_one_row(program, site)) continue;
+          if (fault.kind == Kind::wrong_scale && reads_f32(program, site)) continue;
           plantings.push_back({fault.kind, site, form});
         }
     }
   return plantings;
 }
 
-std::string_view right_cause(Kind kind, Stage stage) {
+bool is_right_cause(std::string_view cause, Kind kind, Stage stage) {
   const bool choice = is(stage, Role::choice);
   switch (kind) {
     case Kind::nan:
-    case Kind::inf: return "nonfinite_origin";
-    case Kind::scale: return "scale";
-    case Kind::zero: return "zero";
-    case Kind::bitflip: return "bitflip";
-    case Kind::wrong_expert: return choice ? "routing_real" : "wrong_tensor";
-    case Kind::drop_top_expert: return "dropped_expert";
-    case Kind::uniform_weights: return "uniform_weights";
-    case Kind::swap_tie: return "routing_real";
-    case Kind::wrong_type: return "wrong_type";
+    case Kind::inf:
+    case Kind::f16_overflow: return cause == "nonfinite_origin";
+    case Kind::scale:
+    case Kind::softmax_scale: return cause == "scale";
+    case Kind::zero: return cause == "zero";
+    case Kind::bitflip: return cause == "bitflip";
+    case Kind::wrong_expert: return cause == (choice ? "routing_real" : "wrong_tensor");
+    case Kind::drop_top_expert: return cause == "dropped_expert";
+    case Kind::uniform_weights: return cause == "uniform_weights";
+    case Kind::swap_tie:
+    case Kind::duplicate_ids: return cause == "routing_real";
+    case Kind::wrong_type: return cause == "wrong_type";
     case Kind::skip_norm:
-    case Kind::skip_qk_norm: return "skipped";
-    case Kind::rope_theta: return "rope_theta";
-    case Kind::rope_interleaved: return "permutation";
-    case Kind::quantise_activations: return "rounded_activations";
-    case Kind::transpose: return "transposed";
-    case Kind::off_by_one_position: return "shifted_position";
-    case Kind::stale_kv: return "stale_kv";
+    case Kind::skip_qk_norm: return cause == "skipped";
+    case Kind::rope_theta: return cause == "rope_theta";
+    case Kind::rope_interleaved:
+    case Kind::wrong_scale:
+    case Kind::gate_up: return cause == "permutation";
+    case Kind::quantise_activations: return cause == "rounded_activations";
+    case Kind::transpose: return cause == "transposed";
+    case Kind::off_by_one_position:
+    case Kind::position_restart: return cause == "shifted_position";
+    case Kind::stale_kv: return cause == "stale_kv";
+    case Kind::eps: return cause == "eps";
+    case Kind::norm:
+    case Kind::activation:
+    case Kind::gating: return cause == "function";
+    case Kind::renormalisation: return cause == "skipped" || cause == "function";  // the model's shares, or its own
+    case Kind::rope_partial:
+    case Kind::rope_scaled: return cause == "rotation";
+    case Kind::window: return cause == "window";
+    // One expert that is missing is one that is dropped.
+    case Kind::partial_sum: return cause == "partial_sum" || (!fault_at::product(stage) && cause == "dropped_expert");
+    case Kind::accumulate: return cause == "accumulation";
+    case Kind::cache_type: return cause == "cache_type";
   }
-  return "";
+  return false;
 }
 
 }  // namespace moe_diag::score

@@ -23,7 +23,7 @@ struct Planting {
 // Every kind of fault at every site it fits, in each of its forms.
 std::vector<Planting> all_plantings(const Model& model);
 
-// What a report must call a fault of this kind at that stage.
-std::string_view right_cause(FaultSpec::Kind kind, Stage stage);
+// Whether a report may call a fault of this kind at that stage so.
+bool is_right_cause(std::string_view cause, FaultSpec::Kind kind, Stage stage);
 
 }  // namespace moe_diag::score

@@ -27,6 +27,7 @@ namespace {
 constexpr double counts_from = 10;  // expected errors that a fault must move its site by
 constexpr double coarse_from = 20;  // the same in lanes that stand for an engine with coarser types
 constexpr double least_right = 0.95;
+constexpr double least_found = 0.99;     // in such lanes: two experts may be equal in their type
 constexpr int most_between_unknown = 3;  // they are quickly tried: a sample has every third
 
 struct Settings {
@@ -36,7 +37,9 @@ struct Settings {
   int clean = 200;
   std::vector<std::string> numerics = {"f32"};
   bool list = false;
+  std::vector<std::string> faults;  // kinds; empty: all
   bool unknown = false;
+  bool planted = false;
 };
 
 // A lane, and what is claimed of it: what any correct lane of its numerics keeps. `numerics` is what its contract says
@@ -175,9 +178,12 @@ class Scorer {
     fmt::print("\nRuns without a fault: {}, false alarms: {}\n", clean_runs_, alarms_);
   }
 
+  // In lanes that stand for an engine a cause may be hidden by its rounding, and is not asked for.
   bool good() const {
-    const Score all = total();
-    return all.counted > 0 && all.found == all.counted && all.right >= least_right * all.counted && all.wrong == 0 &&
+    Score exact, coarse;
+    for (const auto& [key, score] : rows_) (is_engine(key.first) ? coarse : exact).add(score);
+    const bool found = exact.found == exact.counted && coarse.found >= least_found * coarse.counted;
+    return total().counted > 0 && found && exact.right >= least_right * exact.counted && total().wrong == 0 &&
            alarms_ == 0;
   }
 
@@ -212,12 +218,17 @@ class Scorer {
     const Contract contract = contract_of(settings_.preset, seed, tokens, lanes[0]);
     const Program program = build_program(movement.model());
     for (const Planting& planting : all_plantings(movement.model())) {
-      if (drawn_++ % settings_.every != 0) continue;
+      if (!is_asked_for(planting) || drawn_++ % settings_.every != 0) continue;
       const FaultSpec fault = parse_fault(planting.text("step"), contract);
       if (!mistake_of(fault, contract, movement.model().config(), program).empty()) continue;
       for (const Judged& judged : lanes)
         score_fault(planting, judged, seed, tokens, movement.of(parse_fault(planting.text(judged.lane), contract)));
     }
+  }
+
+  bool is_asked_for(const Planting& planting) const {
+    const std::vector<std::string>& kinds = settings_.faults;
+    return kinds.empty() || std::find(kinds.begin(), kinds.end(), name_of(planting.kind)) != kinds.end();
   }
 
   void score_fault(const Planting& planting, const Judged& judged, std::uint64_t seed,
@@ -243,7 +254,7 @@ class Scorer {
     }
     ++score.found;
     const std::string_view cause = name_of(seen[0].cause);
-    if (cause == right_cause(planting.kind, planting.site.stage)) {
+    if (is_right_cause(cause, planting.kind, planting.site.stage)) {
       ++score.right;
       return;
     }
@@ -273,6 +284,8 @@ int run(int argc, char** argv) {
   app.add_option("--numerics", settings.numerics, "of the lanes that faults are planted in")->capture_default_str();
   app.add_flag("--list", settings.list, "name each fault that is not counted, or whose cause is not named");
   app.add_flag("--unknown", settings.unknown, "only mistakes of engines, those that no cause is known for among them");
+  app.add_option("--faults", settings.faults, "plant only these kinds")->check(CLI::IsMember(fault_names()));
+  app.add_flag("--planted", settings.planted, "no mistakes of engines, only planted faults and runs without one");
   CLI11_PARSE(app, argc, argv);
   if (settings.unknown) {
     settings.clean = 0;
@@ -281,9 +294,10 @@ int run(int argc, char** argv) {
   Scorer scorer(settings);
   scorer.score_faults();
   scorer.score_clean_runs();
+  if (!settings.unknown) scorer.print();
+  if (settings.planted) return scorer.good() ? 0 : 1;
   EngineFaults engines;
   engines.score(settings.seeds, std::min(settings.every, most_between_unknown), settings.list);
-  if (!settings.unknown) scorer.print();
   engines.print();
   return (settings.unknown || scorer.good()) && engines.good() ? 0 : 1;
 }

@@ -107,10 +107,11 @@ class Round {
 
 inline std::string fault_text(FaultSpec::Kind kind, Site site, const std::string& lane, const std::string& more = "") {
   const std::string layer = site.layer < 0 ? "" : fmt::format(", layer: {}", site.layer);
-  const std::string type =
-      kind == FaultSpec::Kind::wrong_type && name_of(site.stage) == "moe_router_logits" ? ", type: BF16" : "";
-  return fmt::format("{{inject: {}, stage: {}{}{}{}, lane: {}}}", name_of(kind), name_of(site.stage), layer, type, more,
-                     lane);
+  std::string needed;
+  if (kind == FaultSpec::Kind::wrong_type && name_of(site.stage) == "moe_router_logits") needed = ", type: BF16";
+  if (kind == FaultSpec::Kind::f16_overflow) needed = ", limit: 1e-6";
+  return fmt::format("{{inject: {}, stage: {}{}{}{}, lane: {}}}", name_of(kind), name_of(site.stage), layer, needed,
+                     more, lane);
 }
 
 inline Site site_at(Stage stage, int layer) { return {stage, info(stage).scope != Scope::layer ? -1 : layer}; }

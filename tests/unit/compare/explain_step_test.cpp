@@ -308,6 +308,35 @@ TEST_CASE("values that are not finite are explained when their cause is") {
   CHECK(e.footprint.text == "column 5 of position 1");
 }
 
+TEST_CASE("values that are not finite just where F16 ends are told to be so") {
+  StepBench bench({"tiny", 0, "q4_k_m", 3}, "f32", few_tokens);
+  const StepCase clean = bench.clean(*find_step(bench.program(), {stages::attn_out, 1}), stages::attn_out);
+  std::vector<double> truth = host::values_of(clean.b), inputs = host::values_of(clean.in[0]);
+  std::vector<float> lane;
+  for (double& v : truth) v *= 1e5;
+  for (double& v : inputs) v = std::clamp(v * 1e5, -6e4, 6e4);
+  for (const double v : truth) lane.push_back(std::fabs(v) > 65504 ? INFINITY : static_cast<float>(v));
+  StepCase c = clean;
+  c.a = {lane.data(), DType::f32, clean.a.shape};
+  c.b = {truth.data(), DType::f64, clean.b.shape};
+  c.in[0] = {inputs.data(), DType::f64, clean.in[0].shape};
+  StepExplanation e = bench.explain(c);
+  CHECK(e.cause == StepCause::plain_operator);
+  CHECK_THAT(e.text, Catch::Matchers::Contains("F16 ends at 65504, and the values that are not finite reach "));
+  // One value more that is not finite has another reason.
+  *std::find_if(lane.begin(), lane.end(), [](float v) { return std::fabs(v) < 65504; }) = INFINITY;
+  CHECK(bench.explain(c).text.empty());
+  // An input beyond it makes all of its row so.
+  const std::int64_t width = c.in[0].shape.row(), out = c.a.shape.row();
+  for (std::size_t i = 0; i < lane.size(); ++i) lane[i] = static_cast<float>(truth[i]);
+  inputs[static_cast<std::size_t>(2 * width)] = 81000;
+  std::fill_n(lane.begin() + 2 * out, out, NAN);
+  CHECK_THAT(bench.explain(c).text,
+             Catch::Matchers::Contains("the inputs of the rows that are not finite reach 8.1e+04"));
+  inputs[0] = -81000;
+  CHECK(bench.explain(c).text.empty());
+}
+
 TEST_CASE("a mistake that has no name is an operator: at every step") {
   StepBench bench({"tiny", 0, "q4_k_m", 5}, "f32", few_tokens);
   std::mt19937 random(5);

@@ -57,6 +57,14 @@ TEST_CASE("faults that the model or the lane cannot have are refused wherever th
       {"inject: wrong_type, stage: attn_out, layer: 1, type: Q4_K", "the weight there is Q4_K: name another 'type'"},
       {"inject: rope_theta, stage: q_post_rope, layer: 1, theta: 1e6", "is the model's own theta: give another"},
       {"inject: stale_kv, stage: attn_scores, layer: 1, positions: 0", "nothing at position 0"},
+      {"inject: eps, stage: attn_norm, layer: 1, eps: 1e-6", "is the model's own eps: give another"},
+      {"inject: rope_partial, stage: q_post_rope, layer: 1, columns: 64", "64 of 64 columns of a head: give an even"},
+      {"inject: rope_partial, stage: q_post_rope, layer: 1, columns: 7", "7 of 64 columns of a head: give an even"},
+      {"inject: window, stage: attn_softmax, layer: 1, keys: 3", "at positions 0 to 2, and no prompt reaches further"},
+      {"inject: position_restart, stage: k_post_rope, layer: 1, every: 9", "at positions 0 to 8, and no prompt"},
+      {"inject: partial_sum, stage: attn_out, layer: 1, part: 0..513", "part 0..513 is not there, the sum is of 512"},
+      {"inject: partial_sum, stage: moe_ffn_out, layer: 1, part: all", "part all is all 3 slots of experts"},
+      {"inject: wrong_scale, stage: moe_router_logits, layer: 1", "it changes nothing, a row has no two scales"},
       {"inject: rope_interleaved, stage: k_post_rope, layer: 1, positions: 0", "nothing at position 0"},
   };
   for (const auto& [fault, message] : cases) {
@@ -80,6 +88,10 @@ TEST_CASE("faults that need other experts, pairs or blocks are refused where the
              Contains("the weight of one expert alone is 1"));
   CHECK_THAT(refused(one, "{inject: wrong_expert, stage: moe_expert_up, layer: 0, lane: step}"),
              Contains("there is no other expert, the model uses 1 of 1"));
+  CHECK_THAT(refused(one, "{inject: duplicate_ids, stage: moe_router_indices, layer: 0, lane: step}"),
+             Contains("the model uses one expert"));
+  CHECK_THAT(refused(one, "{inject: partial_sum, stage: moe_ffn_out, layer: 0, lane: step}"),
+             Contains("the model uses one expert"));
   CHECK_THAT(refused(all, "{inject: swap_tie, stage: moe_router_indices, layer: 0, lane: step}"),
              Contains("there is no other expert"));
   CHECK_THAT(refused(odd, "{inject: quantise_activations, stage: moe_router_logits, layer: 0, lane: step}"),

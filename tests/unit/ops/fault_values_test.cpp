@@ -4,10 +4,12 @@
 #include <cmath>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/contract/fault.hpp"
 #include "core/model/synthetic.hpp"
+#include "core/ops/block_scales.hpp"
 #include "core/ops/plain.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
@@ -269,6 +271,118 @@ TEST_CASE("quantised activations are as far off as 8 bits are") {
       CHECK(error > 1e-4);
       CHECK(error < 3e-2);
     }
+}
+
+TEST_CASE("positions that start again, or are divided, rotate as their number says") {
+  Faulty f;
+  const auto x = f.right(stages::k_norm);
+  const int half = f.config().head_dim / 2;
+  const auto check = [&](const FaultSpec& fault, auto position_of) {
+    const auto wrong = f.wrong(fault);
+    for (int r = 0; r < static_cast<int>(tokens.size()); ++r) {
+      const auto in = Faulty::row(x, r), out = Faulty::row(wrong, r);
+      for (int i : {0, 1, half - 1}) {
+        const double angle = position_of(r) * std::pow(1e6, -2.0 * i / (2 * half));
+        const auto a = static_cast<std::size_t>(i), b = static_cast<std::size_t>(i + half);
+        CHECK(out[a] == Approx(in[a] * std::cos(angle) - in[b] * std::sin(angle)).margin(1e-12));
+      }
+    }
+  };
+  FaultSpec restart = f.fault(Kind::position_restart, stages::k_post_rope);
+  restart.every = 3;
+  check(restart, [](int r) { return r % 3; });
+  FaultSpec scaled = f.fault(Kind::rope_scaled, stages::k_post_rope);
+  scaled.factor = 2.5;
+  check(scaled, [](int r) { return r / 2.5; });
+}
+
+TEST_CASE("partial_sum leaves columns or slots out, or adds them twice") {
+  Faulty f("f64", "f32");
+  const Model model = tiny("f32");
+  const Weight& w = model.weight("attn_output", 0);
+  for (const int times : {0, 2}) {
+    FaultSpec fault = f.fault(Kind::partial_sum, stages::attn_out);
+    fault.times = times;
+    fault.part = IndexSelection::parse("3..40", false);
+    const auto expected = product(f.right(stages::attention), w.rows, [&](std::int64_t r, std::int64_t c) {
+      float element = 0;
+      std::memcpy(&element, w.data + (r * w.cols + c) * 4, 4);
+      return element * (c >= 3 && c < 40 ? times : 1.0);
+    });
+    CHECK(apart(f.wrong(fault), expected) < 1e-12);
+    FaultSpec slots = f.fault(Kind::partial_sum, stages::moe_ffn_out);
+    slots.times = times;
+    const auto parts = f.right(stages::moe_expert_weighted);
+    auto sum = f.right(stages::moe_ffn_out);
+    const std::size_t width = sum.size() / tokens.size();
+    for (std::size_t i = 0; i < sum.size(); ++i)
+      for (const std::size_t slot : {1, 2}) sum[i] += (times - 1) * parts[(i / width * 3 + slot) * width + i % width];
+    CHECK(apart(f.wrong(slots), sum) < 1e-12);
+  }
+}
+
+TEST_CASE("the last expert chosen is the first one again, and values beyond a limit are infinite") {
+  Faulty f;
+  const auto right = f.right(stages::moe_router_indices),
+             wrong = f.wrong(f.fault(Kind::duplicate_ids, stages::moe_router_indices));
+  for (std::size_t i = 0; i < right.size(); ++i) CHECK(wrong[i] == (i % 3 == 2 ? right[i - 2] : right[i]));
+  FaultSpec overflow = f.fault(Kind::f16_overflow, stages::attn_norm);
+  overflow.limit = 0.5;
+  const auto norm = f.right(stages::attn_norm), infinite = f.wrong(overflow);
+  for (std::size_t i = 0; i < norm.size(); ++i)
+    CHECK(infinite[i] == (std::abs(norm[i]) > 0.5 ? std::copysign(INFINITY, norm[i]) : norm[i]));
+}
+
+TEST_CASE("each group of weights has the scale of another one") {
+  for (const std::string quant : {"q4_k", "q5_k", "q2_k", "q8_0", "q5_1"}) {
+    INFO(quant);
+    const Model model = tiny(quant);
+    const Weight& w = model.weight("attn_output", 0);
+    const auto row = [&](int shift) {
+      host::Values values(static_cast<std::size_t>(w.cols));
+      host::decode_with_scales_of(w.type, w.row(0, 5), shift, values);
+      return values;
+    };
+    const host::Values own = host::decode_row(host::Matrix(w), 5);
+    CHECK(row(0) == own);
+    const int group = host::scale_group(w.type),
+              all = info(w.type).elements > group ? info(w.type).elements / group : static_cast<int>(w.cols) / group;
+    CHECK(row(all) == own);  // once round
+    CHECK(row(-1) != own);
+    // Within a group values are a linear function of the integers, which stay: the ratios of differences do, too.
+    const host::Values other = row(-1);
+    for (int g = 0; g < static_cast<int>(w.cols) / group; ++g) {
+      const auto first = static_cast<std::size_t>(g * group);
+      double along = 0, squares = 0;
+      for (std::size_t i = first + 1; i < first + static_cast<std::size_t>(group); ++i) {
+        along += (other[i] - other[first]) * (own[i] - own[first]);
+        squares += (own[i] - own[first]) * (own[i] - own[first]);
+      }
+      for (std::size_t i = first + 1; squares > 0 && i < first + static_cast<std::size_t>(group); ++i)
+        CHECK(other[i] - other[first] == Approx(along / squares * (own[i] - own[first])).margin(1e-9));
+    }
+  }
+}
+
+// Q4_K's scales and mins by the layout that ggml-quants.c has: get_scale_min_k4().
+TEST_CASE("the scale and the min of a Q4_K group come from the group before") {
+  const Model model = tiny("q4_k");
+  const Weight& w = model.weight("attn_output", 0);
+  BlockQ4_K block;
+  std::memcpy(&block, w.row(0, 3), sizeof block);
+  const auto pair = [&](int j) {
+    const std::uint8_t* q = block.groups;
+    return j < 4 ? std::pair(q[j] & 63, q[j + 4] & 63)
+                 : std::pair((q[j + 4] & 0xF) | ((q[j - 4] >> 6) << 4), (q[j + 4] >> 4) | ((q[j] >> 6) << 4));
+  };
+  host::Values values(static_cast<std::size_t>(w.cols));
+  host::decode_with_scales_of(w.type, w.row(0, 3), -1, values);
+  for (int i = 0; i < 256; ++i) {
+    const auto [scale, min] = pair((i / 32 + 7) % 8);
+    const int q = block.q[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 0xF;
+    CHECK(values[static_cast<std::size_t>(i)] ==
+          double{float_from_f16(block.d)} * scale * q - double{float_from_f16(block.dmin)} * min);
+  }
 }
 
 TEST_CASE("a fault of the computation leaves alone what it does not touch") {
