@@ -303,8 +303,6 @@ StepExplanation explain_choice(const StepCase& c, const ModelConfig& config) {
   return result;
 }
 
-}  // namespace
-
 // Which of several steps is wrong does not show in what the last of them gives.
 StepExplanation explain_together(std::span<const Step> steps) {
   const std::string_view first = name_of(steps.front().out[0]), last = name_of(steps.back().out[0]);
@@ -314,6 +312,16 @@ StepExplanation explain_together(std::span<const Step> steps) {
                             first, last);
   return result;
 }
+
+// What a cause explains is not all: it is none.
+void take_back(StepExplanation& first, const std::string& fits) {
+  first.text = fmt::format("nothing tried explains all of it: {}{}{} fits {}", name_of(first.cause),
+                           first.text.empty() ? "" : ", ", first.text, fits);
+  first.cause = StepCause::plain_operator;
+  first.factor = 1;
+}
+
+}  // namespace
 
 StepExplanation explain_step(const StepCase& c, const Model& model, const Program& program) {
   if (payload_of(c.stage) == Payload::indices) {
@@ -349,10 +357,16 @@ void add_later_pass(StepExplanation& first, const StepExplanation& later, int po
     first.text += fmt::format("; from position {} on, {}", position, later.text);
     return;
   }
-  first.text =
-      fmt::format("nothing tried explains all of it: {}{}{} fits one pass, and not the values from position {} on",
-                  name_of(first.cause), first.text.empty() ? "" : ", ", first.text, position);
-  first.cause = StepCause::plain_operator;
+  take_back(first, fmt::format("one pass, and not the values from position {} on", position));
+}
+
+void add_other_prompt(StepExplanation& first, const StepExplanation& other, const std::string& id) {
+  constexpr double same_factor = 1e-3;
+  const bool has_name = first.cause != StepCause::none && first.cause != StepCause::plain_operator;
+  if (!has_name || other.cause == StepCause::none) return;
+  const bool is_same = std::fabs(first.factor - other.factor) <= same_factor * std::fabs(first.factor);
+  if (other.cause != first.cause || !is_same)
+    take_back(first, fmt::format("this prompt, and not the values of prompt {}", id));
 }
 
 }  // namespace moe_diag

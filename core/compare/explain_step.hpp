@@ -27,4 +27,7 @@ StepExplanation explain_step(const StepCase& step_case, const Model& model, cons
 // step is a plain operator, and the text says what fits the one pass.
 void add_later_pass(StepExplanation& first, const StepExplanation& later, int position);
 
+// The same of another prompt, of as many rows at least: a cause has to fit it, too, and with the same factor.
+void add_other_prompt(StepExplanation& first, const StepExplanation& other, const std::string& id);
+
 }  // namespace moe_diag

@@ -115,7 +115,7 @@ struct FaultSpec : Fault {
   IndexSelection positions;  // default all; of stale_kv: the keys'
   // partial_sum: columns of K, or slots of experts, that are left out or added twice; none: the second half of them.
   std::optional<IndexSelection> part;
-  std::string text;          // as written, for reports: "nan at moe_expert_out, layer 6"
+  std::string text;  // as written, for reports: "nan at moe_expert_out, layer 6"
   Where where;
 };
 

@@ -225,7 +225,18 @@ void Examiner::explain_kept(const KeptCases::Place& place) {
     return;
   Finding& finding = findings_.at({at->second.prompt, static_cast<int>(subject)}).at(site);
   for (const KeptCase& pass : at->second.passes) explain(subject, pass.step_case, finding);
+  hold_against_other(subject, at->second, finding);
   explained.push_back(site);
+}
+
+// A cause of few rows may fit by chance: it has to fit those of another prompt as well, where there are as many.
+void Examiner::hold_against_other(std::size_t subject, const KeptStep& kept, Finding& finding) const {
+  if (!kept.other || !finding.explanation) return;
+  const StepCase& other = kept.other->step_case;
+  if (other.a.shape[0] < kept.passes.front().step_case.a.shape[0]) return;
+  const auto fed = static_cast<std::size_t>(subjects_[subject].fed);
+  add_other_prompt(*finding.explanation, explain_step(other, parts_.model, parts_.lanes.program(fed)),
+                   parts_.plan.contract->prompts[static_cast<std::size_t>(kept.other_prompt)].id);
 }
 
 std::optional<KeptCases::Place> Examiner::next_to_explain(std::size_t subject) const {

@@ -120,6 +120,7 @@ class Examiner final : public Hook {
   void explain_or_keep(std::size_t subject, Sighting& sighting, StepCase& step_case, Finding& finding);
   void explain(std::size_t subject, const StepCase& step_case, Finding& finding) const;
   void explain_kept(const KeptCases::Place& place);
+  void hold_against_other(std::size_t subject, const KeptStep& kept, Finding& finding) const;
   std::optional<KeptCases::Place> next_to_explain(std::size_t subject) const;
   void look_at_units(const StepCase& step_case, Finding& finding) const;
   std::vector<RowFlip> flips_of(int lane, Sighting& sighting) const;

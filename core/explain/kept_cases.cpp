@@ -21,6 +21,17 @@ std::uint64_t bytes_of(const StepCase& c) {
                          [](std::uint64_t sum, const Tensor* t) { return sum + (*t ? t->bytes() : 0); });
 }
 
+void copy(const StepCase& c, KeptCase& kept) {
+  kept.step_case = c;
+  for (Tensor* t : tensors_of(kept.step_case)) {
+    if (!*t) continue;
+    const auto* first = static_cast<const std::byte*>(t->data);
+    t->data = kept.values.emplace_back(first, first + t->bytes()).data();
+  }
+  kept.tokens.assign(c.tokens.begin(), c.tokens.end());
+  kept.step_case.tokens = kept.tokens;
+}
+
 }  // namespace
 
 bool KeptCases::fits(const StepCase& c) const { return bytes_of(c) <= most_bytes_; }
@@ -29,7 +40,7 @@ void KeptCases::keep(Place place, int prompt, const StepCase& c, double excess) 
   const auto at = steps_.find(place);
   if (at != steps_.end()) {
     at->second.excess = std::max(at->second.excess, excess);
-    if (at->second.prompt != prompt) return;
+    if (at->second.prompt != prompt) return keep_other(at->second, prompt, c);
   }
   const std::uint64_t bytes = bytes_of(c);
   if (!make_room(bytes, place, excess)) return;
@@ -38,14 +49,18 @@ void KeptCases::keep(Place place, int prompt, const StepCase& c, double excess) 
   step.excess = std::max(step.excess, excess);
   step.bytes += bytes;
   bytes_ += bytes;
-  KeptCase& kept = step.passes.emplace_back(KeptCase{c});
-  for (Tensor* t : tensors_of(kept.step_case)) {
-    if (!*t) continue;
-    const auto* first = static_cast<const std::byte*>(t->data);
-    t->data = kept.values.emplace_back(first, first + t->bytes()).data();
-  }
-  kept.tokens.assign(c.tokens.begin(), c.tokens.end());
-  kept.step_case.tokens = kept.tokens;
+  copy(c, step.passes.emplace_back());
+}
+
+// Only where there is memory that nothing else needs.
+void KeptCases::keep_other(KeptStep& step, int prompt, const StepCase& c) {
+  if (step.other && step.other->step_case.a.shape[0] >= c.a.shape[0]) return;
+  const std::uint64_t before = step.other ? bytes_of(step.other->step_case) : 0, bytes = bytes_of(c);
+  if (bytes_ - before + bytes > most_bytes_) return;
+  step.bytes += bytes - before;
+  bytes_ += bytes - before;
+  step.other_prompt = prompt;
+  copy(c, step.other.emplace());
 }
 
 // Gives up other steps of less excess, the least first; none when all of these together are too small.

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -24,6 +25,8 @@ struct KeptStep {
   double excess = 0;  // see Finding::excess()
   std::uint64_t bytes = 0;
   std::vector<KeptCase> passes = {};
+  int other_prompt = -1;               // that fails there, too, in the pass of most rows; -1: none
+  std::optional<KeptCase> other = {};  // that pass
 };
 
 // Steps that fail, until it is known which of them are explained. Where memory is short, those that err least beyond
@@ -37,13 +40,15 @@ class KeptCases {
   // False for a case that would not fit if it were the only one.
   bool fits(const StepCase& step_case) const;
 
-  // Keeps a pass of a place, of the first prompt that fails there. `excess` is that of all passes so far.
+  // Keeps a pass of a place: of the first prompt that fails there, and of all others the one of most rows. `excess` is
+  // that of all passes so far.
   void keep(Place place, int prompt, const StepCase& step_case, double excess);
 
   const std::map<Place, KeptStep>& all() const { return steps_; }
   void clear();
 
  private:
+  void keep_other(KeptStep& step, int prompt, const StepCase& step_case);
   bool make_room(std::uint64_t bytes, Place place, double excess);
 
   const std::uint64_t most_bytes_;
