@@ -92,6 +92,14 @@ class HostStages {
     return values.data();
   }
 
+  // The same for ids of experts; -1 everywhere, which is none.
+  std::int32_t* output_ids(Site site) {
+    std::vector<std::int32_t>& ids = ids_[site.stage.index()];
+    has_[site.stage.index()] = true;
+    ids.assign(static_cast<std::size_t>(rows_of(site.stage).count * row(site)), -1);
+    return ids.data();
+  }
+
   Tensor read(Site site, Rows rows) const {
     const std::int64_t at = (rows.first - rows_of(site.stage).first) * row(site);
     const bool is_choice = payload_of(site.stage) == Payload::indices;

@@ -126,7 +126,8 @@ TEST_CASE("a backend with no fault keeps all, and what it cannot do is not tried
       CHECK(check.failure == "");
     }
   }
-  CHECK_THAT(find(checks_with("refuses_q6_k", "it opens"), "it opens").note, Contains("no kernel for Q6_K"));
+  CHECK_THAT(find(checks_with("refuses_q6_k", "it opens"), "it opens").note, Contains("qwen3moe, Q6_K;"));
+  CHECK_THAT(find(checks_with("nothing", "it opens"), "it opens").note, !Contains("qwen3moe, Q6_K;"));
   CHECK(find(checks_with("no_caches", "a cache is shown"), "a cache is shown").not_tried ==
         "it says that it does not show its caches");
   CHECK(find(checks_with("no_rewind", "sequences"), "sequences").note == "it says that it does not rewind");

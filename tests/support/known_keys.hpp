@@ -34,9 +34,4 @@ inline std::vector<std::string> known_keys(const std::string& path) {
   return known_after(path.empty() ? "xxxxxxxx" : path + ".xxxxxxxx", "1");
 }
 
-// The words that are taken for a key of a control.
-inline std::vector<std::string> known_words(const std::string& key) {
-  return known_after("falsifiers.STEP-ERROR.controls.0." + key, "xxxxxxxx");
-}
-
 }  // namespace moe_diag
