@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::size_t longest_name = 64;      // longer names are not misspelt, they are something else
 constexpr std::size_t most_candidates = 200;  // a contract with more lanes than this gets no suggestion
-constexpr std::size_t most_listed = 30;
+constexpr std::size_t most_listed = 40;
 
 // Insertions, deletions, replacements and swaps of neighbours that turn a into b.
 std::size_t distance(std::string_view a, std::string_view b) {
