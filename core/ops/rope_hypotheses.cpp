@@ -164,11 +164,18 @@ class Measured {
   double error() const { return error_; }
 
   bool fits(const Rotation& rotation) const {
-    const double reach = std::max(1e-3, 4 * error_);
+    const double reach = this->reach();
     for (std::size_t i = 0; i < pairs_.size(); ++i) {
       const double off = std::remainder(position_ * rotation.turns[i] - pairs_[i].angle, 2 * pi);
       if (!(std::fabs(off) <= reach && std::fabs(pairs_[i].size - rotation.size) <= reach)) return false;
     }
+    return true;
+  }
+
+  // Whether the rotation turns the pairs as the model does, as far as can be told: only its size is another.
+  bool turns_as_own(const Rotation& rotation) const {
+    for (std::size_t i = 0; i < own_.turns.size(); ++i)
+      if (position_ * std::fabs(rotation.turns[i] - own_.turns[i]) > reach()) return false;
     return true;
   }
 
@@ -197,6 +204,7 @@ class Measured {
   }
 
  private:
+  double reach() const { return std::max(1e-3, 4 * error_); }
   static std::size_t half_of(const Operands& o) { return host::at(params_of(o).head_dim / 2); }
 
   double position_;
@@ -279,7 +287,7 @@ std::vector<Yarn> yarns_of(const Operands& o, const Measured& measured) {
                    is_rounded,
                    has_magnitude,
                    yarn(measured.own(), params_of(o).theta, factor, context, is_rounded, has_magnitude)};
-          if (!measured.fits(own.rotation)) continue;
+          if (!measured.fits(own.rotation) || measured.turns_as_own(own.rotation)) continue;
           const auto same = std::find_if(found.begin(), found.end(), [&](const Yarn& other) {
             return other.rotation.is_near(own.rotation, measured.position());
           });
