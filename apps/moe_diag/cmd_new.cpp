@@ -118,19 +118,20 @@ class NewFolder {
   bool made_ = false, complete_ = false;
 };
 
-// A project to be written: files of one folder of templates, with the names that they get.
+// A project to be written, with the names that its files get.
 struct NewProject {
-  std::string_view kind, folder;                                // "a sink", "new_sink"
-  std::vector<std::pair<std::string, std::string>> files = {};  // of the folder, and as what; none: all, as they are
+  std::string_view kind, folder;  // "sink", "new_sink"
+  std::vector<std::pair<std::string, std::string>> files =
+      {};  // "new_kernel/gpu.cuh", and as what; none: all of the folder
   std::string numerics = {};
   std::string_view holds;  // beside the plugin: "its contract and its tests"
   std::string_view page;   // that goes on from there
 };
 
-std::string_view template_text(std::string_view folder, std::string_view name) {
+std::string_view template_text(const std::string& path) {
   for (const TemplateFile& file : template_files())
-    if (file.folder == folder && file.name == name) return file.text;
-  throw Error(ErrorKind::environment, fmt::format("this program lacks {}/{}", folder, name));
+    if (fmt::format("{}/{}", file.folder, file.name) == path) return file.text;
+  throw Error(ErrorKind::environment, "this program lacks " + path);
 }
 
 void write_files(const NewProject& project, const std::string& name, NewFolder& folder) {
@@ -138,8 +139,7 @@ void write_files(const NewProject& project, const std::string& name, NewFolder& 
     for (const TemplateFile& file : template_files())
       if (file.folder == project.folder) folder.write(named(file.name, name), named(file.text, name));
   for (const auto& [from, to] : project.files)
-    folder.write(named(to, name),
-                 replaced(named(template_text(project.folder, from), name), "my_numerics", project.numerics));
+    folder.write(named(to, name), replaced(named(template_text(from), name), "my_numerics", project.numerics));
 }
 
 void write_new(const NewProject& project, const std::string& name, const std::string& folder, PluginHost& host) {
@@ -166,20 +166,20 @@ NewProject kernel_project(const std::string& span, bool is_cuda) {
                      .numerics = is_cuda ? "bf16" : "f32",
                      .holds = "a contract that judges it at every layer of a model, and its test",
                      .page = "docs/wrap-your-engine.md"};
-  project.files = {{span + ".yaml", "my_name.yaml"}};
-  if (!is_cuda) {
-    project.files.insert(project.files.end(),
-                         {{"CMakeLists.txt", "CMakeLists.txt"}, {span + ".cpp", "my_name_kernel.cpp"}});
-    return project;
+  const auto add = [&](const std::string& from, const std::string& to) {
+    project.files.emplace_back("new_kernel/" + from, to);
+  };
+  add(span + ".yaml", "my_name.yaml");
+  add(is_cuda ? "cuda_CMakeLists.txt" : "CMakeLists.txt", "CMakeLists.txt");
+  add(span + (is_cuda ? "_cuda.cpp" : ".cpp"), "my_name_kernel.cpp");
+  if (is_cuda) {
+    add(span + ".cu", "my_name.cu");
+    add("gpu.cuh", "gpu.cuh");
   }
-  project.files.insert(project.files.end(), {{"cuda_CMakeLists.txt", "CMakeLists.txt"},
-                                             {span + "_cuda.cpp", "my_name_kernel.cpp"},
-                                             {span + ".cu", "my_name.cu"},
-                                             {"gpu.cuh", "gpu.cuh"}});
   return project;
 }
 
-// What all of them take.
+// The arguments that every kind of project takes.
 struct NewOptions {
   std::string name, folder;
 };
@@ -240,6 +240,9 @@ void add_new_backend(CLI::App& app, Context& context) {
     PluginHost host(context.plugin_dirs);
     write_new({.kind = "backend",
                .folder = "new_backend",
+               .files = {{"new_kernel/CMakeLists.txt", "CMakeLists.txt"},
+                         {"new_backend/my_name.yaml", "my_name.yaml"},
+                         {"new_backend/my_name_backend.cpp", "my_name_backend.cpp"}},
                .holds = "a contract that judges each of its steps, and its test",
                .page = "docs/wrap-your-engine.md"},
               options->name, options->folder, host);

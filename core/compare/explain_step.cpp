@@ -313,7 +313,7 @@ StepExplanation explain_together(std::span<const Step> steps) {
   return result;
 }
 
-// What a cause explains is not all: it is none.
+// A cause that does not explain all is none.
 void take_back(StepExplanation& first, const std::string& fits) {
   first.text = fmt::format("nothing tried explains all of it: {}{}{} fits {}", name_of(first.cause),
                            first.text.empty() ? "" : ", ", first.text, fits);

@@ -8,7 +8,7 @@
 
 namespace moe_diag {
 
-// What core/api/backend.hpp promises, each promise in a process of its own: options once, and for each numerics what it
+// The promises of core/api/backend.hpp, each in a process of its own: options once, and for each numerics what it
 // computes, step by step and in passes. With numerics among the options, only these are tried.
 void check_backend(TriedPlugin& plugin, const ConformanceOptions& options,
                    const std::function<void(const ConformanceCheck&)>& report);

@@ -37,7 +37,7 @@ struct JudgedStep {
   std::size_t rows() const { return inputs.positions.size(); }
 };
 
-// What is wrong with a step: the operator, its types, rows and inputs, the first wrong value, expected and found, and
+// The mistake of a step: the operator, its types, rows and inputs, the first wrong value, expected and found, and
 // the error that its numerics allow: `failing_error` times the predicted rounding, as in a run. Empty: it is right.
 // `oracle`: how `right` was computed, where that is not plainly.
 std::string failure_of(const JudgedStep& step, const LaneNumerics& lane, const LaneNumerics& oracle);

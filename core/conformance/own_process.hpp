@@ -8,7 +8,7 @@
 
 namespace moe_diag {
 
-// What a check saw.
+// The findings of a check.
 struct Seen {
   std::string failure = {};  // empty: as promised
   std::string note = {};

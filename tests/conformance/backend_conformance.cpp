@@ -11,7 +11,7 @@
 #include "tests/support/catch.hpp"
 #include "tests/support/process.hpp"
 
-// What core/api/backend.hpp promises, asked of the cpu backend in all numerics, and of a backend with one fault each.
+// The promises of core/api/backend.hpp, asked of the cpu backend in all numerics, and of a backend with one fault each.
 namespace moe_diag {
 namespace {
 

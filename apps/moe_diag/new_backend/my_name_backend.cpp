@@ -25,7 +25,7 @@ class MyNameLane : public moe_diag::Lane {
 
   void begin(const moe_diag::Pass& pass) override { stages_.begin(pass); }
 
-  // What each operator computes is written at `enum class Op`, in core/api/op.hpp.
+  // The formula of each operator is at `enum class Op`, in core/api/op.hpp.
   void run(std::span<const moe_diag::Step> steps) override {
     for (const moe_diag::Step& step : steps) {
       const moe_diag::Site site{step.out[0], step.layer};
@@ -68,7 +68,7 @@ class MyNameBackend : public moe_diag::Backend {
  public:
   explicit MyNameBackend(const moe_diag::Options&) {}
 
-  // What a lane is, before one is opened.
+  // The lane as reports name it, before one is opened.
   moe_diag::Description describe(const moe_diag::ModelView&, const moe_diag::Options& options,
                                  const moe_diag::Request&) override {
     moe_diag::Description lane;
