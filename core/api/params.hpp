@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdint>
 #include <variant>
 
 namespace moe_diag {
@@ -15,10 +16,20 @@ struct RmsNormParams {
   friend constexpr bool operator==(const RmsNormParams&, const RmsNormParams&) = default;
 };
 
+// How engines compute the angles of a rotation. `exact`: in double. The others are named variants, see docs/numerics.md:
+// a backend never gets a step with one of them.
+enum class RopeAngles : std::uint8_t {
+  exact,
+  f32,         // theta^(-2i/h) rounded to f32, times the position in f32
+  f32_bf16,    // the same, its cosine and sine rounded to bf16
+  multiplied,  // the position, multiplied by theta^(-2/h) in f32 once for each pair
+};
+
 struct RopeParams {
   int offset = 0;    // first column read
   int head_dim = 0;  // values of a head, even
   double theta = 0;
+  RopeAngles angles = RopeAngles::exact;
 
   friend constexpr bool operator==(const RopeParams&, const RopeParams&) = default;
 };
@@ -51,8 +62,16 @@ struct SoftmaxParams {
   friend constexpr bool operator==(const SoftmaxParams&, const SoftmaxParams&) = default;
 };
 
+// The number that weights of experts are divided by. All but `sum` are named variants, as for RopeAngles.
+enum class Denominator : std::uint8_t {
+  sum,
+  sum_plus_1e20,  // plus 1e-20
+  clamped,        // at least 6.103515625e-5, the smallest normal number of F16
+};
+
 struct TopkParams {
   bool renormalised = false;  // the weights are divided by their sum
+  Denominator denominator = Denominator::sum;
 
   friend constexpr bool operator==(const TopkParams&, const TopkParams&) = default;
 };

@@ -313,6 +313,11 @@ StepExplanation explain_together(std::span<const Step> steps) {
   return result;
 }
 
+bool have_same_factor(const StepExplanation& x, const StepExplanation& y) {
+  constexpr double same_factor = 1e-3;
+  return std::fabs(x.factor - y.factor) <= same_factor * std::fabs(x.factor);
+}
+
 // A cause that does not explain all is none.
 void take_back(StepExplanation& first, const std::string& fits) {
   first.text = fmt::format("nothing tried explains all of it: {}{}{} fits {}", name_of(first.cause),
@@ -353,7 +358,7 @@ void add_later_pass(StepExplanation& first, const StepExplanation& later, int po
   const bool has_name = first.cause != StepCause::none && first.cause != StepCause::plain_operator;
   if (!has_name || later.cause == StepCause::none || (later.cause == first.cause && later.text == first.text)) return;
   if (first.text.find("from position ") != std::string::npos) return;  // one later pass is enough to say so
-  if (later.cause == first.cause) {
+  if (later.cause == first.cause && have_same_factor(first, later)) {
     first.text += fmt::format("; from position {} on, {}", position, later.text);
     return;
   }
@@ -361,11 +366,9 @@ void add_later_pass(StepExplanation& first, const StepExplanation& later, int po
 }
 
 void add_other_prompt(StepExplanation& first, const StepExplanation& other, const std::string& id) {
-  constexpr double same_factor = 1e-3;
   const bool has_name = first.cause != StepCause::none && first.cause != StepCause::plain_operator;
   if (!has_name || other.cause == StepCause::none) return;
-  const bool is_same = std::fabs(first.factor - other.factor) <= same_factor * std::fabs(first.factor);
-  if (other.cause != first.cause || !is_same)
+  if (other.cause != first.cause || !have_same_factor(first, other))
     take_back(first, fmt::format("this prompt, and not the values of prompt {}", id));
 }
 

@@ -116,6 +116,10 @@ class Writer {
     }
     if (!e.kv_cache.empty()) plain("kv_cache", e.kv_cache);
     if (!e.kv_rotate.empty()) plain("kv_rotate", e.kv_rotate);
+    if (e.variants.empty()) return;
+    key("variant") << YAML::Flow << YAML::BeginMap;
+    for (const auto& [kind, name] : e.variants) plain(kind, name);
+    out_ << YAML::EndMap;
   }
 
   void files(std::string_view name, const std::vector<GivenValues>& values) {

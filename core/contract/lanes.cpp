@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/contract/section.hpp"
+#include "core/ops/variant.hpp"
 #include "core/text/nearest.hpp"
 #include "core/text/quote.hpp"
 
@@ -107,6 +108,18 @@ void read_reads(const Value& value, Stages stages, EngineNumerics& engine) {
   read_scales(entries[0].value, stages, engine);
 }
 
+// Names of public forms, by key.
+void read_variants(const Value& value, EngineNumerics& engine) {
+  const std::vector<Entry> entries = Map(value).entries();
+  if (value.node().kind == YamlNode::Kind::map && entries.empty())
+    value.refuse("expected at least one variant, found none");
+  for (const Entry& entry : entries) {
+    const auto key = entry.key.choice("kind of variant", variant_keys());
+    if (!key) continue;
+    if (const auto name = entry.value.choice("variant", variant_names(*key))) engine.variants.emplace_back(*key, *name);
+  }
+}
+
 EngineNumerics read_engine(Map& map, Stages stages) {
   EngineNumerics engine;
   if (const auto reads = map.find("reads")) read_reads(*reads, stages, engine);
@@ -127,6 +140,7 @@ EngineNumerics read_engine(Map& map, Stages stages) {
                       "q8_0 or q4_0, or leave out kv_rotate",
                       engine.kv_cache.empty() ? "not set" : engine.kv_cache));
   }
+  if (const auto variant = map.find("variant")) read_variants(*variant, engine);
   return engine;
 }
 

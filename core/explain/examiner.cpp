@@ -16,7 +16,7 @@ namespace {
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 constexpr std::size_t most_explained = 4;  // steps of one lane: each may take as long as a pass
-constexpr int most_passes = 2;             // of a step that is explained: whether the cause of one is that of the next
+constexpr int most_passes = 3;             // of a step that is explained: whether the cause of one is that of the next
 
 // Rows [first, first + count) of a tensor.
 Tensor rows_of(const Tensor& tensor, std::int64_t first, std::int64_t count) {

@@ -245,13 +245,38 @@ std::unique_ptr<Examiner> Explanations::run(const std::vector<Subject>& subjects
     const StandIn replayed(parts_.lanes[static_cast<std::size_t>(oracle_)], oracle_stages(prompt),
                            parts_.model.config(), parts_.plan.program);
     Forward forward(parts_.lanes, bus, planted(subjects), lanes, feed_ ? &*feed_ : nullptr);
+    forward.end_after(again.last);
+    if (const auto last_rows = reachable_last_rows(again, subjects, lanes)) walk(forward, prompt, *last_rows, progress);
     lead_up(again, lanes, progress);
     if (again.first > 0 && last_read_of_cache(again) && !show_caches(subjects, lanes)) again.first = 0;
-    forward.end_after(again.last);
     walk(forward, prompt, {again.first, again.end - again.first}, progress);
     look_before(again, forward, *examiner, progress);
   }
   return examiner;
+}
+
+// A cause that fits the first rows may not fit the last: an offset that grows, a factor for each tile of keys. None
+// where they are among those looked at, or lanes have no caches to reach them from.
+std::optional<Stretch> Explanations::reachable_last_rows(const Again& again, const std::vector<Subject>& subjects,
+                                                         const std::vector<bool>& active) {
+  const Stretch last{parts_.sequences.known(again.prompt) - late_rows, late_rows};
+  if (feed_ || last.first < again.end) return std::nullopt;
+  if (!last_read_of_cache(again)) return last;
+  const Pass pass = pass_over(parts_.sequences.sequence(again.prompt), last, 0);
+  const bool are_there = show_caches(subjects, active) && without_caches(again.prompt, pass, active).empty();
+  return are_there ? std::optional(last) : std::nullopt;
+}
+
+// Lanes that have the positions before the pass neither in their caches nor kept.
+std::vector<int> Explanations::without_caches(int prompt, const Pass& pass, const std::vector<bool>& active) {
+  std::vector<int> behind;
+  for (int lane = 0; lane < static_cast<int>(parts_.lanes.size()); ++lane) {
+    const RunningLane& running = parts_.lanes[static_cast<std::size_t>(lane)];
+    if (active[static_cast<std::size_t>(lane)] && running.inputs < 0 &&
+        !running.has_cached(pass.sequence, pass.first) && !parts_.kept.restore(prompt, lane, pass))
+      behind.push_back(lane);
+  }
+  return behind;
 }
 
 // Lanes that have the positions before those that are looked at neither in their caches nor kept compute them, nobody
@@ -260,13 +285,7 @@ void Explanations::lead_up(const Again& again, const std::vector<bool>& active, 
   const std::optional<Site> last = last_read_of_cache(again);
   if (again.first == 0 || !last) return;
   const Pass pass = pass_over(parts_.sequences.sequence(again.prompt), {again.first, again.end - again.first}, 0);
-  std::vector<int> behind;
-  for (int lane = 0; lane < static_cast<int>(parts_.lanes.size()); ++lane) {
-    const RunningLane& running = parts_.lanes[static_cast<std::size_t>(lane)];
-    if (active[static_cast<std::size_t>(lane)] && running.inputs < 0 &&
-        !running.has_cached(pass.sequence, again.first) && !parts_.kept.restore(again.prompt, lane, pass))
-      behind.push_back(lane);
-  }
+  const std::vector<int> behind = without_caches(again.prompt, pass, active);
   if (behind.empty()) return;
   Bus nobody;
   Forward forward(parts_.lanes, nobody, parts_.planted, with_feeders(behind, parts_.lanes));

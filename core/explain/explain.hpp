@@ -82,6 +82,9 @@ class Explanations {
   std::vector<bool> active(const std::vector<Subject>& subjects) const;
   std::vector<Stage> curves() const;
   std::unique_ptr<Examiner> run(const std::vector<Subject>& subjects, Progress& progress);
+  std::optional<Stretch> reachable_last_rows(const Again& again, const std::vector<Subject>& subjects,
+                                             const std::vector<bool>& active);
+  std::vector<int> without_caches(int prompt, const Pass& pass, const std::vector<bool>& active);
   void lead_up(const Again& again, const std::vector<bool>& active, Progress& progress);
   void walk(Forward& forward, int prompt, Stretch positions, Progress& progress);
   std::vector<Stretch> passes(int prompt, Stretch positions) const;

@@ -49,7 +49,10 @@ void KeptCases::keep(Place place, int prompt, const StepCase& c, double excess) 
   step.excess = std::max(step.excess, excess);
   step.bytes += bytes;
   bytes_ += bytes;
-  copy(c, step.passes.emplace_back());
+  const auto behind = std::find_if(step.passes.begin(), step.passes.end(), [&](const KeptCase& pass) {
+    return pass.step_case.first_position > c.first_position;
+  });
+  copy(c, *step.passes.emplace(behind));
 }
 
 // Only where there is memory that nothing else needs.

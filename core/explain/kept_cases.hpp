@@ -24,7 +24,7 @@ struct KeptStep {
   int prompt = 0;
   double excess = 0;  // see Finding::excess()
   std::uint64_t bytes = 0;
-  std::vector<KeptCase> passes = {};
+  std::vector<KeptCase> passes = {};   // by position
   int other_prompt = -1;               // that fails there, too, in the pass of most rows; -1: none
   std::optional<KeptCase> other = {};  // that pass
 };

@@ -6,16 +6,11 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/api/error.hpp"
+#include "core/lane/own_steps.hpp"
+
 namespace moe_diag {
 namespace {
-
-std::size_t own_steps(const Lane& lane, std::span<const Step> steps) {
-  const std::size_t own = lane.supports(steps);
-  if (own > steps.size())
-    throw Error(ErrorKind::environment,
-                fmt::format("supports: {} of {} steps from {} on", own, steps.size(), name_of(steps.front().out[0])));
-  return own;
-}
 
 [[noreturn]] void refuse(const Step& step, std::string_view hidden) {
   throw Error(ErrorKind::environment,

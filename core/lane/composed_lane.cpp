@@ -6,25 +6,17 @@
 #include <algorithm>
 #include <set>
 
-#include "core/api/error.hpp"
+#include "core/lane/own_steps.hpp"
 #include "core/ops/operator.hpp"
 
 namespace moe_diag {
 namespace {
 
-std::size_t supported(const Lane& kernel, std::span<const Step> steps) {
-  const std::size_t own = kernel.supports(steps);
-  if (own > steps.size())
-    throw Error(ErrorKind::environment,
-                fmt::format("supports: {} of {} steps from {} on", own, steps.size(), name_of(steps.front().out[0])));
-  return own;
-}
-
 // The fewest of the first steps that the kernel computes, 0 when it does not compute the first.
 std::size_t fewest(const Lane& kernel, std::span<const Step> steps) {
-  const std::size_t most = supported(kernel, steps);
+  const std::size_t most = own_steps(kernel, steps);
   for (std::size_t count = 1; count < most; ++count)
-    if (supported(kernel, steps.first(count)) == count) return count;
+    if (own_steps(kernel, steps.first(count)) == count) return count;
   return most;
 }
 
@@ -68,7 +60,7 @@ std::string Composition::operators() const {
 bool needs_base(const Lane& lane, const Program& program) {
   if (lane.abilities().shows_caches) return false;
   for (std::span<const Step> rest = program; !rest.empty();) {
-    const std::size_t own = supported(lane, rest);
+    const std::size_t own = own_steps(lane, rest);
     if (own == 0 && reads_cache(rest.front())) return true;
     rest = rest.subspan(std::max<std::size_t>(own, 1));
   }

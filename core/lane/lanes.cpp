@@ -11,6 +11,7 @@
 #include "core/lane/recorded_lane.hpp"
 #include "core/lane/rounded_lane.hpp"
 #include "core/ops/predicted.hpp"
+#include "core/ops/variant.hpp"
 #include "core/plugin/guard.hpp"
 
 namespace moe_diag {
@@ -107,7 +108,8 @@ Lanes::Lanes(const Contract& contract, std::vector<const Model*> models, PluginH
       host_(host),
       request_(request),
       models_(std::move(models)),
-      rounded_(models_.size(), nullptr) {
+      rounded_(models_.size(), nullptr),
+      varied_(models_.size()) {
   for (const Model* model : models_)
     if (programs_.count(model) == 0) programs_[model] = build_program(*model);
   for (const LaneSpec& spec : contract.lanes) {
@@ -119,6 +121,7 @@ Lanes::Lanes(const Contract& contract, std::vector<const Model*> models, PluginH
     lanes_[i].routing = index_of(contract.lanes[i].routing);
     lanes_[i].needs = index_of(contract.lanes[i].base);
     add_rounded_weights(i);
+    add_variants(i);
     describe(i, host, request);
   }
   mark_unfed();
@@ -130,6 +133,21 @@ void Lanes::add_rounded_weights(std::size_t i) {
   const Model* model = models_[i];
   rounded_[i] =
       &copies_.try_emplace({model, std::string(type->name)}, model->view(), programs_.at(model), *type).first->second;
+}
+
+// The steps of the lane's program in the forms that its engine has.
+void Lanes::add_variants(std::size_t i) {
+  const LaneSpec& spec = contract_.lanes[i];
+  if (spec.engine.variants.empty()) return;
+  auto program = std::make_shared<Program>(model_program(i));
+  for (const auto& [key, name] : spec.engine.variants) {
+    bool is_used = false;
+    for (Step& step : *program) is_used = find_variant(key, name)->apply(step.params) || is_used;
+    if (!is_used && !contract_.step)
+      throw Error(ErrorKind::usage, fmt::format("{}: {}: variant: {}: no step of this model has such a form",
+                                                spec.options.where(), spec.options.owner(), key));
+  }
+  varied_[i] = std::move(program);
 }
 
 std::uint64_t Lanes::bytes_of_copies(const std::vector<bool>& marked) const {
@@ -234,6 +252,10 @@ std::unique_ptr<Lane> Lanes::on_base(std::size_t i, std::unique_ptr<Lane> kernel
       throw Error(ErrorKind::usage, fmt::format("{}: {}: its base '{}' has other `weights`: say the same of both",
                                                 contract_.lanes[i].options.where(), contract_.lanes[i].options.owner(),
                                                 contract_.lanes[i].base));
+    if (contract_.lanes[static_cast<std::size_t>(named)].engine.variants != contract_.lanes[i].engine.variants)
+      throw Error(ErrorKind::usage, fmt::format("{}: {}: its base '{}' has another `variant`: say the same of both",
+                                                contract_.lanes[i].options.where(), contract_.lanes[i].options.owner(),
+                                                contract_.lanes[i].base));
     RunningLane of_base(contract_.lanes[static_cast<std::size_t>(named)]);
     base = opened(static_cast<std::size_t>(named), of_base);
     lane.base = lanes_[static_cast<std::size_t>(named)].description;
@@ -297,6 +319,7 @@ int Lanes::add_fed_copy(int lane, int feeder) {
   lanes_.push_back(std::move(copy));
   models_.push_back(models_[i]);
   rounded_.push_back(rounded_[i]);
+  varied_.push_back(varied_[i]);
   return static_cast<int>(lanes_.size()) - 1;
 }
 
@@ -304,6 +327,7 @@ void Lanes::drop_copies() {
   lanes_.erase(lanes_.begin() + static_cast<std::ptrdiff_t>(contract_.lanes.size()), lanes_.end());
   models_.resize(contract_.lanes.size());
   rounded_.resize(contract_.lanes.size());
+  varied_.resize(contract_.lanes.size());
 }
 
 int Lanes::index_of(std::string_view name) const {

@@ -97,10 +97,8 @@ class Lanes {
   void drop_copies();
 
   const ModelConfig& config() const { return models_.front()->config(); }
-  // What the lane computes, with the weights of its model, rounded as its engine has them.
-  const Program& program(std::size_t lane) const {
-    return rounded_[lane] ? rounded_[lane]->program() : programs_.at(models_[lane]);
-  }
+  // What the lane computes, in the forms and with the weights of its engine.
+  const Program& program(std::size_t lane) const { return varied_[lane] ? *varied_[lane] : model_program(lane); }
   // Of the rounded copies of weights that the marked lanes read, on the host.
   std::uint64_t bytes_of_copies(const std::vector<bool>& marked) const;
   std::size_t size() const { return lanes_.size(); }
@@ -114,6 +112,10 @@ class Lanes {
  private:
   void describe(std::size_t i, PluginHost& host, const Request& request);
   void add_rounded_weights(std::size_t i);
+  void add_variants(std::size_t i);
+  const Program& model_program(std::size_t lane) const {
+    return rounded_[lane] ? rounded_[lane]->program() : programs_.at(models_[lane]);
+  }
   const ModelView& view(std::size_t i) const { return rounded_[i] ? rounded_[i]->view() : models_[i]->view(); }
   void describe_engine(std::size_t i);
   std::unique_ptr<Lane> opened(std::size_t i, RunningLane& lane);
@@ -129,6 +131,7 @@ class Lanes {
   std::map<const Model*, Program> programs_;
   std::map<std::pair<const Model*, std::string>, RoundedWeights> copies_;  // by the engine's word
   std::vector<RoundedWeights*> rounded_;                                   // per lane; null: the model's own weights
+  std::vector<std::shared_ptr<const Program>> varied_;                     // per lane; null: the model's own forms
   std::map<std::pair<std::string, std::string>, std::unique_ptr<Backend>> backends_;  // by plugin and device
   std::vector<Backend*> backend_of_;
   std::vector<std::unique_ptr<Backend>> bases_;  // of kernels whose contract names none

@@ -42,6 +42,7 @@ constexpr std::array reads_table{
     Reads{"bf16", always<Rounding::bf16>, "rounded to bf16"},
     Reads{"f16", always<Rounding::f16>, "rounded to f16"},
     Reads{"q8_0", always<Rounding::q8_0>, "8 bits in blocks of 32, an f16 scale each"},
+    Reads{"q8_0_scalar", always<Rounding::q8_0_scalar>, "the same, as ggml's scalar code rounds"},
     Reads{"q8_1", in_blocks_of_32, "8 bits in blocks of 32, an f32 scale each, where the weight is in blocks"},
     Reads{"q8_k", as_llama_cpp, "as llama.cpp's CPU backend pairs types: Q8_K, Q8_0, f16, bf16 or as they are"},
     Reads{"fp8_token", always<Rounding::fp8_token>, "FP8 E4M3, an f32 scale for each row", true},
@@ -86,6 +87,7 @@ constexpr std::array cache_table{
     CacheType{"bf16", Rounding::bf16, "rounded to bf16"},
     CacheType{"f16", Rounding::f16, "rounded to f16: the default of llama.cpp"},
     CacheType{"q8_0", Rounding::q8_0, "8 bits in blocks of 32, an f16 scale each"},
+    CacheType{"q8_0_scalar", Rounding::q8_0_scalar, "the same, as ggml's scalar code rounds"},
     CacheType{"q4_0", Rounding::q4_0, "4 bits in blocks of 32, an f16 scale each"},
     CacheType{"fp8_e4m3", Rounding::fp8, "FP8 E4M3 with a scale of 1, as vLLM has it without calibration"},
 };
@@ -225,6 +227,7 @@ std::string text_of(const EngineNumerics& engine) {
   if (!engine.stages.empty()) add("stored by stage");
   if (!engine.kv_cache.empty()) add("a KV cache in " + engine.kv_cache);
   if (!engine.kv_rotate.empty()) add("rotated by " + engine.kv_rotate);
+  for (const auto& [key, name] : engine.variants) add(fmt::format("{} {}", key, name));
   return text;
 }
 

@@ -112,18 +112,19 @@ const NamedNumerics* find_named_numerics(std::string_view name);  // null: not k
 
 // The words of a contract about the engine that a lane stands for. Empty: as the lane's backend does it.
 struct EngineNumerics {
-  std::string reads;                            // a row of all_reads()
-  std::vector<std::pair<Stage, float>> scales;  // that `reads` has: of what products read, each once
-  std::string weights;                          // a row of all_weight_types()
-  std::string accumulator;                      // a row of all_accumulators()
-  std::string stored;                           // a row of all_storage_presets()
-  std::vector<std::pair<Stage, DType>> stages;  // each once, instead of a preset
-  std::string kv_cache;                         // a row of all_cache_types()
-  std::string kv_rotate;                        // a row of all_cache_rotations()
+  std::string reads;                                          // a row of all_reads()
+  std::vector<std::pair<Stage, float>> scales;                // that `reads` has: of what products read, each once
+  std::string weights;                                        // a row of all_weight_types()
+  std::string accumulator;                                    // a row of all_accumulators()
+  std::string stored;                                         // a row of all_storage_presets()
+  std::vector<std::pair<Stage, DType>> stages;                // each once, instead of a preset
+  std::string kv_cache;                                       // a row of all_cache_types()
+  std::string kv_rotate;                                      // a row of all_cache_rotations()
+  std::vector<std::pair<std::string, std::string>> variants;  // key and name of rows of all_variants()
 
   bool empty() const {
     return reads.empty() && weights.empty() && accumulator.empty() && stored.empty() && stages.empty() &&
-           kv_cache.empty();
+           kv_cache.empty() && variants.empty();
   }
   friend bool operator==(const EngineNumerics&, const EngineNumerics&) = default;
 };

@@ -28,7 +28,8 @@ double error_of(host::Rounding way) {
   switch (way) {
     case Rounding::bf16: return rounding(bits_bf16);
     case Rounding::f16: return rounding(bits_f16);
-    case Rounding::q8_0: return quantising(32) + rounding(bits_f16);
+    case Rounding::q8_0:
+    case Rounding::q8_0_scalar: return quantising(32) + rounding(bits_f16);
     case Rounding::q8_1: return quantising(32);
     case Rounding::q8_k: return quantising(256);
     case Rounding::q4_0: return quantising(32) * square(127 / steps_q4_0) + rounding(bits_f16);

@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
+#include "core/api/params.hpp"
 #include "core/ops/operator.hpp"
 #include "core/ops/values.hpp"
 
@@ -16,10 +18,21 @@ enum class RopePairs {
 struct RopeOptions {
   double theta = 0;
   RopePairs pairs = RopePairs::halves;
+  RopeAngles angles = RopeAngles::exact;
   // Forms that engines have by mistake:
   std::int64_t columns = 0;  // the first ones of a head, rotated as if they were all of it; 0: all
   double divisor = 1;        // of positions
 };
+// The cosine and the sine of the angle that a pair is turned by at a position.
+struct Turn {
+  double cosine, sine;
+};
+// Of all pairs among `columns` columns. Sources of the variants: transformers, modeling_rope_utils.py
+// (_compute_default_rope_parameters) and Qwen3MoeRotaryEmbedding.forward, whose tables have the model's type; ggml,
+// ggml-cpu/ops.cpp (ggml_rope_cache_init). Powers, cosines and sines are rounded to the nearest f32 there, which
+// libraries miss by a unit in the last place.
+std::vector<Turn> turns(std::int64_t columns, double position, double theta, RopeAngles angles);
+
 // One position's heads, [heads, h]: rotates pair i of each by position * theta^(-2i/h).
 Values rope(std::span<const double> x, std::int64_t head_dim, std::int64_t position, const RopeOptions& options);
 

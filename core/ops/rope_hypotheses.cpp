@@ -12,6 +12,7 @@
 
 #include "core/ops/rope.hpp"
 #include "core/ops/sizes.hpp"
+#include "core/ops/variant.hpp"
 
 namespace moe_diag {
 namespace {
@@ -365,8 +366,10 @@ void add_rope_hypotheses(const Operands& o, const FailingUnits& failing, Hypothe
   const double theta = params_of(o).theta;
   const Measured measured(o, farthest(o, failing));
   add_positions(o, failing, measured, list);
+  for (const RopeAngles angles : {RopeAngles::exact, RopeAngles::f32, RopeAngles::f32_bf16, RopeAngles::multiplied})
+    list.add(StepCause::variant, text_of(angles), rotated(o, 0, {.theta = theta, .angles = angles}));
   list.add(StepCause::permutation, "rotates pairs (2i, 2i + 1) instead of (i, i + h/2)",
-           rotated(o, 0, {theta, host::RopePairs::neighbours}));
+           rotated(o, 0, {.theta = theta, .pairs = host::RopePairs::neighbours}));
   std::vector<double> thetas(well_known_thetas.begin(), well_known_thetas.end());
   if (const auto fitted = fitted_theta(o, *failing[0])) thetas.push_back(*fitted);
   for (double other : thetas)

@@ -36,6 +36,12 @@ void round_q8_0(std::span<const double> x, double* out) {
   const double kept = nearest_f16(largest / 127.0F);
   for (double v : x) *out++ = kept * double{std::nearbyint(static_cast<float>(v) * inverse)};
 }
+void round_q8_0_scalar(std::span<const double> x, double* out) {
+  const float step = std::fabs(largest_of(x)) / 127.0F, quotient = 1.0F / step;
+  const float inverse = std::isfinite(quotient) ? quotient : 0.0F;  // step is 0, or next to it
+  const double kept = nearest_f16(step);
+  for (double v : x) *out++ = kept * double{std::round(static_cast<float>(v) * inverse)};
+}
 void round_q8_1(std::span<const double> x, double* out) {
   const float step = std::fabs(largest_of(x)) / 127.0F;
   for (double v : x) *out++ = step > 0 ? step * double{std::nearbyint(static_cast<float>(v) / step)} : 0;
@@ -112,6 +118,7 @@ std::string_view name_of(Rounding rounding) {
   constexpr std::string_view names[] = {"BF16",
                                         "F16",
                                         "Q8_0",
+                                        "Q8_0 by scalar code",
                                         "Q8_1",
                                         "Q8_K",
                                         "Q4_0",
@@ -133,6 +140,7 @@ std::int64_t block_of(Rounding rounding) {
     case Rounding::fp8_128_pow2: return 128;
     case Rounding::nvfp4: return 16;
     case Rounding::q8_0:
+    case Rounding::q8_0_scalar:
     case Rounding::q8_1:
     case Rounding::q4_0:
     case Rounding::mxfp8:
@@ -153,6 +161,7 @@ Values rounded(std::span<const double> x, Rounding rounding, std::int64_t row, f
       case Rounding::bf16: out[k] = with_bits(x[k], 8, -126); break;
       case Rounding::f16: out[k] = nearest_f16(x[k]); break;
       case Rounding::q8_0: round_q8_0(some, &out[k]); break;
+      case Rounding::q8_0_scalar: round_q8_0_scalar(some, &out[k]); break;
       case Rounding::q8_1: round_q8_1(some, &out[k]); break;
       case Rounding::q8_k: round_q8_k(some, &out[k]); break;
       case Rounding::q4_0: round_q4_0(some, &out[k]); break;

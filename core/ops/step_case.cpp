@@ -7,14 +7,30 @@
 namespace moe_diag {
 
 std::string_view name_of(StepCause cause) {
-  constexpr std::string_view names[] = {"none",         "uniform_weights",  "dropped_expert",
-                                        "zero",         "bitflip",          "skipped",
-                                        "permutation",  "shifted_position", "stale_kv",
-                                        "window",       "function",         "eps",
-                                        "rope_theta",   "rotation",         "wrong_tensor",
-                                        "transposed",   "wrong_type",       "partial_sum",
-                                        "accumulation", "cache_type",       "rounded_activations",
-                                        "scale",        "operator"};
+  constexpr std::string_view names[] = {"none",
+                                        "uniform_weights",
+                                        "dropped_expert",
+                                        "zero",
+                                        "bitflip",
+                                        "skipped",
+                                        "permutation",
+                                        "shifted_position",
+                                        "stale_kv",
+                                        "window",
+                                        "variant",
+                                        "function",
+                                        "eps",
+                                        "rope_theta",
+                                        "rotation",
+                                        "wrong_tensor",
+                                        "transposed",
+                                        "wrong_type",
+                                        "partial_sum",
+                                        "accumulation",
+                                        "cache_type",
+                                        "rounded_activations",
+                                        "scale",
+                                        "operator"};
   return names[static_cast<std::size_t>(cause)];
 }
 

@@ -29,6 +29,7 @@ enum class StepCause : std::uint8_t {
   shifted_position,     // the values or the angle of a neighbouring position, or attention to one key more or fewer
   stale_kv,             // the cache held something else than was written to it: at the own position, at one, at all
   window,               // attention to the last keys only, or to another number of them
+  variant,              // another public form of the same mathematics, which a lane may state
   function,             // another activation, gating or normalisation
   eps,                  // normalised with another eps
   rope_theta,           // rotated with another base

@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "core/ops/sizes.hpp"
+#include "core/ops/variant.hpp"
 
 namespace moe_diag::host {
 
@@ -27,11 +28,15 @@ Chosen topk(std::span<const double> probs, std::int64_t used, bool renormalised)
   return chosen;
 }
 
-Values weighed(const Values& chosen, Weighing weighing) {
+constexpr double least_denominator = 6.103515625e-5;  // where it is clamped
+
+Values weighed(const Values& chosen, Weighing weighing, Denominator denominator) {
   if (weighing == Weighing::as_they_are) return chosen;
   Values weights = chosen;
   double total = 0;
   for (double& p : weights) total += p = weighing == Weighing::softmax ? std::exp(p) : p;
+  if (weighing == Weighing::shares && denominator == Denominator::sum_plus_1e20) total += 1e-20;
+  if (weighing == Weighing::shares && denominator == Denominator::clamped) total = std::max(total, least_denominator);
   for (double& p : weights) p /= total;
   return weights;
 }
@@ -58,7 +63,7 @@ host::Values compute(const StepRows& rows) {
   return rows.by_row([&](std::size_t r) {
     const host::Chosen chosen = host::topk(rows.row(0, r), rows.config.used, false);
     return rows.output == 0 ? host::Values(chosen.experts.begin(), chosen.experts.end())
-                            : host::weighed(chosen.weights, weighing_of(rows));
+                            : host::weighed(chosen.weights, weighing_of(rows), rows.step.as<TopkParams>().denominator);
   });
 }
 
@@ -98,6 +103,10 @@ void add_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisLi
   else
     list.add(StepCause::function, "the weights are divided by their sum, which the model's are not",
              shared(weighing(Weighing::shares)));
+  for (const Denominator other : {Denominator::sum, Denominator::clamped, Denominator::sum_plus_1e20})
+    if (own == Weighing::shares)
+      list.add(StepCause::variant, text_of(other),
+               shared([other](const host::Values& chosen) { return host::weighed(chosen, Weighing::shares, other); }));
   list.add(StepCause::function, "the softmax of the probabilities of the experts chosen, instead of the probabilities",
            shared(weighing(Weighing::softmax)));
   list.add(StepCause::uniform_weights, fmt::format("all experts weigh 1/{}", o.config.used),

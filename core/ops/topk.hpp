@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "core/api/params.hpp"
 #include "core/ops/operator.hpp"
 #include "core/ops/values.hpp"
 
@@ -20,7 +21,8 @@ Chosen topk(std::span<const double> probs, std::int64_t used, bool renormalised 
 // The weights of experts chosen, from their probabilities: these as they are; their shares of the sum; by mistake,
 // their softmax.
 enum class Weighing { as_they_are, shares, softmax };
-Values weighed(const Values& chosen, Weighing weighing);
+// Variants of what shares are of: transformers, DeepseekV3TopkRouter (plus 1e-20); llama.cpp, build_moe_ffn (clamped).
+Values weighed(const Values& chosen, Weighing weighing, Denominator denominator = Denominator::sum);
 
 }  // namespace moe_diag::host
 

@@ -30,6 +30,7 @@ enum class Cause : std::uint8_t {
   shifted_position,
   stale_kv,
   window,
+  variant,
   function,
   eps,
   rope_theta,

@@ -13,6 +13,7 @@
 #include "core/contract/metric.hpp"
 #include "core/model/synthetic.hpp"
 #include "core/ops/numerics.hpp"
+#include "core/ops/variant.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/known_keys.hpp"
 #include "tests/support/process.hpp"
@@ -128,6 +129,9 @@ TEST_CASE("the schema has the words that the parser takes, and no others") {
   CHECK(words_of(lane["stored"]["anyOf"][0]["enum"]) == names_of(all_storage_presets()));
   CHECK(words_of(lane["kv_cache"]["enum"]) == names_of(all_cache_types()));
   CHECK(words_of(lane["kv_rotate"]["enum"]) == names_of(all_cache_rotations()));
+  for (const std::string& kind : variant_keys())
+    CHECK(words_of(lane["variant"]["properties"][kind]["enum"]) == words_of(variant_names(kind)));
+  CHECK(keys_of(lane["variant"]["properties"]) == words_of(variant_keys()));
   CHECK(words_of(defs["synthetic"]["enum"]) == words_of(synthetic_presets()));
   CHECK(words_of(schema()["properties"]["model"]["properties"]["quant"]["enum"]) == words_of(synthetic_quants()));
   CHECK(words_of(defs["fault"]["properties"]["inject"]["enum"]) == words_of(fault_names()));

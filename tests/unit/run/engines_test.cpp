@@ -11,6 +11,7 @@
 
 #include "core/model/model.hpp"
 #include "core/model/synthetic.hpp"
+#include "core/ops/variant.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/lockstep.hpp"
 #include "tests/support/small_contract.hpp"
@@ -133,6 +134,33 @@ TEST_CASE("a sound engine raises no alarm beside an oracle that rounds as it doe
     INFO(engine);
     CHECK(alarms(judge(contract(engine, engine))) == "");
   }
+}
+
+TEST_CASE("a lane in a named variant differs from the model's definition, and the report names the variant") {
+  std::string tokens = "[3";  // as many as it takes until angles in f32 differ from those in double
+  for (int i = 1; i < 160; ++i) tokens += fmt::format(", {}", i * 37 % 500);
+  tokens += "]";
+  const std::string model = "{synthetic: tiny, seed: 7, layers: 1}";
+  for (const std::string& name : variant_names("rope_angles")) {
+    const std::string engine = "variant: {rope_angles: " + name + "}";
+    INFO(engine);
+    CHECK(alarms(judge(contract(engine, engine, model, tokens))) == "");
+    const Verdict verdict = judge(contract(engine, "", model, tokens));
+    REQUIRE(verdict.first_divergence());
+    CHECK(name_of(verdict.first_divergence()->leading_failure()->site.stage) == "q_post_rope");
+    REQUIRE_FALSE(verdict.diagnosis.divergences.empty());
+    for (const Divergence& d : verdict.diagnosis.divergences) {
+      CHECK(name_of(d.cause) == "variant");
+      CHECK_THAT(d.text, Catch::Matchers::Contains(engine));
+    }
+  }
+}
+
+TEST_CASE("a variant that no step of the model has is refused, and one of a base is the lane's own") {
+  const std::string engine = "variant: {renormalisation: clamped}";
+  CHECK(alarms(judge(contract(engine))) == "");  // the sum of the best experts is never so small
+  CHECK_THROWS_WITH(judge(contract(engine, "", "{synthetic: tiny-qwen2moe, seed: 7}")),
+                    Catch::Matchers::Contains("variant: renormalisation: no step of this model has such a form"));
 }
 
 TEST_CASE("a mistake is found beside an engine's rounding") {

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "core/api/backend.hpp"
+
+namespace moe_diag {
+
+// How many of the first steps the lane's backend computes itself: what it says, up to the first named variant. Throws
+// Error(environment) when it says more than there are.
+std::size_t own_steps(const Lane& lane, std::span<const Step> steps);
+
+}  // namespace moe_diag
