@@ -44,7 +44,11 @@ class FootprintMaker {
   // A row of chosen experts, of which so many are others.
   void add_choice(int position, int flips, int used);
   Footprint made() const;
-  bool is_wrong_from(int position) const { return !wrong_positions_.empty() && *wrong_positions_.rbegin() >= position; }
+  // A row of these positions is wrong.
+  bool is_wrong_in(int first, int count) const {
+    const auto at = wrong_positions_.lower_bound(first);
+    return at != wrong_positions_.end() && *at < first + count;
+  }
 
  private:
   enum class Column : std::uint8_t { right, unclear, wrong };  // unclear: off, but by little beside the worst

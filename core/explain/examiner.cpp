@@ -171,8 +171,9 @@ void Examiner::look_at_step(std::size_t subject, Sighting& sighting, Finding& fi
     look_at_units(c, finding);
   }
   const bool is_new = finding.explained_passes == 0;
-  const bool is_later = finding.footprint.is_wrong_from(c.first_position) && finding.explained_passes < most_passes;
-  if (finding.fails && (is_new || is_later)) explain_or_keep(subject, sighting, c, finding);
+  const bool is_wrong_here = finding.footprint.is_wrong_in(c.first_position, static_cast<int>(c.a.shape[0]));
+  const bool is_one_more = is_wrong_here && finding.explained_passes < most_passes;
+  if (finding.fails && (is_new || is_one_more)) explain_or_keep(subject, sighting, c, finding);
 }
 
 // A case that is too large to be kept is explained on the spot, while its tensors are there.

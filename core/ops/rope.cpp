@@ -23,41 +23,59 @@ Turn in_bf16(Turn turn) {
 
 }  // namespace
 
-std::vector<Turn> turns(std::int64_t columns, double position, double theta, RopeAngles angles) {
+std::vector<float> inverse_frequencies(std::int64_t columns, double theta) {
+  std::vector<float> inverses;
+  for (std::int64_t i = 0; i < columns / 2; ++i) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(columns);
+    inverses.push_back(1.0F / static_cast<float>(std::pow(theta, double{exponent})));
+  }
+  return inverses;
+}
+
+std::vector<Turn> turns_in_f32(std::span<const float> inverse_frequencies, double position, bool with_bf16_tables) {
   std::vector<Turn> all;
-  const auto each = static_cast<float>(std::pow(theta, -2.0 / static_cast<double>(columns)));
-  auto product = static_cast<float>(position);
-  for (std::int64_t i = 0; i < columns / 2; ++i, product *= each) {
-    const double exponent = 2.0 * static_cast<double>(i) / static_cast<double>(columns);
-    const float inverse = 1.0F / static_cast<float>(std::pow(theta, double{static_cast<float>(exponent)}));
-    const float angle = static_cast<float>(position) * inverse;
-    switch (angles) {
-      case RopeAngles::exact: all.push_back(turn_by(position * std::pow(theta, -exponent))); break;
-      case RopeAngles::f32: all.push_back(turn_in_f32(angle)); break;
-      case RopeAngles::f32_bf16: all.push_back(in_bf16(turn_in_f32(angle))); break;
-      case RopeAngles::multiplied: all.push_back(turn_in_f32(product)); break;
-    }
+  for (const float inverse : inverse_frequencies) {
+    const Turn turn = turn_in_f32(static_cast<float>(position) * inverse);
+    all.push_back(with_bf16_tables ? in_bf16(turn) : turn);
   }
   return all;
 }
 
-Values rope(std::span<const double> x, std::int64_t head_dim, std::int64_t position, const RopeOptions& options) {
+std::vector<Turn> turns(std::int64_t columns, double position, double theta, RopeAngles angles) {
+  if (angles == RopeAngles::f32 || angles == RopeAngles::f32_bf16)
+    return turns_in_f32(inverse_frequencies(columns, theta), position, angles == RopeAngles::f32_bf16);
+  std::vector<Turn> all;
+  const double h = static_cast<double>(columns);
+  const auto each = static_cast<float>(std::pow(theta, -2 / h));
+  auto product = static_cast<float>(position);
+  for (std::int64_t i = 0; i < columns / 2; ++i, product *= each)
+    all.push_back(angles == RopeAngles::multiplied
+                      ? turn_in_f32(product)
+                      : turn_by(position * std::pow(theta, -2.0 * static_cast<double>(i) / h)));
+  return all;
+}
+
+Values turned(std::span<const double> x, std::int64_t head_dim, std::span<const Turn> turns, RopePairs pairs) {
   expect_multiple("rope", "values of a head", 2, head_dim);
   expect_multiple("rope", "values of x", head_dim, size_of(x));
-  const std::size_t h = at(head_dim), rotated = options.columns > 0 ? at(options.columns) : h, half = rotated / 2;
-  const bool halves = options.pairs == RopePairs::halves;
-  const std::vector<Turn> by = turns(static_cast<std::int64_t>(rotated),
-                                     static_cast<double>(position) / options.divisor, options.theta, options.angles);
+  const bool halves = pairs == RopePairs::halves;
   Values out(x.begin(), x.end());
-  for (std::size_t i = 0; i < half; ++i) {
-    const auto [c, s] = by[i];
-    for (std::size_t head = 0; head < x.size(); head += h) {
-      const std::size_t a = head + (halves ? i : 2 * i), b = head + (halves ? i + half : 2 * i + 1);
+  for (std::size_t i = 0; i < turns.size(); ++i) {
+    const auto [c, s] = turns[i];
+    for (std::size_t head = 0; head < x.size(); head += at(head_dim)) {
+      const std::size_t a = head + (halves ? i : 2 * i), b = head + (halves ? i + turns.size() : 2 * i + 1);
       out[a] = x[a] * c - x[b] * s;
       out[b] = x[b] * c + x[a] * s;
     }
   }
   return out;
+}
+
+Values rope(std::span<const double> x, std::int64_t head_dim, std::int64_t position, const RopeOptions& options) {
+  const std::int64_t rotated = options.columns > 0 ? options.columns : head_dim;
+  return turned(x, head_dim,
+                turns(rotated, static_cast<double>(position) / options.divisor, options.theta, options.angles),
+                options.pairs);
 }
 
 }  // namespace moe_diag::host

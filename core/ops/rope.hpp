@@ -29,9 +29,14 @@ struct Turn {
 };
 // Of all pairs among `columns` columns. Sources of the variants: transformers, modeling_rope_utils.py
 // (_compute_default_rope_parameters) and Qwen3MoeRotaryEmbedding.forward, whose tables have the model's type; ggml,
-// ggml-cpu/ops.cpp (ggml_rope_cache_init). Powers, cosines and sines are rounded to the nearest f32 there, which
-// libraries miss by a unit in the last place.
+// ggml-cpu/ops.cpp (ggml_rope_cache_init). Powers, cosines and sines are rounded to the nearest f32, which libraries
+// miss by a unit in the last place.
 std::vector<Turn> turns(std::int64_t columns, double position, double theta, RopeAngles angles);
+// The variant `f32`, or `f32_bf16`, from 1 / theta^(2i/h) of each pair.
+std::vector<float> inverse_frequencies(std::int64_t columns, double theta);
+std::vector<Turn> turns_in_f32(std::span<const float> inverse_frequencies, double position, bool with_bf16_tables);
+// Heads side by side, whose first pairs are turned: one turn for each.
+Values turned(std::span<const double> x, std::int64_t head_dim, std::span<const Turn> turns, RopePairs pairs);
 
 // One position's heads, [heads, h]: rotates pair i of each by position * theta^(-2i/h).
 Values rope(std::span<const double> x, std::int64_t head_dim, std::int64_t position, const RopeOptions& options);

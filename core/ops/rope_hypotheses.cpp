@@ -162,6 +162,7 @@ class Measured {
   }
   const Rotation& own() const { return own_; }
   double position() const { return position_; }
+  double angle(std::size_t pair) const { return pairs_[pair].angle; }
   double error() const { return error_; }
 
   bool fits(const Rotation& rotation) const {
@@ -360,14 +361,40 @@ void add_positions(const Operands& o, const FailingUnits& failing, const Measure
       rotated(o, *offset, {theta}));
 }
 
+// ---- named variants ------------------------------------------------------------------------------------------------
+
+// Of frequencies that are a unit in the last place apart, the one that turns as the lane did: powers of libraries are
+// not exact.
+float fitted(float inverse, double position, double angle) {
+  const auto off = [&](float x) { return std::fabs(std::remainder(position * double{x} - angle, 2 * pi)); };
+  float best = inverse;
+  for (const float other : {std::nextafter(inverse, 0.0F), std::nextafter(inverse, 2.0F)})
+    if (off(other) < off(best)) best = other;
+  return best;
+}
+
+void add_variants(const Operands& o, const Measured& measured, HypothesisList& list) {
+  const RopeParams& params = params_of(o);
+  for (const RopeAngles angles : {RopeAngles::exact, RopeAngles::multiplied})
+    list.add(StepCause::variant, text_of(angles), rotated(o, 0, {.theta = params.theta, .angles = angles}));
+  std::vector<float> inverses = host::inverse_frequencies(params.head_dim, params.theta);
+  for (std::size_t i = 1; i < inverses.size(); ++i)
+    inverses[i] = fitted(inverses[i], measured.position(), measured.angle(i));
+  for (const RopeAngles angles : {RopeAngles::f32, RopeAngles::f32_bf16})
+    list.add(StepCause::variant, text_of(angles), [o, inverses, angles](const StepUnit& unit) {
+      const std::vector<host::Turn> turns =
+          host::turns_in_f32(inverses, static_cast<double>(o.position(unit)), angles == RopeAngles::f32_bf16);
+      return host::turned(heads_of(o, unit), params_of(o).head_dim, turns, host::RopePairs::halves);
+    });
+}
+
 }  // namespace
 
 void add_rope_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisList& list) {
   const double theta = params_of(o).theta;
   const Measured measured(o, farthest(o, failing));
   add_positions(o, failing, measured, list);
-  for (const RopeAngles angles : {RopeAngles::exact, RopeAngles::f32, RopeAngles::f32_bf16, RopeAngles::multiplied})
-    list.add(StepCause::variant, text_of(angles), rotated(o, 0, {.theta = theta, .angles = angles}));
+  add_variants(o, measured, list);
   list.add(StepCause::permutation, "rotates pairs (2i, 2i + 1) instead of (i, i + h/2)",
            rotated(o, 0, {.theta = theta, .pairs = host::RopePairs::neighbours}));
   std::vector<double> thetas(well_known_thetas.begin(), well_known_thetas.end());

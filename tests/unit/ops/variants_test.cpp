@@ -45,8 +45,9 @@ host::Values golden(const std::string& name) {
 constexpr std::int64_t head = 128;
 constexpr double theta = 1e6;
 
-// The largest difference from a golden table, in units in the last place of a cosine of 1 with so many bits.
-double worst(RopeAngles angles, const std::string& name, int bits) {
+// The largest difference from a golden table, in units in the last place of a cosine of 1 with so many bits. `loose`:
+// beyond what a unit in the last place of a frequency, which libraries may miss, turns a pair.
+double worst(RopeAngles angles, const std::string& name, int bits, bool loose = false) {
   const host::Values positions = golden("variants/positions"), table = golden("variants/" + name);
   double most = 0;
   for (std::size_t r = 0; r < positions.size(); ++r) {
@@ -54,7 +55,10 @@ double worst(RopeAngles angles, const std::string& name, int bits) {
     REQUIRE(turns.size() == head / 2);
     for (std::size_t i = 0; i < turns.size(); ++i) {
       const double* const row = table.data() + r * head;
-      most = std::max({most, std::fabs(turns[i].cosine - row[i]), std::fabs(turns[i].sine - row[i + head / 2])});
+      const double reach =
+          loose ? std::ldexp(positions[r] * std::pow(theta, -2.0 * static_cast<double>(i) / head), -23) : 0;
+      most = std::max(
+          {most, std::fabs(turns[i].cosine - row[i]) - reach, std::fabs(turns[i].sine - row[i + head / 2]) - reach});
     }
   }
   return std::ldexp(most, bits);
@@ -64,21 +68,28 @@ double worst(RopeAngles angles, const std::string& name, int bits) {
 
 TEST_CASE("angles of rotations are those of the implementations that variants are named after") {
   CHECK(worst(RopeAngles::multiplied, "rope_multiplied", 24) <= 2);
-  CHECK(worst(RopeAngles::f32, "rope_f32", 24) <= 1);
-  CHECK(worst(RopeAngles::f32_bf16, "rope_f32_bf16", 8) <= 1);
+  CHECK(worst(RopeAngles::f32, "rope_f32", 24, true) <= 1);
+  CHECK(worst(RopeAngles::f32_bf16, "rope_f32_bf16", 8, true) <= 1);
 }
 
 TEST_CASE("at late positions, another variant is not within reach of a golden table") {
   for (const RopeAngles other : {RopeAngles::exact, RopeAngles::f32, RopeAngles::f32_bf16})
     CHECK(worst(other, "rope_multiplied", 24) > 1000);
-  for (const RopeAngles other : {RopeAngles::exact, RopeAngles::multiplied, RopeAngles::f32_bf16})
-    CHECK(worst(other, "rope_f32", 24) > 1000);
+  CHECK(worst(RopeAngles::f32, "rope_f32_bf16", 8, true) > 0.1);
 }
 
 TEST_CASE("Q8_0 by scalar code is ggml's, bit by bit, and differs from that of x86") {
   const host::Values x = golden("roundings/x"), expected = golden("variants/q8_0_scalar");
   CHECK(host::rounded(x, host::Rounding::q8_0_scalar) == expected);
-  CHECK_FALSE(host::rounded(x, host::Rounding::q8_0) == expected);
+  host::Values ties(32, 0.0);
+  ties[0] = 127;
+  ties[1] = 0.5;
+  ties[2] = -2.5;
+  CHECK(host::rounded(ties, host::Rounding::q8_0)[2] == -2);
+  host::Values away = ties;
+  away[1] = 1;
+  away[2] = -3;
+  CHECK(host::rounded(ties, host::Rounding::q8_0_scalar) == away);
 }
 
 TEST_CASE("weights of experts are divided by what their variant names") {
