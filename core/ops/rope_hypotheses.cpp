@@ -363,13 +363,18 @@ void add_positions(const Operands& o, const FailingUnits& failing, const Measure
 
 // ---- named variants ------------------------------------------------------------------------------------------------
 
-// Of frequencies that are a unit in the last place apart, the one that turns as the lane did: powers of libraries are
-// not exact.
+// Of frequencies that are up to two units in the last place off, the one that turns as the lane did: powers of
+// libraries are not exact.
 float fitted(float inverse, double position, double angle) {
   const auto off = [&](float x) { return std::fabs(std::remainder(position * double{x} - angle, 2 * pi)); };
   float best = inverse;
-  for (const float other : {std::nextafter(inverse, 0.0F), std::nextafter(inverse, 2.0F)})
-    if (off(other) < off(best)) best = other;
+  for (const float towards : {0.0F, 2.0F}) {
+    float other = inverse;
+    for (int units = 0; units < 2; ++units) {
+      other = std::nextafter(other, towards);
+      if (off(other) < off(best)) best = other;
+    }
+  }
   return best;
 }
 
