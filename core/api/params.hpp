@@ -16,8 +16,8 @@ struct RmsNormParams {
   friend constexpr bool operator==(const RmsNormParams&, const RmsNormParams&) = default;
 };
 
-// How engines compute the angles of a rotation. `exact`: in double. The others are named variants, see docs/numerics.md:
-// a backend never gets a step with one of them.
+// How engines compute the angles of a rotation. `exact`: in double. The others are named variants, see
+// docs/numerics.md: a backend never gets a step with one of them.
 enum class RopeAngles : std::uint8_t {
   exact,
   f32,         // theta^(-2i/h) rounded to f32, times the position in f32

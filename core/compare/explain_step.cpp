@@ -223,6 +223,7 @@ StepExplanation explain_part(const StepKnowledge& known, const FailingUnits& fai
   StepExplanation result;
   result.cause = StepCause::plain_operator;
   result.error = result.left = rms_before(c, failing, std::nullopt);
+  for (const StepUnit* unit : failing) result.expected = std::max(result.expected, unit->expected);
   std::vector<Hypothesis> all = value_hypotheses(known, failing);
   append(weight_hypotheses(known, failing), all);
   append(operator_hypotheses(known, failing), all);
@@ -314,8 +315,9 @@ StepExplanation explain_together(std::span<const Step> steps) {
 }
 
 bool have_same_factor(const StepExplanation& x, const StepExplanation& y) {
-  constexpr double same_factor = 1e-3;
-  return std::fabs(x.factor - y.factor) <= same_factor * std::fabs(x.factor);
+  constexpr double same_factor = 1e-3, errors = 4;
+  const double reach = std::max(same_factor, errors * std::max(x.expected, y.expected));
+  return std::fabs(x.factor - y.factor) <= reach * std::fabs(x.factor);
 }
 
 // A cause that does not explain all is none.
@@ -359,6 +361,7 @@ void add_later_pass(StepExplanation& first, const StepExplanation& later, int po
   if (!has_name || later.cause == StepCause::none || (later.cause == first.cause && later.text == first.text)) return;
   if (first.text.find("from position ") != std::string::npos) return;  // one later pass is enough to say so
   if (later.cause == first.cause && have_same_factor(first, later)) {
+    if (first.factor != 1) return;  // the same, but for what rounding makes of it
     first.text += fmt::format("; from position {} on, {}", position, later.text);
     return;
   }

@@ -12,10 +12,11 @@ namespace moe_diag {
 
 struct StepExplanation {
   StepCause cause = StepCause::none;
-  std::string text;   // the cause in words; empty for none and plain_operator
-  double factor = 1;  // of scale
-  double error = 0;   // rms over the rows that fail, in expected errors
-  double left = 0;    // the same, of what the cause does not explain
+  std::string text;     // the cause in words; empty for none and plain_operator
+  double factor = 1;    // of scale
+  double error = 0;     // rms over the rows that fail, in expected errors
+  double expected = 0;  // relative error of those rows, as their numerics make it
+  double left = 0;      // the same, of what the cause does not explain
   Footprint footprint;
 };
 

@@ -2,6 +2,7 @@
 #include "core/file/npy_file.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <bit>
@@ -9,6 +10,7 @@
 #include <functional>
 #include <numeric>
 #include <system_error>
+#include <utility>
 
 #include "core/api/error.hpp"
 #include "core/text/nearest.hpp"
@@ -100,7 +102,7 @@ std::int64_t NpyArray::count() const {
   return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
 }
 
-NpyArray parse_npy(std::string_view file) {
+NpyHead parse_npy_head(std::string_view file) {
   constexpr std::string_view magic = "\x93NUMPY";
   if (!file.starts_with(magic) || file.size() < 12) refuse("not an .npy file");
   const auto byte = [&](std::size_t i) { return static_cast<std::size_t>(static_cast<unsigned char>(file[i])); };
@@ -110,15 +112,22 @@ NpyArray parse_npy(std::string_view file) {
   const std::size_t length = byte(8) | byte(9) << 8 | (version == 1 ? 0 : byte(10) << 16 | byte(11) << 24);
   if (length > file.size() - start) refuse("it ends within its header");
   NpyHeader header(file.substr(start, length));
-  NpyArray array;
-  array.data = file.substr(start + length);
-  array.type = header.descr();
+  NpyHead head;
+  head.bytes = start + length;
+  head.type = header.descr();
   if (header.fortran_order()) refuse("it is in Fortran order, expected C order");
-  array.shape = dimensions_of(header.shape());
+  head.shape = dimensions_of(header.shape());
+  return head;
+}
+
+NpyArray parse_npy(std::string_view file) {
+  NpyHead head = parse_npy_head(file);
+  NpyArray array{std::move(head.type), std::move(head.shape), file.substr(head.bytes)};
   const std::size_t bytes = element_bytes(array.type);
   std::int64_t count = 1;
   for (const std::int64_t size : array.shape)
-    if (__builtin_mul_overflow(count, size, &count)) refuse(fmt::format("its shape is ({})", shown(header.shape())));
+    if (__builtin_mul_overflow(count, size, &count))
+      refuse(fmt::format("its shape is ({})", fmt::join(array.shape, ", ")));
   if (array.data.size() % bytes != 0 || static_cast<std::size_t>(count) != array.data.size() / bytes)
     refuse(
         fmt::format("its header announces {} elements of {} bytes, {} bytes follow", count, bytes, array.data.size()));

@@ -141,8 +141,16 @@ void add_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisLi
 
 }  // namespace
 
+double cancellation_of_experts(std::span<const double> slots, std::span<const double> results) {
+  double terms = 0, all = 0;
+  for (const double x : slots) terms += x * x;
+  for (const double y : results) all += y * y;
+  return all == 0 ? 1 : std::max(1.0, std::sqrt(terms / all));
+}
+
 const Operator combine_op{
     .name = "combine",
+    .adds_experts = true,
     .depends_on_values = true,
     .squared_error = squared_error,
     .cost = cost_of_weights,

@@ -20,4 +20,8 @@ namespace moe_diag {
 
 extern const Operator combine_op;
 
+// Errors of a sum are expected in proportion to it. Where what the experts give cancels, they are larger: the root of
+// the sum of their squares, by the result, and at least 1. `slots`: a row of the step's input.
+double cancellation_of_experts(std::span<const double> slots, std::span<const double> results);
+
 }  // namespace moe_diag

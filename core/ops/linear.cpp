@@ -88,6 +88,28 @@ double cancellation(const Weight& weight, std::span<const double> input, std::sp
   return all == 0 ? 1 : std::max(1.0, std::sqrt(terms / all));
 }
 
+double cancellation_of_outliers(const host::Matrix& weight, std::span<const double> input,
+                                std::span<const double> results) {
+  constexpr double outweighs = 0.02;  // of all squares
+  constexpr int most = 16;
+  double all = 0;
+  for (const double result : results) all += result * result;
+  double terms = all, largest = 0;
+  int outliers = 0;
+  for (std::size_t r = 0; r < results.size() && outliers < most; ++r) {
+    const double own = results[r] * results[r];
+    if (!(own > outweighs * all)) continue;
+    ++outliers;
+    largest += own;
+    terms -= own;
+    const host::Values row = host::decode_row(weight, static_cast<std::int64_t>(r));
+    for (std::size_t i = 0; i < std::min(row.size(), input.size()); ++i) terms += row[i] * input[i] * row[i] * input[i];
+  }
+  // The error of a few values is no mean of many: it may be twice as large once in a while.
+  const double few = largest > all / 2 ? 2 : 1;
+  return all == 0 ? 1 : few * std::max(1.0, std::sqrt(terms / all));
+}
+
 const Operator linear_op{
     .name = "linear",
     .weights = WeightRows::all,

@@ -49,5 +49,8 @@ host::Sum sum_of(const StepRows& rows);
 double cancellation(const Step& step, std::span<const double> input, double result);
 // The same of all rows of a weight that has few, and of the norm of their results: it may be small by chance, too.
 double cancellation(const Weight& weight, std::span<const double> input, std::span<const double> results);
+// The same of a weight with many rows, of which a few results outweigh all others: massive activations.
+double cancellation_of_outliers(const host::Matrix& weight, std::span<const double> input,
+                                std::span<const double> results);
 
 }  // namespace moe_diag

@@ -87,6 +87,7 @@ struct Operator {
   // What a step has until its architecture sets it; of the type that the operator has.
   Params params = {};
   bool chooses_experts = false;
+  bool adds_experts = false;       // a row of its output is the sum of what its experts give
   bool adds_biases = false;        // a step has those that the model has of its weights
   bool depends_on_values = false;  // what the rounding of its inputs does: they may cancel, or stand in an exponent
 

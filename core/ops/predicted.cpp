@@ -46,6 +46,18 @@ double error_of(host::Rounding way) {
 }
 double error_of(std::optional<host::Rounding> way) { return way ? error_of(*way) : 0; }
 
+}  // namespace
+
+double rounding_of(DType type) {
+  const int bits = type == DType::f16    ? bits_f16
+                   : type == DType::bf16 ? bits_bf16
+                   : type == DType::f32  ? bits_f32
+                                         : bits_f64;
+  return std::sqrt(rounding(bits));
+}
+
+namespace {
+
 double error_of(DType type) {
   return type == DType::f16 ? rounding(bits_f16) : type == DType::bf16 ? rounding(bits_bf16) : 0;
 }

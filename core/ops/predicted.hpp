@@ -60,6 +60,9 @@ double expected_of_all(std::span<const Step> steps, double expected, const LaneN
 // That error of values of a root mean square: those below 2^-14 have steps in f16 that are as wide as there.
 double expected_of_values(double expected, DType stored, double rms);
 
+// The rms relative error of rounding to a type.
+double rounding_of(DType type);
+
 // True for the numerics with a name whose products read rounded activations by themselves.
 bool rounds_activations(std::string_view numerics);
 

@@ -132,6 +132,15 @@ void add_hypotheses(const Operands& o, const FailingUnits& failing, HypothesisLi
 
 }  // namespace
 
+host::Values weights_of_choice(const Step& step, std::span<const double> probs, std::span<const std::int32_t> experts) {
+  host::Values chosen;
+  for (const std::int32_t id : experts)
+    chosen.push_back(id >= 0 && id < host::size_of(probs) ? probs[host::at(id)] : NAN);
+  const TopkParams& params = step.as<TopkParams>();
+  return host::weighed(chosen, params.renormalised ? host::Weighing::shares : host::Weighing::as_they_are,
+                       params.denominator);
+}
+
 bool chose_without_best(const StepCase& c, const ModelConfig& config, int row) {
   if (!c.in[0] || config.used + 1 > config.experts) return false;
   const host::Chosen best = host::topk(host::values_of(c.in[0], row, 1), config.used + 1);

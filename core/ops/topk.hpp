@@ -30,6 +30,9 @@ namespace moe_diag {
 
 extern const Operator topk_op;
 
+// The weights that the step gives one row's experts, whoever chose them: from the probabilities of all of them.
+host::Values weights_of_choice(const Step& step, std::span<const double> probs, std::span<const std::int32_t> experts);
+
 // Whether the lane chose the experts that come after the best one, by its own probabilities.
 bool chose_without_best(const StepCase& step_case, const ModelConfig& config, int row);
 

@@ -5,11 +5,6 @@
 
 namespace moe_diag {
 
-std::string text_of(Site site) {
-  return site.layer < 0 ? std::string(name_of(site.stage))
-                        : fmt::format("layer {}, {}", site.layer, name_of(site.stage));
-}
-
 std::optional<Site> expected_site(const WatchedFalsifier& watched, const FaultSpec& fault, const RunningLane& lane,
                                   const Program& program) {
   const Site planted{fault.stage, fault.layer};

@@ -5,6 +5,7 @@
 
 #include "core/model/program.hpp"
 #include "core/plan/plan.hpp"
+#include "core/recording/site_name.hpp"
 #include "core/verdict/verdict.hpp"
 
 namespace moe_diag {
@@ -17,8 +18,5 @@ std::optional<Site> expected_site(const WatchedFalsifier& watched, const FaultSp
 // Judges the run that had the fault in it, which changed so many values.
 ControlResult judge_control(const Judgement& with_fault, const FaultSpec& fault, std::optional<Site> expected,
                             std::int64_t changed);
-
-// "layer 6, moe_expert_out" or "lm_head"
-std::string text_of(Site site);
 
 }  // namespace moe_diag
