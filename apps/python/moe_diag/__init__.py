@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""moe-diag in Python: judge a kernel, read captures, read and write safetensors. Needs numpy.
+"""moe-diag in Python: judge a kernel, record an engine, read captures, read and write safetensors. Needs numpy.
 
     import moe_diag
 
@@ -7,15 +7,24 @@
     moe_diag.open_capture("out")                   # what the sinks wrote: docs/captures-in-python.md
     moe_diag.load_safetensors("in.safetensors")    # bf16, f16 and f8 without further packages
 
-help(moe_diag.kernel), help(moe_diag.captures) and help(moe_diag.tensors) say more.
+    moe_diag.record(model, ids, "dump")            # a PyTorch model, for `moe-diag judge`: docs/record-tensors.md
+    moe_diag.Recorder("dump", engine="my port")    # any other engine
+    moe_diag.open_dump("dump")                     # what either wrote
+
+help(moe_diag.kernel), help(moe_diag.captures), help(moe_diag.recorder), help(moe_diag.dumps) and help(moe_diag.tensors) say
+more.
 """
 
 from .captures import Capture, CaptureError, Failure, Tensor, open_capture
+from .dumps import Dump, DumpCall, DumpError, open_dump
 from .kernel import Case, KernelFalsified, ProgramError, Report, check_kernel, open_cases
+from .record import Recording, record
+from .recorder import RecordError, Recorder
 from .tensors import SafetensorsError, from_bits, load_safetensors, save_safetensors, to_bits
 
 __version__ = "0.1.0"  # of the moe-diag that it belongs to
 __all__ = [
-    "Capture", "CaptureError", "Case", "Failure", "KernelFalsified", "ProgramError", "Report", "SafetensorsError", "Tensor",
-    "check_kernel", "from_bits", "load_safetensors", "open_capture", "open_cases", "save_safetensors", "to_bits",
+    "Capture", "CaptureError", "Case", "Dump", "DumpCall", "DumpError", "Failure", "KernelFalsified", "ProgramError", "RecordError",
+    "Recorder", "Recording", "Report", "SafetensorsError", "Tensor", "check_kernel", "from_bits", "load_safetensors", "open_capture",
+    "open_cases", "open_dump", "record", "save_safetensors", "to_bits",
 ]  # fmt: skip
