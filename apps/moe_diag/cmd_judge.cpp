@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <memory>
 #include <string>
 
 #include "apps/moe_diag/commands.hpp"
 #include "apps/moe_diag/exit_code.hpp"
 #include "apps/moe_diag/interrupt.hpp"
+#include "apps/moe_diag/judge_recording.hpp"
 #include "apps/moe_diag/run_outputs.hpp"
 #include "core/api/output_file.hpp"
 #include "core/kernel/judge_report.hpp"
@@ -57,19 +59,38 @@ ExitCode judge(JudgeArguments& arguments) {
   return exit_code_of(judged);
 }
 
+[[noreturn]] void refuse(const CLI::Option& option, std::string_view why) {
+  throw Error(ErrorKind::usage, fmt::format("{}: {}", option.get_name(), why));
+}
+
 }  // namespace
 
 void add_judge(CLI::App& app, Context& context) {
-  CLI::App* command = app.add_subcommand("judge", "Judge what a kernel of your own wrote for the cases of `cases`");
+  CLI::App* command = app.add_subcommand(
+      "judge", "Judge a recording of another engine, or what a kernel of your own wrote for the cases of `cases`");
   auto arguments = std::make_shared<JudgeArguments>();
-  command->add_option("DIR", arguments->request.folder, "The folder of the cases")->required();
-  command->add_option("--model", arguments->request.model, "Where the model is now [where it was for `cases`]")
-      ->type_name("MODEL.gguf");
+  auto recording = std::make_shared<JudgeRecordingArguments>();
+  auto places = std::make_shared<std::vector<std::string>>();
+  command
+      ->add_option("WHAT", *places,
+                   "A recording: the model's GGUF file and the dump's folder. Cases of a kernel: their folder")
+      ->required()
+      ->expected(1, 2)
+      ->type_name("MODEL DUMP | DIR");
+  CLI::Option* model =
+      command->add_option("--model", arguments->request.model, "Where the model is now [where it was for `cases`]")
+          ->type_name("MODEL.gguf")
+          ->group("Cases of a kernel");
+  const std::vector<CLI::Option*> of_recordings = add_judge_recording_options(*command, *recording);
   command
       ->add_option("--json", arguments->json, "Write the verdict as JSON here, too; - prints it instead of the report")
       ->type_name("FILE");
   command->add_flag("--overwrite", arguments->overwrite, "Replace the file of --json");
   command->footer(
+      "A recording: every step is computed again from what the engine had, and named where it is wrong. The contract\n"
+      "for it is kept, so that `moe-diag run` judges the next dump. Exit codes are those of `run`.\n"
+      "  moe-diag judge model.gguf dump\n"
+      "\n"
       "Each case that has an out.safetensors is held or falsified by the error that its numerics allow a row. What is\n"
       "falsified is looked at: numbers of rows, rows, columns, experts, and which mistake of the span explains it, "
       "for\n"
@@ -78,7 +99,28 @@ void add_judge(CLI::App& app, Context& context) {
       "  moe-diag judge cases\n"
       "Exit codes: 0 all cases held; 1 one is falsified; 2 a file of them is wrong, or what the kernel wrote has\n"
       "another name, shape or type; 3 nothing is falsified, and for a case nothing was written.");
-  command->callback([arguments, &context] { context.exit_code = judge(*arguments); });
+  command->callback([=, &context] {
+    const bool is_recording = places->size() == 2;
+    if (is_recording && model->count() > 0) refuse(*model, "is for the cases of a kernel: remove it");
+    for (const CLI::Option* option : of_recordings)
+      if (!is_recording && option->count() > 0) refuse(*option, "is for recordings, MODEL DUMP: remove it");
+    if (!is_recording && std::filesystem::is_regular_file(places->front()))
+      throw Error(ErrorKind::usage, fmt::format("{}: is a file: a recording is judged by `moe-diag judge MODEL DUMP`, "
+                                                "cases of a kernel by their folder",
+                                                places->front()));
+    if (!is_recording) {
+      arguments->request.folder = places->front();
+      context.exit_code = judge(*arguments);
+      return;
+    }
+    recording->judge.model = places->front();
+    recording->judge.dump = places->back();
+    recording->run.outputs.json = arguments->json;
+    recording->run.settings.overwrite = arguments->overwrite;
+    recording->run.outputs.details = context.verbose;
+    recording->run.outputs.plugin_dirs = context.plugin_dirs;
+    context.exit_code = judge_recording(*recording, context);
+  });
 }
 
 }  // namespace moe_diag

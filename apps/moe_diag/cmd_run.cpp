@@ -4,32 +4,24 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "apps/moe_diag/commands.hpp"
-#include "apps/moe_diag/contract_options.hpp"
 #include "apps/moe_diag/exit_code.hpp"
 #include "apps/moe_diag/interrupt.hpp"
-#include "apps/moe_diag/run_outputs.hpp"
-#include "apps/moe_diag/run_settings.hpp"
+#include "apps/moe_diag/run_contracts.hpp"
 #include "core/contract/pick.hpp"
 #include "core/report/github.hpp"
 #include "core/report/text.hpp"
+#include "core/run/baseline.hpp"
 #include "core/run/output_places.hpp"
 #include "core/run/run.hpp"
 #include "core/verdict/allow.hpp"
 
 namespace moe_diag {
 namespace {
-
-struct RunArguments {
-  ContractArguments contracts;
-  RunSettings settings;
-  RunOutputs outputs;
-  std::vector<std::string> only, allow_untested;
-  bool controls = false, no_explain = false;
-};
 
 // All that one call runs; verdicts point into the contracts.
 class Runs {
@@ -39,6 +31,11 @@ class Runs {
       : arguments_(arguments), host_(context.plugin_dirs), contracts_(read(arguments.contracts, host_)) {
     for (const Contract& contract : contracts_) inputs.read(contract);
     several_ = contracts_.size() > 1;
+    if (!arguments.baseline.empty()) {
+      if (several_) throw Error(ErrorKind::usage, "--baseline: is the verdict of one contract: run them one by one");
+      baseline_ = read_verdict(arguments.baseline);
+      inputs.read("the baseline", arguments.baseline);
+    }
     check_ids();
     allowed_ = parse_allowed(contracts_, arguments.allow_untested);
     keep_only(contracts_, arguments.only);
@@ -125,6 +122,7 @@ class Runs {
     try {
       if (is_interrupted()) throw Error(ErrorKind::environment, "interrupted before it began");
       verdicts_.push_back(run_watched(contract, host_, options));
+      if (baseline_) compare_with_baseline(verdicts_.back(), *baseline_, arguments_.worse);
       allow_untested(verdicts_.back(), allowed_);
       if (verdicts_.size() > 1 && arguments_.outputs.json != "-") print("\n");
       deliver(verdicts_.back(), options, arguments_.outputs);
@@ -158,6 +156,7 @@ class Runs {
   std::vector<Contract> contracts_;
   bool several_ = false;
   std::size_t left_out_ = 0;
+  std::optional<EarlierVerdict> baseline_;
   std::vector<Pattern> allowed_;
   std::vector<RunOptions> options_;  // as contracts_
   ModelCache models_;
@@ -165,8 +164,21 @@ class Runs {
   ExitCode code_ = exit_held;
 };
 
+}  // namespace
+
+void add_baseline_options(CLI::App& command, RunArguments& arguments) {
+  command
+      .add_option(
+          "--baseline", arguments.baseline,
+          "The verdict.json of an earlier run: also fail where an error grew since, though it is within its bound")
+      ->type_name("VERDICT.json");
+  command.add_option("--worse", arguments.worse, "With --baseline: by so many times [1.5]")
+      ->type_name("TIMES")
+      ->check(CLI::PositiveNumber);
+}
+
 // A mistake in a contract is told beside the line of the change that has it, too.
-ExitCode run(const RunArguments& arguments, const Context& context) {
+ExitCode run_contracts(const RunArguments& arguments, const Context& context) {
   CallFiles inputs;
   for (const std::string& path : arguments.contracts.paths) inputs.read("the contract", path);
   try {
@@ -179,6 +191,8 @@ ExitCode run(const RunArguments& arguments, const Context& context) {
     throw;
   }
 }
+
+namespace {
 
 void add_run_options(CLI::App& command, RunArguments& arguments) {
   command.add_flag("--controls", arguments.controls,
@@ -193,6 +207,7 @@ void add_run_options(CLI::App& command, RunArguments& arguments) {
                   "is absent")
       ->type_name("PATTERN")
       ->allow_extra_args(false);
+  add_baseline_options(command, arguments);
   RunOutputs& outputs = arguments.outputs;
   const auto is_named = [](const std::string& file) {
     return file.empty() ? std::string("expected the name of a file, found nothing") : std::string();
@@ -233,7 +248,7 @@ void add_run(CLI::App& app, Context& context) {
   command->callback([arguments, &context] {
     arguments->outputs.details = context.verbose;
     arguments->outputs.plugin_dirs = context.plugin_dirs;
-    context.exit_code = run(*arguments, context);
+    context.exit_code = run_contracts(*arguments, context);
   });
 }
 

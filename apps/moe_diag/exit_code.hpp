@@ -9,7 +9,7 @@ namespace moe_diag {
 // Of several that apply, the first in the order usage, environment, falsified, untested, held.
 enum ExitCode : int {
   exit_held = 0,         // every falsifier held; or the command did what it was asked
-  exit_falsified = 1,    // something falsified or vacuous; or weights that are not sound
+  exit_falsified = 1,    // something falsified, vacuous or worse than its baseline; or weights that are not sound
   exit_usage = 2,        // the contract or the command line is wrong
   exit_untested = 3,     // nothing falsified, something untested
   exit_environment = 4,  // something failed while running: plugin refused, corrupt model, full disk
@@ -17,7 +17,8 @@ enum ExitCode : int {
 
 inline ExitCode exit_code_of(const Verdict& verdict) {
   if (!verdict.failure.empty()) return verdict.failure_is_usage ? exit_usage : exit_environment;
-  if (verdict.count(Outcome::falsified) + verdict.count(Outcome::vacuous) > 0) return exit_falsified;
+  if (verdict.count(Outcome::falsified) + verdict.count(Outcome::vacuous) > 0 || !verdict.moved.empty())
+    return exit_falsified;
   if (verdict.count(Outcome::untested) > verdict.count_allowed()) return exit_untested;
   for (const NotCaptured& missing : verdict.captured_nothing)
     if (!missing.allowed) return exit_untested;

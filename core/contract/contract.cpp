@@ -206,6 +206,19 @@ void check_generate(Map& map, const Contract& contract) {
                       shown(prompt.entry)));
 }
 
+// Prompts are read before the lanes that they name.
+void check_recorded_prompts(const Contract& contract, Mistakes& mistakes) {
+  for (const PromptSpec& prompt : contract.prompts) {
+    if (prompt.recording.empty()) continue;
+    const LaneSpec* lane = find_lane(contract, prompt.recording);
+    if (!lane || !lane->replay)
+      mistakes.add(prompt.where, "",
+                   fmt::format("recording: {}", lane ? fmt::format("'{}' is no recording: name a lane with 'replay'",
+                                                                   shown(prompt.recording))
+                                                     : unknown("lane", prompt.recording, lane_names(contract))));
+  }
+}
+
 void read_all(const YamlNode& root, Contract& contract, Mistakes& mistakes) {
   Map map(Value(root, "", mistakes));
   if (!map.is_map()) return;
@@ -219,6 +232,7 @@ void read_all(const YamlNode& root, Contract& contract, Mistakes& mistakes) {
   part("model", true, read_model);
   part("prompts", true, read_prompts);
   part("lanes", true, read_lanes);
+  check_recorded_prompts(contract, mistakes);
   part("step", false, read_step);
   part("oracle", false, read_oracle);
   part("planted", false, read_planted);

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/api/backend.hpp"
 #include "core/api/blocks.hpp"
 #include "core/api/options.hpp"
 #include "core/api/stage.hpp"
@@ -47,20 +48,39 @@ struct PromptSpec {
   std::vector<std::int32_t> tokens;  // at least one
   int generate = 0;                  // how many tokens follow, each the one that the oracle finds most likely
   int chunk = 0;                     // tokens of the prompt in one pass; 0: all
+  std::string recording;             // lane whose recording has it; empty: none
+  int request = -1;                  // of that recording, by index
+  std::vector<Stretch> calls;        // of a recording: the passes, some positions between them may be missing
   Where where;
 
-  int length() const { return static_cast<int>(tokens.size()) + generate; }  // of the whole sequence
+  // Of the whole sequence. Tokens that a recording does not tell are -1.
+  int length() const { return static_cast<int>(tokens.size()) + generate; }
+  bool has_tokens() const { return tokens.empty() || tokens.front() >= 0; }
+};
+
+// A recording of another engine, whose values a lane has.
+struct ReplaySpec {
+  std::string path;         // relative to the contract's folder resolved
+  std::string lane;         // of a capture of this project; empty: its only one
+  bool cut_ok = false;      // complete calls of a recording that was cut are judged
+  bool take_first = false;  // of positions computed twice, where tokens do not tell
+  bool fused_shared_expert = false;
+  bool zeros_ok = false;       // rows of 0 are what the engine computed
+  std::vector<Stage> require;  // stages that it has to have
+  Where where;
 };
 
 struct LaneSpec {
   std::string name, backend;
-  std::string backend_at;  // place of the key `backend`, for messages
-  std::string inputs;      // lane whose outputs replace this lane's after every step; empty: none
-  std::string routing;     // lane whose routing replaces this lane's; empty: none
-  std::string base;        // lane that computes what the backend, a kernel, does not; empty: none is named
-  Options options;         // `numerics` and all keys that are the backend's own
-  EngineNumerics engine;   // what its values are rounded to besides
-  bool recorded = false;   // it computes nothing: its values are those of StepSpec::expected
+  std::string backend_at;            // place of the key `backend`, for messages
+  std::string inputs;                // lane whose outputs replace this lane's after every step; empty: none
+  std::string routing;               // lane whose routing replaces this lane's; empty: none
+  std::string base;                  // lane that computes what the backend, a kernel, does not; empty: none is named
+  Options options;                   // `numerics` and all keys that are the backend's own
+  EngineNumerics engine;             // what its values are rounded to besides
+  bool recorded = false;             // it computes nothing: its values are those of StepSpec::expected
+  std::optional<ReplaySpec> replay;  // it computes nothing: its values are those of a recording
+  std::string as;                    // lane whose reads, weights and storage it computes with
   Where where;
 };
 
@@ -158,6 +178,10 @@ struct FalsifierSpec {
   std::string id, claim;
   std::string lane, against;  // against: empty for metrics that look at one lane
   StageSelection stages;      // resolved to the stages that fit the metric
+  // Of those, the sites that a recording of its lanes has: all, those that follow from recorded ones in one step, or
+  // the others.
+  enum class Recorded { no, all, steps, spans };
+  Recorded recorded = Recorded::no;
   IndexSelection layers, positions;
   std::vector<std::string> prompts;       // ids; empty: all
   std::optional<IndexSelection> experts;  // only these, at stages that hold experts side by side; none: all
@@ -167,6 +191,7 @@ struct FalsifierSpec {
   std::vector<TypeBound> per_type;    // these after those
   double rtol = 0, atol = 0;          // mismatch_fraction
   int k = 10;                         // topk_overlap
+  double least_tested = 0.5;          // noise_ratio: share of samples that have to be judged where routing is open
   std::string floor;                  // noise_ratio: a lane; empty: the error expected of the lane's numerics
   Twin to = Twin::untraced;           // identical
   std::string digest;                 // path of the file `to: {digest: FILE}` names
@@ -226,6 +251,9 @@ Contract parse_contract(const std::string& text, const std::string& path, const 
 FaultSpec parse_fault(const std::string& text, const Contract& contract);
 // The fault in the form that parse_fault() takes.
 std::string flow_text(const FaultSpec& fault);
+
+// How the lane's engine computes: the rows of the tables that its numerics are, under the words that the lane adds.
+EngineNumerics engine_of(const LaneSpec& lane);
 
 std::string_view name_of(Metric metric);
 std::string_view name_of(Bound::Kind kind);

@@ -72,6 +72,10 @@ void read_parameters(Map& map, FalsifierSpec& spec, std::optional<Metric> metric
   if (const auto k = find_key_of(Metric::topk_overlap, "k", false, map, metric))
     spec.k = static_cast<int>(k->whole(1, largest_k).value_or(spec.k));
   read_floor(map, spec, metric, contract);
+  if (const auto share = find_key_of(Metric::noise_ratio, "least_tested", false, map, metric)) {
+    spec.least_tested = share->number().value_or(spec.least_tested);
+    if (!(spec.least_tested >= 0 && spec.least_tested <= 1)) share->refuse("expected a share from 0 to 1");
+  }
 }
 
 // The lane compared with: as written, else the oracle where the metric takes one.
@@ -101,10 +105,23 @@ void read_against(Map& map, FalsifierSpec& spec, std::optional<Metric> metric, c
                         info(*metric).name));
 }
 
+// A word for what a recording has; none for names of stages.
+std::optional<FalsifierSpec::Recorded> recorded_word(const Value& word) {
+  using Recorded = FalsifierSpec::Recorded;
+  if (word.node().kind != YamlNode::Kind::scalar) return std::nullopt;
+  for (const auto& [name, which] : {std::pair<std::string_view, Recorded>{"recorded", Recorded::all},
+                                    {"steps", Recorded::steps},
+                                    {"spans", Recorded::spans}})
+    if (word.node().text == name) return which;
+  return std::nullopt;
+}
+
 // Names must fit the metric; a glob takes what fits.
 void read_stages(const Value& value, FalsifierSpec& spec, std::optional<Metric> metric, Stages known) {
   for (const Value& word : value.one_or_more()) {
-    const auto pick = read_stage_word(word, known);
+    const auto recorded = recorded_word(word);
+    spec.recorded = recorded.value_or(spec.recorded);
+    const auto pick = recorded ? std::optional(pick_stages("all", known)) : read_stage_word(word, known);
     if (!pick) continue;
     spec.stages.text += (spec.stages.text.empty() ? "" : ", ") + word.node().text;
     std::size_t fitting = 0;

@@ -144,12 +144,33 @@ EngineNumerics read_engine(Map& map, Stages stages) {
   return engine;
 }
 
+// A recording computes nothing, so it takes nothing over and no plugin.
+void refuse_beside_replay(Map& map, LaneSpec& lane) {
+  lane.backend = "recording";
+  for (const std::string_view key : {"backend", "inputs", "routing", "base", "as"})
+    if (const auto value = map.find(key)) value->refuse("a lane with 'replay' computes nothing: remove one of the two");
+  for (const Entry& entry : map.rest()) {
+    const std::vector<std::string> known = {"numerics", "reads",    "weights",   "accumulator",
+                                            "stored",   "kv_cache", "kv_rotate", "variant"};
+    if (std::find(known.begin(), known.end(), entry.name()) == known.end())
+      entry.key.refuse(unknown("key of a recording", entry.name(), known));
+    if (entry.name() != "numerics") continue;
+    std::vector<std::string> named;
+    for (const NamedNumerics& row : all_named_numerics()) named.emplace_back(row.name);
+    entry.value.choice("numerics of a recording", named);
+  }
+}
+
 LaneSpec read_lane(const std::string& name, const Value& value, const Contract& contract) {
   Map map(value);
   LaneSpec lane;
   lane.name = name;
   lane.where = value.node().where;
-  lane.backend = read_plugin(map, "backend", lane.backend_at);
+  lane.replay = read_replay(map, contract);
+  if (lane.replay)
+    refuse_beside_replay(map, lane);
+  else
+    lane.backend = read_plugin(map, "backend", lane.backend_at);
   const auto inputs = map.find("inputs");
   const auto routing = map.find("routing");
   if (const auto base = map.find("base")) lane.base = read_lane_name(*base, contract);
@@ -158,6 +179,7 @@ LaneSpec read_lane(const std::string& name, const Value& value, const Contract& 
   if (inputs && routing)
     routing->refuse("a lane with 'inputs' takes its routing from there already: keep one of the two");
   lane.engine = read_engine(map, contract.stages);
+  if (const auto as = map.find("as")) lane.as = read_lane_name(*as, contract);
   const auto options = map.rest();
   if (map.is_map() &&
       std::none_of(options.begin(), options.end(), [](const Entry& e) { return e.name() == "numerics"; }))
@@ -231,6 +253,7 @@ void read_lanes(const Value& value, Contract& contract) {
     contract.lanes[i] = read_lane(entries[i].name(), entries[i].value, contract);
   check_cycles(entries, contract);
   check_bases(entries, contract);
+  check_replays(entries, contract);
 }
 
 void read_sinks(const Value& value, Contract& contract) {

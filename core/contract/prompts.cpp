@@ -66,16 +66,27 @@ std::vector<PromptSpec> prompts_of_file(const Value& value, const PromptSpec& en
   return prompts;
 }
 
+// Tokens, calls and positions come from the recording, once that is open: see core/run/recorded_prompts.
+PromptSpec read_recording(Map& map, const Value& value, PromptSpec entry) {
+  entry.recording = value.text().value_or("");
+  for (const std::string_view key : {"tokens", "tokens_file", "generate", "chunk"})
+    if (const auto other = map.find(key)) other->refuse("tokens and calls come from the recording: remove it");
+  map.finish();
+  return entry;
+}
+
 // What the tokens are is read last: the rest of the entry holds for every prompt of a file.
 std::vector<PromptSpec> read_entry(const Value& value, const Contract& contract) {
   Map map(value);
   PromptSpec entry;
   entry.where = value.node().where;
-  if (const auto id = map.require("id"))
+  const bool is_recorded = map.is_map() && map.find("recording");
+  if (const auto id = is_recorded ? map.find("id") : map.require("id"))
     if (const auto name = id->name()) {
       entry.id = entry.entry = *name;
       map.rename("prompts." + *name);
     }
+  if (const auto recording = map.find("recording")) return {read_recording(map, *recording, entry)};
   const auto tokens = map.find("tokens");
   const auto file = map.find("tokens_file");
   if (const auto generate = map.find("generate"))

@@ -15,6 +15,10 @@ namespace moe_diag {
 // parse_contract(), and leaves its mistakes with the value.
 void read_prompts(const Value& value, Contract& contract);
 void read_lanes(const Value& value, Contract& contract);
+// The keys of a lane that is a recording; none where it computes.
+std::optional<ReplaySpec> read_replay(Map& map, const Contract& contract);
+// Gives each lane with `as` the words of that lane's engine.
+void check_replays(const std::vector<Entry>& entries, Contract& contract);
 void read_oracle(const Value& value, Contract& contract);
 // Adds the lane of what is expected, too.
 void read_step(const Value& value, Contract& contract);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "core/explain/examiner.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -142,7 +144,7 @@ StepCase Examiner::case_of(const Subject& subject, Sighting& sighting) const {
   c.oracle = LaneNumerics(parts_.lanes[static_cast<std::size_t>(parts_.oracle)].computes(sighting.site));
   c.together = fed.steps_with(sighting.site, *c.step);
   // The error to be expected of one value depends on what it is the sum of.
-  if (c.a && c.a.shape.row() == 1) c.in[0] = sighting.now(parts_.oracle, c.step->in[0]);
+  if (c.a && is_product(operator_of(*c.step))) c.in[0] = sighting.now(parts_.oracle, c.step->in[0]);
   if (is_per_expert(c.stage)) {
     c.routing_a = sighting.now(subject.fed, Role::choice);
     c.routing_b = sighting.now(parts_.oracle, Role::choice);
@@ -154,7 +156,11 @@ void Examiner::look_at_step(std::size_t subject, Sighting& sighting, Finding& fi
   const Subject& s = subjects_[subject];
   StepCase c = case_of(s, sighting);
   if (!c.a || (is_per_expert(c.stage) && (!c.routing_a || !c.routing_b))) return;
-  if (payload_of(c.stage) == Payload::indices) {
+  const bool is_choice = payload_of(c.stage) == Payload::indices;
+  const bool is_span = look_at_span(s, sighting, finding);
+  finding.is_seen = !(is_choice && is_span);  // nothing is held against a choice by logits that are not recorded
+  if (is_span) return;
+  if (is_choice) {
     for (RowFlip& row : flips_of(s.fed, sighting)) {
       if (row.flip.kind == FlipKind::real) {
         note_failure(row.position, row.flip.expert, finding);
@@ -174,6 +180,37 @@ void Examiner::look_at_step(std::size_t subject, Sighting& sighting, Finding& fi
   const bool is_wrong_here = finding.footprint.is_wrong_in(c.first_position, static_cast<int>(c.a.shape[0]));
   const bool is_one_more = is_wrong_here && finding.explained_passes < most_passes;
   if (finding.fails && (is_new || is_one_more)) explain_or_keep(subject, sighting, c, finding);
+}
+
+// True where the step is seen together with others: their rounding is not known, so nothing is said of it here.
+bool Examiner::look_at_span(const Subject& subject, Sighting& sighting, Finding& finding) const {
+  if (!parts_.plan.spans) return false;
+  std::optional<RecordedSpan> span = parts_.plan.spans->of(sighting.prompt, subject.lane, sighting.site,
+                                                           {sighting.position(0), sighting.rows().count});
+  if (!span || span->is_one_step()) return false;
+  finding.span = std::move(span);
+  finding.expected = nan;
+  for (int row = 0; row < sighting.rows().count; ++row)
+    if (const auto error = error_of(subject.lane, sighting, row, -1); error && !(*error <= finding.step_error))
+      finding.step_error = *error;
+  return true;
+}
+
+void Examiner::note_failing_span(const Sample& sample, int lane) {
+  for (std::size_t s = 0; s < subjects_.size(); ++s) {
+    if (subjects_[s].lane != lane) continue;
+    const auto sites = findings_.find({sample.prompt, static_cast<int>(s)});
+    if (sites == findings_.end()) continue;
+    const auto at = sites->second.find(sample.site);
+    if (at == sites->second.end() || !at->second.span) continue;
+    Finding& finding = at->second;
+    note_failure(sample.position, sample.expert, finding);
+    const RecordedSpan& span = *finding.span;
+    finding.explanation.emplace();
+    finding.explanation->cause = StepCause::plain_operator;
+    finding.explanation->text = fmt::format("a step from {} is wrong; record {} to halve the gap", text_of(span),
+                                            name_of(span.inner[span.inner.size() / 2].stage));
+  }
 }
 
 // A case that is too large to be kept is explained on the spot, while its tensors are there.

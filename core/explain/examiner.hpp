@@ -15,7 +15,9 @@
 #include "core/explain/kept_cases.hpp"
 #include "core/model/model.hpp"
 #include "core/plan/plan.hpp"
+#include "core/recording/spans.hpp"
 #include "core/verdict/divergence.hpp"
+#include "core/verdict/verdict.hpp"
 
 namespace moe_diag {
 
@@ -36,6 +38,8 @@ struct RowFlip {
 struct Finding {
   Site site;
 
+  bool is_seen = false;  // the subject has the site
+
   // Of the step on the oracle's inputs. The worst row is that with the most expected errors.
   double step_error = 0, expected = 0;  // rel_l2 of the worst row, and what its numerics let it make there
   double times = 0;                     // the first in units of the second; infinite: not finite
@@ -45,7 +49,8 @@ struct Finding {
   std::vector<RowFlip> step_flips;  // of moe_router_indices
   FootprintMaker footprint;         // of all passes
   std::optional<StepExplanation> explanation;
-  int explained_passes = 0;  // that were explained, or kept for it
+  std::optional<RecordedSpan> span;  // of several steps, which a recording shows only the end of
+  int explained_passes = 0;          // that were explained, or kept for it
 
   // Of the lane as the contract has it.
   bool is_measured = false;                                      // its error is
@@ -107,6 +112,9 @@ class Examiner final : public Hook {
   // lane, then those with the largest excess, of other stages before others of the same stage.
   void explain(const std::vector<std::pair<int, Site>>& first);
 
+  // A falsifier's sample fails where several steps are shown at once: that they are wrong is known by the claim alone.
+  void note_failing_span(const Sample& sample, int lane);
+
   const std::vector<Subject>& subjects() const { return subjects_; }
   const Findings& findings() const { return findings_; }
   const std::vector<SideBySide>& compared() const { return compared_; }
@@ -122,6 +130,7 @@ class Examiner final : public Hook {
   void explain_kept(const KeptCases::Place& place);
   void hold_against_other(std::size_t subject, const KeptStep& kept, Finding& finding) const;
   std::optional<KeptCases::Place> next_to_explain(std::size_t subject) const;
+  bool look_at_span(const Subject& subject, Sighting& sighting, Finding& finding) const;
   void look_at_units(const StepCase& step_case, Finding& finding) const;
   std::vector<RowFlip> flips_of(int lane, Sighting& sighting) const;
   void look_at_lane(const Subject& subject, Sighting& sighting, Finding& finding) const;

@@ -19,6 +19,7 @@ namespace {
 
 constexpr int least_rows = 8;  // looked at from the first that fails on: a cause shows better in several
 constexpr int late_rows = 2;   // the same behind many others
+constexpr int few_rows = 48;   // of a prompt that is looked at whole: later rows may have another cause
 
 constexpr std::uint64_t most_kept_for_explaining = std::uint64_t{256} << 20;  // bytes of the steps that fail
 
@@ -122,11 +123,13 @@ const KeptStages* Explanations::oracle_stages(int prompt) const {
   return parts_.record ? parts_.record->of(prompt) : nullptr;
 }
 
-// From the first position that fails, a few; and all before it, unless they are many and the oracle would have to
-// compute them again.
+// A short prompt whole; else from the first position that fails, a few; and all before it, unless they are many and the
+// oracle would have to compute them again.
 void Explanations::widen(Again& again) const {
   const bool late = !feed_ && again.first >= least_rows && !oracle_stages(again.prompt);
-  again.end = std::min(again.first + (late ? late_rows : least_rows), parts_.sequences.known(again.prompt));
+  const int known = parts_.sequences.known(again.prompt);
+  const bool whole = !late && !feed_ && known <= few_rows;
+  again.end = whole ? known : std::min(again.first + (late ? late_rows : least_rows), known);
   again.first = late ? again.end - late_rows : 0;
 }
 

@@ -20,6 +20,10 @@ Pass pass_over(const TokenSequence& sequence, Stretch stretch, int head_first) {
   pass.sequence = sequence.id;
   pass.tokens =
       sequence.tokens.subspan(static_cast<std::size_t>(stretch.first), static_cast<std::size_t>(stretch.count));
+  if (pass.tokens.front() < 0) {  // a recording does not tell them
+    pass.tokens = {};
+    pass.rows_without_tokens = stretch.count;
+  }
   pass.first = stretch.first;
   pass.total = static_cast<int>(sequence.tokens.size());
   pass.head_first = std::clamp(head_first - stretch.first, 0, stretch.count - 1);

@@ -38,6 +38,7 @@ void Sequences::show(Sighting& sighting) {
 
 std::vector<Stretch> Sequences::stretches(int prompt) const {
   const PromptSpec& spec = contract_.prompts[static_cast<std::size_t>(prompt)];
+  if (!spec.calls.empty()) return spec.calls;
   return stretches_of(static_cast<int>(spec.tokens.size()), known(prompt), spec.chunk);
 }
 

@@ -8,11 +8,14 @@
 #include <utility>
 
 #include "core/lane/assisted_lane.hpp"
+#include "core/lane/known_lane.hpp"
 #include "core/lane/recorded_lane.hpp"
+#include "core/lane/replay_lane.hpp"
 #include "core/lane/rounded_lane.hpp"
 #include "core/ops/predicted.hpp"
 #include "core/ops/variant.hpp"
 #include "core/plugin/guard.hpp"
+#include "core/recording/numerics_fit.hpp"
 
 namespace moe_diag {
 namespace {
@@ -44,6 +47,24 @@ void check(const RunningLane& lane, std::size_t stages) {
   if (!d.storage.empty() && d.storage.size() != stages)
     wrong = fmt::format("its storage is of {} stages, the architecture has {}", d.storage.size(), stages);
   if (!wrong.empty()) throw Error(ErrorKind::environment, fmt::format("{}: describe: {}", lane.label(), wrong));
+}
+
+// A stage that is said to be kept in 16 bits has no values with more.
+void check_storage(const LaneSpec& spec, const Recording& recording, const Description& said) {
+  std::set<Stage, bool (*)(Stage, Stage)> stages(comes_before);
+  for (const Site& site : recording.sites())
+    if (payload_of(site.stage) == Payload::values) stages.insert(site.stage);
+  for (const Stage stage : stages) {
+    const DType stored = said.stored(stage);
+    if (!has_16_bits(stored)) continue;
+    if (const DType found = type_of_values(recording, stage); found != stored)
+      throw Error(ErrorKind::usage,
+                  fmt::format("{}: {}: stored: {} is said to be kept in {}, and its recorded values have {}: say "
+                              "{{..., {}: {}}}",
+                              spec.options.where(), spec.options.owner(), name_of(stage), name_of(stored),
+                              has_16_bits(found) ? fmt::format("the bits of {}", name_of(found)) : "more bits",
+                              name_of(stage), name_of(found)));
+  }
 }
 
 }  // namespace
@@ -100,13 +121,16 @@ DeviceMemory RunningLane::device_memory() const {
   return guard({label_, "device_memory"}, [&] { return lane_->device_memory(); });
 }
 
-Lanes::Lanes(const Contract& contract, const Model& model, PluginHost& host, const Request& request)
-    : Lanes(contract, std::vector(contract.lanes.size(), &model), host, request) {}
+Lanes::Lanes(const Contract& contract, const Model& model, PluginHost& host, const Request& request,
+             const Recordings* recordings)
+    : Lanes(contract, std::vector(contract.lanes.size(), &model), host, request, recordings) {}
 
-Lanes::Lanes(const Contract& contract, std::vector<const Model*> models, PluginHost& host, const Request& request)
+Lanes::Lanes(const Contract& contract, std::vector<const Model*> models, PluginHost& host, const Request& request,
+             const Recordings* recordings)
     : contract_(contract),
       host_(host),
       request_(request),
+      recordings_(recordings),
       models_(std::move(models)),
       rounded_(models_.size(), nullptr),
       varied_(models_.size()) {
@@ -129,7 +153,7 @@ Lanes::Lanes(const Contract& contract, std::vector<const Model*> models, PluginH
 
 void Lanes::add_rounded_weights(std::size_t i) {
   const WeightType* type = find_weight_type(contract_.lanes[i].engine.weights);
-  if (!type || !type->rounding || contract_.lanes[i].recorded) return;
+  if (!type || !type->rounding || contract_.lanes[i].recorded || contract_.lanes[i].replay) return;
   const Model* model = models_[i];
   rounded_[i] =
       &copies_.try_emplace({model, std::string(type->name)}, model->view(), programs_.at(model), *type).first->second;
@@ -179,6 +203,7 @@ void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
     lane.description = RecordedLane::description(*contract_.step);
     return;
   }
+  if (spec.replay) return describe_replay(i);
   try {
     std::unique_ptr<Backend>& backend = backends_[{spec.backend, device_of(spec.options)}];
     if (!backend) backend = host.make_backend(spec.backend, spec.options);
@@ -193,6 +218,25 @@ void Lanes::describe(std::size_t i, PluginHost& host, const Request& request) {
   }
   host.check_options(PluginKind::backend, spec.backend, spec.options);
   describe_engine(i);
+}
+
+void Lanes::describe_replay(std::size_t i) {
+  const LaneSpec& spec = contract_.lanes[i];
+  const Recording* recording = recordings_ ? recordings_->of(i) : nullptr;
+  if (!recording) {
+    lanes_[i].absent = recordings_ ? recordings_->absent(i) : "its recording was not opened";
+    return;
+  }
+  Description& d = lanes_[i].description = ReplayLane::description(spec, *recording, config());
+  const EngineNumerics engine = engine_of(spec);
+  lanes_[i].engine = text_of(spec.engine);
+  d.storage = storage_of(engine, config().stages, d);
+  check_storage(spec, *recording, d);
+  d.reads = engine.reads;
+  d.weights = engine.weights;
+  d.accumulator = engine.accumulator;
+  d.kv_cache = engine.kv_cache;
+  d.kv_rotate = engine.kv_rotate;
 }
 
 // The words of the contract about the lane's engine, beside those of the backend about itself.
@@ -224,6 +268,10 @@ void Lanes::describe_engine(std::size_t i) {
 std::unique_ptr<Lane> Lanes::opened(std::size_t i, RunningLane& lane) {
   const LaneSpec& spec = contract_.lanes[i];
   if (spec.recorded) return std::make_unique<RecordedLane>(*contract_.step, config());
+  if (spec.replay) {
+    const Recording& recording = *recordings_->of(i);
+    return std::make_unique<ReplayLane>(recording, config(), requests_of(contract_, spec, recording));
+  }
   if (rounded_[i]) rounded_[i]->make();
   std::unique_ptr<Lane> own = backend_of_[i]->open(view(i), spec.options);
   if (!own) return own;
@@ -233,9 +281,13 @@ std::unique_ptr<Lane> Lanes::opened(std::size_t i, RunningLane& lane) {
     lane.plain_operators = left_to_plain_operators(*own, program(i));
     if (!lane.plain_operators.empty()) own = std::make_unique<AssistedLane>(std::move(own), config(), program(i));
   }
-  if (spec.engine.empty()) return own;
-  return std::make_unique<RoundedLane>(std::move(own), config(), program(i), spec.engine,
-                                       lanes_[i].description.storage);
+  if (!spec.engine.empty())
+    own =
+        std::make_unique<RoundedLane>(std::move(own), config(), program(i), spec.engine, lanes_[i].description.storage);
+  const int inputs = index_of(spec.inputs);
+  if (inputs >= 0 && contract_.lanes[static_cast<std::size_t>(inputs)].replay)
+    return std::make_unique<KnownLane>(std::move(own), program(i), config().stages.size());
+  return own;
 }
 
 // The lane of a kernel, over one that computes all other steps.

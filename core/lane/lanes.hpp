@@ -15,6 +15,7 @@
 #include "core/model/program.hpp"
 #include "core/model/rounded_weights.hpp"
 #include "core/plugin/host.hpp"
+#include "core/recording/recordings.hpp"
 
 namespace moe_diag {
 
@@ -84,9 +85,11 @@ class Lanes {
  public:
   // Describes every lane; nothing large is allocated. A lane whose backend or device is not there is kept, marked
   // absent, and so is every lane it feeds. All that is given outlives it.
-  Lanes(const Contract& contract, const Model& model, PluginHost& host, const Request& request);
+  Lanes(const Contract& contract, const Model& model, PluginHost& host, const Request& request,
+        const Recordings* recordings = nullptr);
   // As many models as lanes, which differ in their weights only.
-  Lanes(const Contract& contract, std::vector<const Model*> models, PluginHost& host, const Request& request);
+  Lanes(const Contract& contract, std::vector<const Model*> models, PluginHost& host, const Request& request,
+        const Recordings* recordings = nullptr);
 
   // Opens the lanes that `needed` marks and that are not absent.
   void open(const std::vector<bool>& needed);
@@ -117,6 +120,7 @@ class Lanes {
     return rounded_[lane] ? rounded_[lane]->program() : programs_.at(models_[lane]);
   }
   const ModelView& view(std::size_t i) const { return rounded_[i] ? rounded_[i]->view() : models_[i]->view(); }
+  void describe_replay(std::size_t i);
   void describe_engine(std::size_t i);
   std::unique_ptr<Lane> opened(std::size_t i, RunningLane& lane);
   std::unique_ptr<Lane> on_base(std::size_t i, std::unique_ptr<Lane> kernel, RunningLane& lane);
@@ -127,7 +131,8 @@ class Lanes {
   const Contract& contract_;
   PluginHost& host_;
   const Request request_;
-  std::vector<const Model*> models_;  // per lane
+  const Recordings* const recordings_;  // null: no lane replays one
+  std::vector<const Model*> models_;    // per lane
   std::map<const Model*, Program> programs_;
   std::map<std::pair<const Model*, std::string>, RoundedWeights> copies_;  // by the engine's word
   std::vector<RoundedWeights*> rounded_;                                   // per lane; null: the model's own weights

@@ -15,8 +15,9 @@ namespace {
 // Resolves selections and keeps every mistake until all are found.
 class Planner {
  public:
-  Planner(const Contract& contract, const Model& model, bool controls)
+  Planner(const Contract& contract, const Model& model, bool controls, const Recordings* recordings)
       : contract_(contract),
+        recordings_(recordings),
         model_(model),
         config_(model.config()),
         program_(build_program(model)),
@@ -32,7 +33,7 @@ class Planner {
       plan.falsifiers.push_back({&spec,
                                  lane(spec.lane),
                                  lane(spec.against),
-                                 sites(spec.stages, spec.layers, spec.where),
+                                 sites(spec.stages, spec.layers, spec.where, recording_of(spec)),
                                  positions(spec.positions, spec.prompts, spec.where),
                                  lane(spec.floor),
                                  {},
@@ -48,6 +49,7 @@ class Planner {
     if (!mistakes_.empty()) throw Error(ErrorKind::usage, mistakes_);
     find_head_rows(plan);
     plan.program = std::move(program_);
+    if (recordings_) plan.spans = std::make_shared<const RecordedSpans>(contract_, plan.program, *recordings_);
     plan.chooser = chooser();
     return plan;
   }
@@ -60,7 +62,7 @@ class Planner {
 
   void check_prompts() {
     for (const PromptSpec& prompt : contract_.prompts) {
-      for (std::size_t i = 0; i < prompt.tokens.size(); ++i)
+      for (std::size_t i = 0; prompt.has_tokens() && i < prompt.tokens.size(); ++i)
         if (prompt.tokens[i] < 0 || prompt.tokens[i] >= config_.vocab)
           mistake(prompt.where, fmt::format("prompt '{}': token {} at position {} is outside the vocabulary, 0 to {}",
                                             prompt.id, prompt.tokens[i], i, config_.vocab - 1));
@@ -78,7 +80,19 @@ class Planner {
     return -1;
   }
 
-  SiteSet sites(const StageSelection& stages, const IndexSelection& layers, const Where& where) {
+  // Whose sites a falsifier with `stage: recorded` looks at; null: it looks at all.
+  const Recording* recording_of(const FalsifierSpec& spec) {
+    if (spec.recorded == FalsifierSpec::Recorded::no || !recordings_) return nullptr;
+    for (const std::string& name : {spec.lane, spec.against})
+      if (const int i = lane(name); i >= 0 && contract_.lanes[static_cast<std::size_t>(i)].replay)
+        return recordings_->of(static_cast<std::size_t>(i));
+    mistake(spec.where,
+            fmt::format("falsifier '{}': stage: {}: neither of its lanes is a recording", spec.id, spec.stages.text));
+    return nullptr;
+  }
+
+  SiteSet sites(const StageSelection& stages, const IndexSelection& layers, const Where& where,
+                const Recording* recording = nullptr) {
     SiteSet set(config_);
     std::vector<int> chosen;
     try {
@@ -87,7 +101,7 @@ class Planner {
       mistake(where, fmt::format("layers: {}", e.what()));
     }
     const auto insert = [&](Site site) {
-      if (find_step(program_, site)) set.insert(site);
+      if (find_step(program_, site) && (!recording || recording->has(site))) set.insert(site);
     };
     for (Stage stage : stages.stages) {
       if (info(stage).scope != Scope::layer) {
@@ -106,6 +120,7 @@ class Planner {
     Positions all;
     for (const PromptSpec& prompt : contract_.prompts) {
       all.emplace_back();
+      if (prompt.length() == 0) continue;  // of a recording that is absent
       if (!prompts.empty() && std::find(prompts.begin(), prompts.end(), prompt.id) == prompts.end()) continue;
       try {
         all.back() = selection.resolve(prompt.length());
@@ -209,8 +224,13 @@ class Planner {
     });
     for (std::size_t p = 0; p < contract_.prompts.size(); ++p) {
       const PromptSpec& prompt = contract_.prompts[p];
-      const int length = prompt.length(), longest = recut ? length : stretches_of(prompt).front().count;
-      int first = length - 1;
+      const int length = prompt.length();
+      if (length == 0) {  // of a recording that is absent
+        plan.head_first.push_back(0);
+        continue;
+      }
+      int longest = recut ? length : 0, first = length - 1;
+      for (const Stretch& stretch : stretches_of(prompt)) longest = std::max(longest, stretch.count);
       const auto look = [&](const SiteSet& set, const Positions& at) {
         const bool head = std::any_of(config_.stages.begin(), config_.stages.end(), [&](Stage stage) {
           return is_of_head(stage) && set.contains({stage, -1});
@@ -229,6 +249,7 @@ class Planner {
   }
 
   const Contract& contract_;
+  const Recordings* const recordings_;
   const Model& model_;
   const ModelConfig& config_;
   Program program_;
@@ -247,14 +268,15 @@ std::vector<Site> SiteSet::in_forward_order() const {
 }
 
 std::vector<Stretch> stretches_of(const PromptSpec& prompt) {
+  if (!prompt.calls.empty()) return prompt.calls;
   return stretches_of(static_cast<int>(prompt.tokens.size()), prompt.length(), prompt.chunk);
 }
 
-Plan make_plan(const Contract& contract, const Model& model, bool controls) {
+Plan make_plan(const Contract& contract, const Model& model, bool controls, const Recordings* recordings) {
   if (contract.stages.begin() != model.config().stages.begin())
     throw Error(ErrorKind::environment,
                 fmt::format("{}: the file has changed since the contract was read", model.source()));
-  return Planner(contract, model, controls).make();
+  return Planner(contract, model, controls, recordings).make();
 }
 
 bool in_lockstep(const FalsifierSpec& falsifier) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "core/lane/lanes.hpp"
 #include "core/model/model.hpp"
 #include "core/model/program.hpp"
+#include "core/recording/spans.hpp"
 
 namespace moe_diag {
 
@@ -69,11 +71,12 @@ struct Plan {
   const Contract* contract = nullptr;
   std::vector<WatchedFalsifier> falsifiers;
   std::vector<WatchedCapture> captures;
-  std::vector<WatchedCapture> evidence;  // captures `when: falsified`: looked at only once something is
-  std::vector<int> head_first;           // per prompt: first row of final_norm and lm_head that somebody looks at
-  Request request;                       // longest pass and sequence
-  Program program;                       // what the lanes compute, without faults
-  int chooser = -1;                      // lane of the oracle when it chooses tokens for a prompt; else -1
+  std::vector<WatchedCapture> evidence;        // captures `when: falsified`: looked at only once something is
+  std::vector<int> head_first;                 // per prompt: first row of final_norm and lm_head that somebody looks at
+  Request request;                             // longest pass and sequence
+  Program program;                             // what the lanes compute, without faults
+  std::shared_ptr<const RecordedSpans> spans;  // of recordings; null: there are none
+  int chooser = -1;                            // lane of the oracle when it chooses tokens for a prompt; else -1
 };
 
 // The passes of a prompt and what follows it, as the contract cuts them.
@@ -83,7 +86,8 @@ std::vector<Stretch> stretches_of(const PromptSpec& prompt);
 // token outside the vocabulary, a prompt longer than the model's context, a selection or an override that reaches
 // nothing, more values asked for than a row has, a planted fault that this model cannot have; with `controls`, also
 // controls that it cannot have.
-Plan make_plan(const Contract& contract, const Model& model, bool controls);
+// `recordings`: of its lanes; null: there are none.
+Plan make_plan(const Contract& contract, const Model& model, bool controls, const Recordings* recordings = nullptr);
 
 // Why the fault cannot be planted in this model with these prompts; empty: it can.
 std::string mistake_of(const FaultSpec& fault, const Contract& contract, const ModelConfig& config,

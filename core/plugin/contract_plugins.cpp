@@ -25,7 +25,8 @@ class Check {
 
   std::vector<OtherMistake> of(const Contract& contract) {
     for (const LaneSpec& lane : contract.lanes)
-      if (!lane.recorded) look({PluginKind::backend, lane.backend, lane.backend_at, lane.options, lane.where});
+      if (!lane.recorded && !lane.replay)
+        look({PluginKind::backend, lane.backend, lane.backend_at, lane.options, lane.where});
     for (const SinkSpec& sink : contract.sinks)
       look({PluginKind::sink, sink.sink, sink.sink_at, sink.options, sink.where});
     return std::move(mistakes_);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <set>
 
+#include "core/recording/site_name.hpp"
 #include "core/report/diagnosis_text.hpp"
 #include "core/report/report.hpp"
 #include "core/report/text.hpp"
@@ -17,8 +18,10 @@ class Console {
 
   std::string text() {
     line("{}", headline(verdict_));
-    if (!verdict_.failure.empty()) line("\nThe run ended early: {}", verdict_.failure);
+    const bool is_whole = verdict_.failure_is_usage && verdict_.diagnosis.made;  // what it found says so
+    if (!verdict_.failure.empty()) line("\n{}{}", is_whole ? "" : "The run ended early: ", verdict_.failure);
     first_divergence();
+    moved();
     falsifiers();
     what_ran();
     return std::move(text_);
@@ -92,6 +95,22 @@ class Console {
     text_ += nonfinite_block(verdict_);
   }
 
+  void moved() {
+    constexpr std::size_t most = 8;
+    const std::vector<Moved>& all = verdict_.moved;
+    if (verdict_.baseline.empty()) return;
+    if (all.empty()) return line("\nbaseline   {}: no error grew beyond it", verdict_.baseline);
+    line("\nWorse than {}", verdict_.baseline);
+    const std::size_t shown = details_ ? all.size() : std::min(all.size(), most);
+    for (std::size_t i = 0; i < shown; ++i) {
+      const Judgement& j = verdict_.judgements[all[i].falsifier];
+      line("  {}, prompt {}, {}: {} is {:.4g}, and was {:.4g}: {:.3g} times the error", j.spec->id,
+           contract_.prompts[static_cast<std::size_t>(all[i].prompt)].id, text_of(all[i].site), name_of(j.spec->metric),
+           all[i].now, all[i].before, all[i].times);
+    }
+    if (shown < all.size()) line("  and {} more, which are in the JSON", all.size() - shown);
+  }
+
   void other_divergences(int leads) {
     std::vector<const Divergence*> others;
     for (const Divergence& d : verdict_.diagnosis.divergences)
@@ -144,7 +163,8 @@ class Console {
     if (j.skipped_experts > 0)
       line("{:10} {} expert slots not compared: their experts have no slot in the other lane", "", j.skipped_experts);
     if (j.without_floor > 0)
-      line("{:10} {} samples not judged: the lane of the floor did not choose the expert", "", j.without_floor);
+      line("{:10} {} samples counted in the error of other rows: the lane of the floor went through other experts", "",
+           j.without_floor);
     flips(j);
     for (const ControlResult& c : j.controls)
       if (details_ || !c.tripped)

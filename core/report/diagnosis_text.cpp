@@ -109,6 +109,7 @@ std::string step_block(const Verdict& verdict, const Divergence& d) {
     text += line("step", fmt::format("error {:.3g} on the oracle's inputs, {:.2g} expected of {}", d.error, d.expected,
                                      numerics_text(verdict.lanes[static_cast<std::size_t>(d.lane)])));
   if (!d.footprint.text.empty()) text += line("wrong", d.footprint.text);
+  if (!d.recorded.empty()) text += line("recorded", d.recorded);
   if (!d.tensors.empty()) text += line("tensor", fmt::format("{}", fmt::join(d.tensors, ", ")));
   if (!d.kernel.empty()) text += line("kernel", d.kernel);
   return text;

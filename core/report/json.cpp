@@ -113,6 +113,7 @@ Json divergence_json(const Verdict& verdict, std::size_t index) {
   j["prompt"] = prompt_id(verdict, d.prompt);
   j["position"] = d.position;
   j["expert"] = index_or_null(d.expert);
+  j["recorded"] = text_or_null(d.recorded);
   j["tensors"] = d.tensors;
   j["kernel"] = text_or_null(d.kernel);
   j["factor"] = d.cause == Cause::scale ? number(d.factor) : Json(nullptr);
@@ -239,6 +240,7 @@ Json judgement_json(const Verdict& verdict, const Judgement& judgement) {
   j["failing"] = judgement.failing;
   j["skipped_experts"] = judgement.skipped_experts;
   j["samples_without_floor"] = judgement.without_floor;
+  j["samples_undecided"] = judgement.undecided;
   j["not_judged"] = not_judged_json(verdict, judgement.not_judged);
   j["flips"] = nullptr;
   if (spec.metric == Metric::routing_real_flips)
@@ -338,6 +340,17 @@ Json first_divergence_json(const Verdict& verdict) {
 
 void add_verdict(Json& j, const Verdict& verdict) {
   add_what_ran(j, verdict);
+  j["baseline"] = text_or_null(verdict.baseline);
+  j["moved"] = Json::array();
+  for (const Moved& m : verdict.moved) {
+    Json site = site_json(m.site);
+    site["falsifier"] = verdict.judgements[m.falsifier].spec->id;
+    site["prompt"] = prompt_id(verdict, m.prompt);
+    site["before"] = number(m.before);
+    site["now"] = number(m.now);
+    site["times"] = number(m.times);
+    j["moved"].push_back(std::move(site));
+  }
   j["planted"] = verdict.planted;
   j["injected"] = verdict.injected;
   for (const auto& [key, allowed] :

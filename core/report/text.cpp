@@ -48,6 +48,7 @@ std::string_view word_of(const Verdict& verdict) {
   if (!verdict.failure.empty()) return "FAILED";
   if (any(Outcome::falsified)) return "FALSIFIED";
   if (any(Outcome::vacuous)) return "VACUOUS";
+  if (!verdict.moved.empty()) return "WORSE";
   if (verdict.count(Outcome::untested) > verdict.count_allowed()) return "UNTESTED";
   if (std::any_of(verdict.captured_nothing.begin(), verdict.captured_nothing.end(),
                   [](const NotCaptured& n) { return !n.allowed; }))

@@ -55,7 +55,7 @@ CaseIndex source_of(const KernelCaseParts& parts) {
 // Words of the lane's engine that cases do not have.
 void refuse_engine(const LaneSpec& lane) {
   const EngineNumerics& e = lane.engine;
-  if (!e.stages.empty())
+  if (!e.stages.empty() && !lane.replay)
     refuse(
         fmt::format("lane '{}': `stored` by stage is not written as a case: expected the name of a preset", lane.name));
   const std::pair<std::string_view, bool> others[] = {{"scales of `reads`", !e.scales.empty()},
@@ -76,6 +76,8 @@ CasesRequest request_of(const KernelCaseParts& parts, const ReproOptions& option
   request.numerics = numerics_of(parts);
   request.reads = parts.lane.engine.reads;
   request.stored = parts.lane.engine.stored;
+  for (const auto& [stage, type] : parts.lane.engine.stages)
+    if (stage == parts.site.stage) request.stored = name_of(type);
   request.out = options.out;
   request.overwrite = options.overwrite;
   request.tool_version = options.run.tool_version;

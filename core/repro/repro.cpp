@@ -14,6 +14,7 @@
 #include "core/repro/case_writer.hpp"
 #include "core/repro/kernel_case.hpp"
 #include "core/run/call_files.hpp"
+#include "core/run/open_model.hpp"
 #include "core/run/runner.hpp"
 #include "core/text/nearest.hpp"
 #include "core/text/quote.hpp"
@@ -49,6 +50,7 @@ Contract contract_of(const EarlierVerdict& verdict) {
     refuse(fmt::format("{}: the contract has changed since {} was written (digest {} then, {} now): run it again",
                        verdict.contract, verdict.path, verdict.contract_digest, contract.digest));
   if (contract.step) refuse(fmt::format("{}: the contract is one step alone already", verdict.contract));
+  resolve_recorded_prompts(contract, nullptr);
   for (const std::string& text : verdict.injected) contract.planted.push_back(parse_fault(text, contract));
   contract.capture.clear();
   contract.sinks.clear();
@@ -86,14 +88,16 @@ class Reproduction {
     files.read("the verdict", verdict_.path);
     files.read(contract_);
     files.write_folder("--out", options_.out);
+    // A recording computes nothing: what it wrote is judged as a kernel's output is.
+    const bool as_kernel = options_.cases || lane_spec(lane_).replay;
     std::optional<CaseFolder> folder;  // refused before anything is run
-    if (!options_.cases) folder.emplace(options_.out, options_.overwrite);
+    if (!as_kernel) folder.emplace(options_.out, options_.overwrite);
     const std::string other = claim_.against;
     watch(other);
     Runner runner(contract_, host_, options_.run);
     open(runner, other);
     const SeenStep seen = seen_by(runner, other);
-    if (options_.cases)
+    if (as_kernel)
       return write_kernel_case({runner.model(), contract_, seen, lane_spec(lane_),
                                 runner.lane(lane_).description.numerics, where_.site, where_.position},
                                options_);
@@ -169,7 +173,7 @@ class Reproduction {
       where_.position = d.position;
       where_.site = site_of(d.site);
       LaneSpec& lane = lane_spec(lane_);
-      lane.inputs = contract_.oracle;
+      if (!lane.replay) lane.inputs = contract_.oracle;  // a recording stands on inputs of its own
       lane.routing.clear();
       if (!own_claim_) claim_.against = contract_.oracle;
     }

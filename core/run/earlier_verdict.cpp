@@ -50,6 +50,8 @@ class Reader {
       one.outcome = text(falsifier, "outcome");
       if (const Json& sample = member(falsifier, "first_failing"); !sample.is_null())
         one.first_failing = sample_of(sample);
+      if (falsifier.contains("sites"))
+        for (const Json& site : list(falsifier, "sites")) one.sites.push_back(sample_of(site));
       if (const Json& explanation = member(falsifier, "explanation"); !explanation.is_null())
         read_explanation(explanation, one);
     }

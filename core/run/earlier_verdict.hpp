@@ -36,6 +36,7 @@ struct EarlierDivergence {
 struct EarlierFalsifier {
   std::string id, outcome;
   std::optional<EarlierSample> first_failing;
+  std::vector<EarlierSample> sites;             // the worst of each
   std::string cause, why;                       // of a falsified one; why: in words, may be empty
   std::optional<EarlierDivergence> divergence;  // its own, or what it is inherited from
 };

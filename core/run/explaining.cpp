@@ -7,9 +7,11 @@
 
 #include "core/explain/causes.hpp"
 #include "core/explain/explain.hpp"
+#include "core/explain/recorded_pattern.hpp"
 #include "core/plan/budget.hpp"
 #include "core/plan/memory.hpp"
 #include "core/report/diagnosis_text.hpp"
+#include "core/report/text.hpp"
 
 namespace moe_diag {
 namespace {
@@ -73,10 +75,78 @@ std::vector<Hook*> Explaining::hooks_beside(const std::vector<Hook*>& others) {
   Bus beside;
   for (Hook* hook : others) beside.add(*hook);
   for (Hook* hook : hooks) beside.add(*hook);
+  look_beside_recordings();
+  if (beside_) {  // where such an oracle is not finite, the recording was not
+    hooks.push_back(beside_.get());
+    return hooks;
+  }
   watch_ = std::make_unique<OracleWatch>(runner_.lanes(), runner_.oracle());
   watch_->look_beside(beside, static_cast<int>(runner_.contract().prompts.size()));
   hooks.push_back(watch_.get());
   return hooks;
+}
+
+// The recording that feeds the oracle, and the lanes fed by it that somebody judges.
+void Explaining::look_beside_recordings() {
+  const int oracle = runner_.oracle(), engine = runner_.lane(oracle).inputs;
+  if (!runner_.options().explain || engine < 0 || !runner_.recordings().of(static_cast<std::size_t>(engine)) ||
+      !obstacle_to_explaining(runner_.lanes(), oracle).empty())
+    return;
+  std::vector<Subject> subjects{{engine, engine}};
+  for (const WatchedFalsifier& f : runner_.planned().falsifiers) {
+    const bool is_known =
+        std::any_of(subjects.begin(), subjects.end(), [&](const Subject& s) { return s.lane == f.lane; });
+    if (!is_known && f.lane != oracle && runner_.lane(f.lane).inputs == engine) subjects.push_back({f.lane, f.lane});
+  }
+  beside_ = std::make_unique<Examiner>(
+      Examiner::Parts{runner_.planned(), runner_.model(), runner_.lanes(), oracle, memory_for(runner_)},
+      std::move(subjects), std::vector<SideBySide>{},
+      std::vector<Stage>{runner_.model().config().stages.of(Role::layer_output)});
+}
+
+// Nothing is run again: what the engine had, and what the oracle made of it, was at hand.
+void Explaining::explain_recordings(Verdict& verdict) {
+  for (std::size_t f = 0; f < verdict.judgements.size(); ++f) {
+    if (verdict.judgements[f].outcome != Outcome::falsified) continue;
+    for (const SiteResult& site : verdict.judgements[f].sites)
+      if (site.failing > 0) beside_->note_failing_span(site.first_failing, runner_.planned().falsifiers[f].lane);
+  }
+  name_causes(verdict, runner_.planned(), runner_.lanes(), *beside_);
+  beside_->explain(leading_places(verdict));
+  name_causes(verdict, runner_.planned(), runner_.lanes(), *beside_);
+  const int engine = beside_->subjects().front().lane;
+  const Recording& recording = *runner_.recordings().of(static_cast<std::size_t>(engine));
+  const std::vector<int> requests =
+      requests_of(runner_.contract(), runner_.contract().lanes[static_cast<std::size_t>(engine)], recording);
+  verdict.failure =
+      name_recorded_patterns(verdict, runner_.planned(), *beside_, engine, fit_numerics(recording, runner_.program()));
+  verdict.failure_is_usage = !verdict.failure.empty();
+  for (Divergence& d : verdict.diagnosis.divergences) {
+    if (d.lane != engine) continue;
+    d.recorded = recorded_place(d);
+    if (const std::string calls = text_of_calls(verdict, d, recording, requests); !calls.empty())
+      d.text += (d.text.empty() ? "" : "; ") + calls;
+  }
+}
+
+// "layer_05/moe_ffn_out.npy, byte 4224: call 3 of 17 rows, graph"
+std::string Explaining::recorded_place(const Divergence& d) const {
+  const auto lane = static_cast<std::size_t>(d.lane);
+  const Recording* recording = runner_.recordings().of(lane);
+  if (!recording) return "";
+  const int request =
+      requests_of(runner_.contract(), runner_.contract().lanes[lane], *recording)[static_cast<std::size_t>(d.prompt)];
+  const auto place = request < 0 ? std::nullopt : recording->place(request, d.site, d.position);
+  if (!place) return "";
+  std::string text = place->file + (place->tensor.empty() ? "" : ", " + place->tensor);
+  text += fmt::format(", byte {}", place->offset);
+  const int index = recording->call_at(request, d.position);
+  if (index < 0) return text;
+  const RecordedCall& call = recording->calls()[static_cast<std::size_t>(index)];
+  text += fmt::format(": call {} of {}", call.number, counted(static_cast<std::size_t>(call.batch_rows), "row"));
+  for (const std::string& fact : {call.mode, call.kernel})
+    if (!fact.empty()) text += ", " + fact;
+  return text + (call.rank >= 0 ? fmt::format(", rank {}", call.rank) : "");
 }
 
 void Explaining::end_prompt(int prompt, int positions, bool failed) {
@@ -94,6 +164,11 @@ void Explaining::explain(Verdict& verdict) {
   if (!runner_.options().explain)
     return leave_unexplained(verdict, runner_.planned(), runner_.oracle(), "causes were not asked for: --no-explain");
   const double before = runner_.seconds();
+  if (beside_) {
+    explain_recordings(verdict);
+    verdict.timing.explain = runner_.seconds() - before;
+    return;
+  }
   if (make_explanations(verdict, std::move(record))) verdict.timing.explain = runner_.seconds() - before;
 }
 

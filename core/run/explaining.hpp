@@ -3,8 +3,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
+#include "core/explain/examiner.hpp"
 #include "core/explain/kept_caches.hpp"
 #include "core/explain/kept_oracle.hpp"
 #include "core/explain/oracle_watch.hpp"
@@ -32,6 +34,9 @@ class Explaining {
 
  private:
   bool keeps_caches() const;
+  void look_beside_recordings();
+  void explain_recordings(Verdict& verdict);
+  std::string recorded_place(const Divergence& divergence) const;
   bool make_explanations(Verdict& verdict, std::unique_ptr<KeptOracle> record);
 
   Runner& runner_;
@@ -39,6 +44,9 @@ class Explaining {
   std::unique_ptr<KeptOracle> record_;  // null: there is none, or no more
   KeptCaches caches_;                   // of what is not in the record
   const bool keeps_caches_;
+  // Of recordings, whose steps the oracle computes on their own inputs: all that explains them is seen in the run.
+  // Null: the oracle is fed by none.
+  std::unique_ptr<Examiner> beside_;
   std::unique_ptr<OracleWatch> watch_;  // once the lockstep run has begun; null: there is no oracle
 };
 

@@ -3,6 +3,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
+#include "core/recording/recordings.hpp"
+
 namespace moe_diag {
 
 SyntheticSpec spec_of(const ModelSource& source) {
@@ -28,6 +32,20 @@ std::shared_ptr<const Model> open_model(const Contract& contract, ModelCache* ca
   auto model = std::make_shared<const Model>(is_file ? Model::open(source.gguf) : Model::synthetic(spec));
   if (cache) *cache = {name, model};
   return model;
+}
+
+void resolve_recorded_prompts(Contract& contract, ModelCache* cache) {
+  const bool any = std::any_of(contract.prompts.begin(), contract.prompts.end(),
+                               [](const PromptSpec& prompt) { return !prompt.recording.empty(); });
+  if (!any) return;
+  std::shared_ptr<const Model> model;
+  try {
+    model = open_model(contract, cache);
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::absent) throw;
+    return;  // the run says why nothing can be judged
+  }
+  take_recorded_prompts(contract, Recordings(contract, model->config()));
 }
 
 ModelReport report_of(const Model& model, const Contract& contract) {

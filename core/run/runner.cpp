@@ -23,19 +23,22 @@ bool Runner::open_model() {
     model_report_.absent = e.what();
     return false;
   }
+  recordings_ = Recordings(contract_, model_->config());
   model_report_ = report_of(*model_, contract_);
   digest_.emplace(*model_, options_);
   return true;
 }
 
 void Runner::plan() {
-  plan_ = make_plan(contract_, *model_, options_.controls);
+  plan_ = make_plan(contract_, *model_, options_.controls, &recordings_);
   for (const FaultSpec& fault : options_.inject)
     if (const std::string what = mistake_of(fault, contract_, model_->config(), plan_.program); !what.empty())
       throw Error(ErrorKind::usage, "--inject: " + what);
 }
 
-void Runner::describe_lanes() { lanes_ = std::make_unique<Lanes>(contract_, *model_, host_, plan_.request); }
+void Runner::describe_lanes() {
+  lanes_ = std::make_unique<Lanes>(contract_, *model_, host_, plan_.request, &recordings_);
+}
 
 void Runner::check_faults() const { planted_.check_bits(*lanes_, options_.controls); }
 

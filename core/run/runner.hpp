@@ -41,6 +41,7 @@ class Runner {
   PluginHost& host() const { return host_; }
   const RunOptions& options() const { return options_; }
   const Model& model() const { return *model_; }
+  const Recordings& recordings() const { return recordings_; }
   const Plan& planned() const { return plan_; }
   const Program& program() const { return plan_.program; }
   Lanes& lanes() { return *lanes_; }
@@ -98,6 +99,7 @@ class Runner {
   std::shared_ptr<const Model> model_;
   ModelReport model_report_;
   std::optional<RunDigest> digest_;
+  Recordings recordings_;
   Plan plan_;
   std::unique_ptr<Lanes> lanes_;
   std::vector<bool> lockstep_;

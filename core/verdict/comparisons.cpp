@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
+#include "core/ops/combine.hpp"
 #include "core/ops/linear.hpp"
 #include "core/ops/operator.hpp"
 #include "core/ops/predicted.hpp"
@@ -68,6 +70,57 @@ bool Comparisons::chose_by_numbers(int lane, int row) {
   return !at->second || is_row_finite(at->second, row);
 }
 
+std::optional<Comparisons::Floor> Comparisons::floor(int floor, int against, int judged, const SampleSegments& sample) {
+  const auto [at, fresh] = floors_.try_emplace({floor, against});
+  if (fresh) at->second = error_of_pass(floor, against);
+  const std::vector<Measured>& own = row(floor, against, sample.row).samples;
+  const auto same =
+      std::find_if(own.begin(), own.end(), [&](const Measured& m) { return m.segments.expert == sample.expert; });
+  const bool is_there = same != own.end();
+  if (is_there && std::isnan(same->measure.rel_l2())) return Floor{std::nan("")};
+  if (!at->second) return std::nullopt;
+  const DType stored = lanes_[static_cast<std::size_t>(judged)].description.stored(site().stage);
+  const bool is_of_others = !is_there || went_otherwise(floor, against, sample.row);
+  const double of_row = is_of_others ? 0 : same->measure.rel_l2();
+  return Floor{std::max({*at->second, rounding_of(stored), of_row}), is_of_others};
+}
+
+std::optional<double> Comparisons::error_of_pass(int floor, int against) {
+  double squares = 0;
+  std::int64_t count = 0;
+  for (int r = 0; r < sighting_.rows().count; ++r) {
+    if (went_otherwise(floor, against, r)) continue;
+    for (const Measured& m : row(floor, against, r).samples) {
+      const double error = m.measure.rel_l2();
+      if (m.measure.nonfinite_b > 0 || std::isnan(error)) continue;
+      squares += error * error;
+      ++count;
+    }
+  }
+  return count > 0 ? std::optional(std::sqrt(squares / static_cast<double>(count))) : std::nullopt;
+}
+
+// Whether two lanes that chose their experts by themselves chose others, so that all behind is of other experts.
+bool Comparisons::went_otherwise(int lane, int against, int row) {
+  const Stage choice = site().stage.sibling(Role::choice);
+  if (!choice || !comes_before(choice, site().stage) || is_per_expert(site().stage)) return false;
+  const Tensor a = sighting_.now(lane, choice), b = sighting_.now(against, choice);
+  return a && b && routing_flips(a, b, row, lanes_.config().experts) > 0;
+}
+
+bool Comparisons::may_choose_otherwise(int lane, int against, int row) {
+  constexpr double beyond = 4;  // the engine's own rounding is not the peer's, and both sides of a margin move
+  const Tensor a = sighting_.now(lane, Role::router_scores), b = sighting_.now(against, Role::router_scores);
+  if (!a || !b) return true;
+  host::Values own = host::values_of(a, row, 1), right = host::values_of(b, row, 1);
+  double error = 0;
+  for (std::size_t e = 0; e < right.size(); ++e) error = std::max(error, std::fabs(own[e] - right[e]));
+  const auto used = static_cast<std::size_t>(lanes_.config().used);
+  if (used >= right.size()) return false;
+  std::sort(right.begin(), right.end(), std::greater<>());
+  return !(right[used - 1] - right[used] > beyond * error);
+}
+
 std::optional<double> Comparisons::expected_error(int lane, int against, const Measured& sample) {
   if (numerics_lane_ != lane || numerics_against_ != against) {
     numerics_ = LaneNumerics(lanes_[static_cast<std::size_t>(lane)].computes(site()));
@@ -86,7 +139,34 @@ std::optional<double> Comparisons::expected_error(int lane, int against, const M
                              lanes_.config(), keys, oracle);
   const Measure& m = sample.measure;
   const double rms = m.count > 0 ? std::sqrt(m.squares_b / static_cast<double>(m.count)) : 0;
-  return expected_of_values(*expected, numerics.stored(site().stage), rms) * cancellation(against, row);
+  constexpr double suspicious = 3;  // expected errors
+  const double of_sample =
+      expected_of_values(*expected, numerics.stored(site().stage), rms) * cancellation(against, row);
+  return m.rel_l2() > suspicious * of_sample ? of_sample * outliers(against, sample.segments) : of_sample;
+}
+
+// How much more a sample is expected to err where massive values, which outweigh all others, cancel in a sum.
+double Comparisons::outliers(int lane, const SampleSegments& sample) {
+  const Step& product = step();
+  const Tensor results = sighting_.tensor(lane);
+  if (operator_of(product).adds_experts) {
+    const Tensor slots = sighting_.now(lane, product.in[0]);
+    return slots
+               ? cancellation_of_experts(host::values_of(slots, sample.row, 1), host::values_of(results, sample.row, 1))
+               : 1;
+  }
+  const Tensor input = is_product(operator_of(product)) ? sighting_.now(lane, product.in[0]) : Tensor();
+  if (!input || product.weights.size() != 1 || results.shape.row() == 1) return 1;
+  const Weight& weight = *product.weights[0];
+  host::Values all = host::values_of(input, sample.row, 1), own;
+  for (const Segment& s : sample.segments)
+    for (std::int64_t i = 0; i < s.n; ++i) own.push_back(value_at(results, s.b + i));
+  if (host::size_of(own) != weight.rows) return 1;
+  if (host::size_of(all) != weight.cols) {  // a slot of the row
+    const std::int64_t slot = sample.segments[0].b / weight.rows % lanes_.config().used;
+    all = {all.begin() + slot * weight.cols, all.begin() + (slot + 1) * weight.cols};
+  }
+  return cancellation_of_outliers(host::Matrix(weight, std::max(sample.expert, 0)), all, own);
 }
 
 // The square of what rounding the inputs of `against` as the lane keeps them moves a sample by; none where it is not

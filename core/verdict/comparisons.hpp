@@ -49,6 +49,20 @@ class Comparisons {
   // Whether the lane's choice of experts follows from finite numbers: its weights are NaN where its logits are.
   bool chose_by_numbers(int lane, int row);
 
+  // Whether the margin of the experts that `against` chose is within the error of `lane`, by their own logits.
+  bool may_choose_otherwise(int lane, int against, int row);
+
+  // The error that a sample is counted in, by that of another lane.
+  struct Floor {
+    // That of the row, at least the rms over the rows of the pass, or over experts in them: a single row may err by
+    // nothing, by luck. At least one rounding of the type that the lane judged keeps the stage in. NaN: the floor's
+    // lane is not finite in this row.
+    double error = 0;
+    bool is_of_others = false;  // the floor's lane went through other experts in this row
+  };
+  // None where nothing of the pass compares.
+  std::optional<Floor> floor(int floor, int against, int judged, const SampleSegments& sample);
+
   // The relative error that the step at hand is expected to make in the lane's numerics in a sample, where the right
   // values are those of `against`; none when it is not known.
   std::optional<double> expected_error(int lane, int against, const Measured& sample);
@@ -60,8 +74,11 @@ class Comparisons {
   };
 
   Entry& entry(int lane, int against);
+  bool went_otherwise(int lane, int against, int row);
+  std::optional<double> error_of_pass(int floor, int against);
   const Step& step();
   double cancellation(int lane, int row);
+  double outliers(int lane, const SampleSegments& sample);
   std::optional<double> moved_by_inputs(int against, const LaneNumerics& lane, const LaneNumerics& oracle,
                                         const SampleSegments& sample);
   // A row computed from the inputs of `against`, and from the same as the lane keeps them; empty: not known.
@@ -77,6 +94,7 @@ class Comparisons {
   const Step* step_ = nullptr;
   std::map<std::pair<int, int>, Entry> entries_;
   std::map<std::pair<int, int>, Routing> routings_;
+  std::map<std::pair<int, int>, std::optional<double>> floors_;
   std::map<int, Tensor> weights_;  // of the router, by lane
   // The pair of lanes whose errors were asked for last, and a row of it.
   int numerics_lane_ = -1, numerics_against_ = -1;

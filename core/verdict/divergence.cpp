@@ -19,6 +19,8 @@ std::string_view name_of(Cause cause) {
     case Cause::inherited: return "inherited";
     case Cause::drift: return "drift";
     case Cause::numerics: return "numerics";
+    case Cause::recording: return "recording";
+    case Cause::other_weights: return "other_weights";
     case Cause::reference: return "reference";
     default: break;
   }

@@ -55,9 +55,11 @@ enum class Cause : std::uint8_t {
   nonfinite_inherited,  // the inputs were not finite already
   inherited,            // from a divergence further up
 
-  drift,      // every step is at its expected error, the total is not
-  numerics,   // the step itself is at its expected error: the claim asks for more than the numerics give
-  reference,  // the lane named as `against` is farther from the oracle than the lane judged
+  drift,          // every step is at its expected error, the total is not
+  numerics,       // the step itself is at its expected error: the claim asks for more than the numerics give
+  recording,      // of a recording: the stage was recorded wrong, what the engine went on with is another
+  other_weights,  // of a recording: the engine multiplied other weights than the file has
+  reference,      // the lane named as `against` is farther from the oracle than the lane judged
 };
 std::string_view name_of(Cause cause);
 Cause cause_of(StepCause cause);
@@ -85,6 +87,7 @@ struct Divergence {
   int expert = -1;                    // of the first value that is wrong; -1: of no expert
   std::vector<std::string> tensors;   // whose columns are wrong, with their types: "blk.6.ffn_down_exps.weight (Q6_K)"
   std::string kernel;                 // what the lane's backend says of its kernels; may be empty
+  std::string recorded;               // of a recording: file, tensor and offset of the first row that is wrong
   std::string text;                   // the cause in words; empty: nothing is known beyond its name
   double factor = 1;                  // of scale
   double error = 0;                   // rel_l2 of the step on the oracle's inputs, at its worst; NaN: not finite

@@ -76,16 +76,59 @@ void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& compared) {
   const std::vector<int>& positions = watched.positions[static_cast<std::size_t>(sighting.prompt)];
   const auto first = std::lower_bound(positions.begin(), positions.end(), sighting.position(0));
   const auto end = std::lower_bound(first, positions.end(), sighting.position(sighting.rows().count));
-  if (first == end) return;
+  if (first == end || !is_recorded(watched, sighting, compared) || !is_computed(f, sighting, compared)) return;
   if (const std::string what = lacking(watched, compared); !what.empty()) {
     missing_[f] = what;
     return;
   }
+  if (is_beyond_prediction(watched, sighting)) {
+    ++judgements_[f].several_steps;
+    return;
+  }
+  const bool is_open = has_open_choice(watched, sighting);
   const auto start = std::chrono::steady_clock::now();
   result_at(judgements_[f], sighting.prompt, sighting.site);  // it was looked at, even if no sample comes of it
   for (auto position = first; position != end; ++position)
-    take(f, sample_row(watched, compared, *position - sighting.position(0)), sighting.site.layer);
+    take(f, sample_row(watched, compared, *position - sighting.position(0), is_open), sighting.site.layer);
   judgements_[f].seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Of a falsifier that speaks of what is recorded: whether this is, and as it says.
+bool Judge::is_recorded(const WatchedFalsifier& watched, const Sighting& sighting, Comparisons& compared) const {
+  using Recorded = FalsifierSpec::Recorded;
+  const Recorded which = watched.spec->recorded;
+  if (which == Recorded::no || !plan_.spans) return true;
+  const Stretch rows{sighting.position(0), sighting.rows().count};
+  for (const int lane : {watched.lane, watched.against})
+    if (const auto span = lane < 0 ? std::nullopt : plan_.spans->of(sighting.prompt, lane, sighting.site, rows); span)
+      return compared.tensor(lane) && (which == Recorded::all || span->is_one_step() == (which == Recorded::steps));
+  return false;
+}
+
+// Of a falsifier about a recording: whether the lane it is held against had what the step reads.
+bool Judge::is_computed(std::size_t f, const Sighting& sighting, Comparisons& compared) {
+  const WatchedFalsifier& watched = plan_.falsifiers[f];
+  if (watched.spec->recorded == FalsifierSpec::Recorded::no || watched.against < 0 || compared.tensor(watched.against))
+    return true;
+  if (judgements_[f].not_computed++ == 0) judgements_[f].first_not_computed = sighting.site;
+  return false;
+}
+
+// Over several steps that a recording shows only the end of, no rounding is predicted.
+bool Judge::is_beyond_prediction(const WatchedFalsifier& watched, const Sighting& sighting) const {
+  return watched.spec->metric == Metric::noise_ratio && watched.floor < 0 && plan_.spans &&
+         plan_.spans->has_several(sighting.prompt, watched.lane, sighting.site,
+                                  {sighting.position(0), sighting.rows().count});
+}
+
+// The experts between a recorded stage and the site were chosen by nobody who recorded it.
+bool Judge::has_open_choice(const WatchedFalsifier& watched, const Sighting& sighting) const {
+  if (!plan_.spans || watched.floor < 0) return false;
+  const auto span =
+      plan_.spans->of(sighting.prompt, watched.lane, sighting.site, {sighting.position(0), sighting.rows().count});
+  return span && std::any_of(span->inner.begin(), span->inner.end(), [&](const Site& inner) {
+           return is(inner.stage, Role::choice) && inner.layer == sighting.site.layer;
+         });
 }
 
 void Judge::take(std::size_t f, const Sampled& row, int layer) {
@@ -96,6 +139,7 @@ void Judge::take(std::size_t f, const Sampled& row, int layer) {
   for (std::size_t kind = 0; kind < row.flips.size(); ++kind) judgement.flips[kind] += row.flips[kind];
   judgement.skipped_experts += row.skipped_experts;
   judgement.without_floor += row.without_floor;
+  judgement.undecided += row.undecided;
 }
 
 void add_sample(Judgement& j, const Sample& sample) {
@@ -103,6 +147,8 @@ void add_sample(Judgement& j, const Sample& sample) {
   const bool fails = !sample.bound.holds(sample.value);  // as a NaN does, whatever the bound
   if (site.samples == 0 || is_more_telling(j.spec->metric, sample, site.worst)) site.worst = sample;
   if (fails && site.failing == 0) site.first_failing = sample;
+  if (fails && (site.failing_at.empty() || site.failing_at.back() != sample.position))
+    site.failing_at.push_back(sample.position);
   ++site.samples;
   ++j.samples;
   site.failing += fails;
@@ -130,6 +176,27 @@ std::vector<Judgement> Judge::judgements() const {
     if (const std::string left_out = left_out_text(list[f], *plan_.contract); !left_out.empty()) {
       if (list[f].failing > 0) list[f].remarks.push_back(left_out);
       missing = left_out + (missing.empty() ? "" : "; ") + missing;
+    }
+    if (list[f].several_steps > 0) {
+      const std::string text = several_steps_text(list[f].several_steps);
+      if (list[f].samples == 0)
+        missing = text + (missing.empty() ? "" : "; ") + missing;
+      else
+        list[f].remarks.push_back(text);
+    }
+    if (const std::string text = not_computed_text(list[f]); !text.empty()) {
+      if (list[f].samples == 0)
+        missing = text + (missing.empty() ? "" : "; ") + missing;
+      else
+        list[f].remarks.push_back(text);
+    }
+    if (const std::string text = undecided_text(list[f]); !text.empty()) {
+      const double share =
+          static_cast<double>(list[f].samples) / static_cast<double>(list[f].samples + list[f].undecided);
+      if (share < list[f].spec->least_tested)
+        missing = text + (missing.empty() ? "" : "; ") + missing;
+      else
+        list[f].remarks.push_back(text);
     }
     settle(list[f], missing);
   }

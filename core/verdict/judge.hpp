@@ -38,6 +38,10 @@ class Judge final : public Hook {
     return falsifier.sites.contains(site) && !falsifier.positions[static_cast<std::size_t>(prompt)].empty();
   }
   bool watches_logits(const WatchedFalsifier& falsifier, int prompt, Site site) const;
+  bool is_recorded(const WatchedFalsifier& watched, const Sighting& sighting, Comparisons& compared) const;
+  bool is_computed(std::size_t falsifier, const Sighting& sighting, Comparisons& compared);
+  bool has_open_choice(const WatchedFalsifier& watched, const Sighting& sighting) const;
+  bool is_beyond_prediction(const WatchedFalsifier& watched, const Sighting& sighting) const;
   void judge(std::size_t f, Sighting& sighting, Comparisons& compared);
   void take(std::size_t f, const Sampled& row, int layer);
 

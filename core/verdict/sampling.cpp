@@ -98,21 +98,17 @@ class RowSampler {
   }
 
   void sample_noise(const Comparisons::Measured& measured) {
-    const std::optional<double> floor = floor_of(measured);
-    if (!floor)
-      ++sampled_.without_floor;
-    else if (std::isnan(*floor))
+    if (watched_.floor < 0) {
+      const auto expected = compared_.expected_error(watched_.lane, watched_.against, measured);
+      if (expected) add(noise_ratio(measured.measure.rel_l2(), *expected));
+      return;
+    }
+    const auto floor = compared_.floor(watched_.floor, watched_.against, watched_.lane, measured.segments);
+    sampled_.without_floor += !floor || floor->is_of_others;
+    if (floor && std::isnan(floor->error))
       leave_out(watched_.floor);
-    else
-      add(noise_ratio(measured.measure.rel_l2(), *floor));
-  }
-
-  // The error that the sample's is counted in; none when the floor's lane did not compute the expert.
-  std::optional<double> floor_of(const Comparisons::Measured& sample) {
-    if (watched_.floor < 0) return compared_.expected_error(watched_.lane, watched_.against, sample);
-    for (const Comparisons::Measured& m : compared_.row(watched_.floor, watched_.against, row_).samples)
-      if (m.segments.expert == sample.segments.expert) return m.measure.rel_l2();
-    return std::nullopt;
+    else if (floor)
+      add(noise_ratio(measured.measure.rel_l2(), floor->error));
   }
 
   // What only the judged lane computed cannot be compared, but it can be seen to be finite.
@@ -141,7 +137,12 @@ class RowSampler {
 
 }  // namespace
 
-Sampled sample_row(const WatchedFalsifier& watched, Comparisons& compared, int row) {
+Sampled sample_row(const WatchedFalsifier& watched, Comparisons& compared, int row, bool is_open) {
+  if (is_open && compared.may_choose_otherwise(watched.floor, watched.against, row)) {
+    Sampled sampled;
+    sampled.undecided = 1;
+    return sampled;
+  }
   return RowSampler(watched, compared, row).sampled();
 }
 

@@ -22,14 +22,16 @@ struct LeftOut {
 struct Sampled {
   std::vector<Sample> samples;
   std::vector<LeftOut> left_out;
-  std::vector<int> experts;             // whose values were there to be judged
-  std::int64_t skipped_experts = 0;     // slots of the lane that have no counterpart in the other one
-  std::int64_t without_floor = 0;       // not judged: the floor's lane did not choose the expert
+  std::vector<int> experts;          // whose values were there to be judged
+  std::int64_t skipped_experts = 0;  // slots of the lane that have no counterpart in the other one
+  std::int64_t without_floor = 0;    // the floor's lane went through other experts: counted in the error of the others
+  std::int64_t undecided = 0;        // not judged: rounding may have chosen other experts
   std::array<std::int64_t, 3> flips{};  // of routing_real_flips, by FlipKind
 };
 
-// `compared` is of a site that the falsifier watches, and lacks nothing for it.
-Sampled sample_row(const WatchedFalsifier& watched, Comparisons& compared, int row);
+// `compared` is of a site that the falsifier watches, and lacks nothing for it. `is_open`: the lane judged went through
+// experts that it did not record, and rows are left out whose choice the rounding of the floor's lane may turn.
+Sampled sample_row(const WatchedFalsifier& watched, Comparisons& compared, int row, bool is_open = false);
 
 // What a lane does not have that the falsifier needs at this site, as a reason not to judge it: missing is not equal.
 // Empty: nothing.

@@ -11,13 +11,13 @@ SiteResult& result_at(Judgement& judgement, int prompt, Site site) {
       judgement.sites.begin(), judgement.sites.end(), site,
       [&](const SiteResult& r, Site s) { return r.prompt != prompt ? r.prompt < prompt : r.site < s; });
   if (at != judgement.sites.end() && at->prompt == prompt && at->site == site) return *at;
-  return *judgement.sites.insert(at, SiteResult{prompt, site, 0, 0, {}, {}});
+  return *judgement.sites.insert(at, SiteResult{prompt, site, 0, 0, {}, {}, {}});
 }
 
 bool fails_in(const Judgement& judgement, int prompt) {
   const auto is_before = [](const SiteResult& a, const SiteResult& b) { return a.prompt < b.prompt; };
-  const auto [first, end] =
-      std::equal_range(judgement.sites.begin(), judgement.sites.end(), SiteResult{prompt, {}, 0, 0, {}, {}}, is_before);
+  const auto [first, end] = std::equal_range(judgement.sites.begin(), judgement.sites.end(),
+                                             SiteResult{prompt, {}, 0, 0, {}, {}, {}}, is_before);
   return std::any_of(first, end, [](const SiteResult& site) { return site.failing > 0; });
 }
 

@@ -33,6 +33,29 @@ std::string obstacle_to_judging(const WatchedFalsifier& watched, const Program& 
                      lanes[static_cast<std::size_t>(watched.lane)].description.numerics);
 }
 
+std::string not_computed_text(const Judgement& j) {
+  if (j.not_computed == 0) return "";
+  return fmt::format(
+      "{} recorded arrays of calls were not judged, the first {}: what their steps read is not recorded, nor can it be "
+      "computed (tokens, keys and values of earlier positions, or stages before them)",
+      j.not_computed, text_of(j.first_not_computed));
+}
+
+std::string undecided_text(const Judgement& j) {
+  if (j.undecided == 0) return "";
+  return fmt::format(
+      "{} of {} samples were not judged: rounding may have chosen other experts in their rows, and the choice is not "
+      "recorded; record {}",
+      j.undecided, j.samples + j.undecided, name_of(j.spec->stages.stages.front().sibling(Role::choice)));
+}
+
+std::string several_steps_text(std::int64_t sites) {
+  return fmt::format(
+      "{} recorded arrays follow over several steps, whose rounding is not predicted: they are judged where a lane is "
+      "the floor",
+      sites);
+}
+
 std::string left_out_text(const Judgement& j, const Contract& contract) {
   if (j.not_judged.samples == 0) return "";
   const Sample& first = j.not_judged.first;

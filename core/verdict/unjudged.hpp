@@ -23,4 +23,13 @@ std::string left_out_text(const Judgement& judgement, const Contract& contract);
 std::string never_run_text(const WatchedFalsifier& watched, const ModelConfig& config,
                            const std::set<std::pair<int, int>>& ran);
 
+// What of a recording was not judged since nobody has what its steps read; empty: nothing.
+std::string not_computed_text(const Judgement& judgement);
+
+// What of a falsifier's samples was not judged since the choice of their experts is open; empty: nothing.
+std::string undecided_text(const Judgement& judgement);
+
+// Why that many sites were not held against the rounding predicted of one step.
+std::string several_steps_text(std::int64_t sites);
+
 }  // namespace moe_diag

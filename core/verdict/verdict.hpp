@@ -49,6 +49,7 @@ struct SiteResult {
   Site site;
   std::int64_t samples = 0, failing = 0;
   Sample worst, first_failing;  // the second only when something fails
+  std::vector<int> failing_at;  // positions, each once
 };
 
 // What was measured several times of one prompt.
@@ -79,7 +80,11 @@ struct Judgement {
   std::int64_t samples = 0, failing = 0;
   std::int64_t skipped_experts = 0;  // slots of the lane that have no counterpart in the other one
   std::vector<SiteResult> sites;     // as they were seen: prompt after prompt, in forward order
-  std::int64_t without_floor = 0;    // samples not judged: the floor's lane did not choose the expert
+  std::int64_t several_steps = 0;    // sites of passes not judged: a recording shows several steps at once there
+  std::int64_t not_computed = 0;     // sites of passes not judged: nobody has what their steps read
+  Site first_not_computed;
+  std::int64_t undecided = 0;      // samples not judged: rounding may have chosen other experts in their rows
+  std::int64_t without_floor = 0;  // samples of rows in which the floor's lane went through other experts
   NotJudged not_judged;
   std::array<std::int64_t, 3> flips{};  // of routing_real_flips, by FlipKind
   std::vector<ControlResult> controls;
@@ -133,6 +138,15 @@ struct NotCaptured {
   int line = 0;  // of the contract, where it is asked for
 };
 
+// A site whose error grew since an earlier verdict, though it is within its bound.
+struct Moved {
+  std::size_t falsifier = 0;  // index into the verdict's judgements
+  int prompt = 0;
+  Site site;
+  double before = 0, now = 0;  // the falsifier's worst value there
+  double times = 0;            // the error, by the earlier one; infinite: there was none
+};
+
 // How long the parts of a run took, in seconds.
 struct Timing {
   double open = 0, forward = 0, solo = 0, evidence = 0, explain = 0, controls = 0, total = 0;
@@ -154,6 +168,8 @@ struct Verdict {
   std::vector<std::string> tensors;  // that are wrong at the first divergence, or that its step reads: "blk.6.... Q4_K"
   std::vector<std::string> outputs;  // sinks that completed their output, by name
   std::vector<std::string> sink_outputs;  // paths that sinks were opened for, as far as they say
+  std::string baseline;                   // path of the earlier verdict that this one was compared with; empty: none
+  std::vector<Moved> moved;               // since then, the farthest first
   std::string failure;                    // why the run ended early; empty: it did not
   bool failure_is_usage = false;          // it is the contract's or the command line's fault
   bool controls = false;                  // every control was run, too

@@ -85,22 +85,18 @@ void check(const Score& score, int least = 500) {
 
 }  // namespace
 
-TEST_CASE("each cause is named, and none falsely: f32") {
-  check(score_of({"tiny", 0, "q4_k_m", 7}, "f32", {-1, 0, 2}));
-}
+TEST_CASE("each cause is named, and none falsely: f32") { check(score_of({"tiny", 0, "q4_k_m", 7}, "f32", {-1, 2})); }
 
-TEST_CASE("each cause is named, and none falsely: bf16") {
-  check(score_of({"tiny", 0, "q4_k_m", 8}, "bf16", {-1, 1, 3}));
-}
+TEST_CASE("each cause is named, and none falsely: bf16") { check(score_of({"tiny", 0, "q4_k_m", 8}, "bf16", {-1, 1})); }
 
 TEST_CASE("each cause is named, and none falsely: Qwen2-MoE") {
-  check(score_of({"tiny-qwen2moe", 0, "q4_k_m", 7}, "f32", {-1, 0, 2}));
+  check(score_of({"tiny-qwen2moe", 0, "q4_k_m", 7}, "f32", {-1, 2}));
 }
 
 TEST_CASE("each cause is named, and none falsely: other types of weights") {
   check(score_of({"tiny", 3, "q6_k", 9}, "f32", {-1, 1}));
   check(score_of({"tiny", 3, "f32", 10}, "f32", {-1, 2}));
-  for (const std::string quant : {"q5_k", "q2_k", "q3_k", "q5_1"})
+  for (const std::string quant : {"q5_k", "q3_k"})
     check(score_of({"tiny", 3, quant, 11}, "f32", {1}, Mistakes::of_engines), 100);
 }
 

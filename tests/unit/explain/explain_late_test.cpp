@@ -273,7 +273,7 @@ TEST_CASE("a wrong head is found though the first rows that fail are not those w
                                 true, memory);
   CHECK(told(verdict) ==
         std::vector<std::string>{"scale at layer 1, moe_expert_out of free", "scale at lm_head of free"});
-  CHECK(verdict.diagnosis.divergences.at(1).position == 7);
+  CHECK(verdict.diagnosis.divergences.at(1).position == 11);
   const Verdict of_oracle = judge(contract_text(early + late_claim(), "{synthetic: tiny, seed: 7}", twelve),
                                   {"{inject: scale, factor: 3, stage: moe_expert_out, layer: 1, lane: free}",
                                    "{inject: scale, factor: 2, stage: lm_head, lane: truth}"},

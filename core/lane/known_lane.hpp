@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "core/api/backend.hpp"
+#include "core/ops/program.hpp"
+
+namespace moe_diag {
+
+// A lane that is fed by a recording. Where that lacks what a step reads, and nothing before it can be computed either,
+// the step is left out, and the lane has none of its outputs: without tokens there is no embedding, and without the
+// keys of all positions no attention.
+class KnownLane final : public Lane {
+ public:
+  // `program`, what the lane computes, outlives it; `stages`: how many the architecture has.
+  KnownLane(std::unique_ptr<Lane> lane, const Program& program, std::size_t stages)
+      : lane_(std::move(lane)), program_(program), known_(stages) {}
+
+  Abilities abilities() const override { return lane_->abilities(); }
+  std::size_t supports(std::span<const Step> steps) const override { return lane_->supports(steps); }
+  void begin(const Pass& pass) override;
+  void run(std::span<const Step> steps) override;
+  Tensor read(Site site, Rows rows) override { return lane_->read(site, rows); }
+  bool has(Site site, Stretch positions) const override {
+    return known_[site.stage.index()] && lane_->has(site, positions);
+  }
+  // Experts that the recording chose get their weights from the lane's own probabilities, in case none are recorded.
+  void write(Site site, Rows rows, const Tensor& values) override;
+  Tensor read_cache(Cache cache, int layer, Stretch positions) override;
+  void write_cache(Cache cache, int layer, Stretch positions, const Tensor& values) override;
+  DeviceMemory device_memory() override { return lane_->device_memory(); }
+
+ private:
+  bool can_run(const Step& step);
+  void weigh_choice(Site site, Rows rows, const Tensor& experts);
+  int& known_positions(Cache cache, int layer) { return positions_[{cache.index(), layer}]; }
+
+  const std::unique_ptr<Lane> lane_;
+  const Program& program_;
+  std::vector<bool> known_;                               // by stage: its slot holds what was computed or handed over
+  std::map<std::pair<std::size_t, int>, int> positions_;  // of caches: as many from the first on are known
+  Pass pass_;
+};
+
+}  // namespace moe_diag

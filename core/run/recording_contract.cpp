@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT
+#include "core/run/recording_contract.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <set>
+
+#include "core/recording/spans.hpp"
+
+namespace moe_diag {
+namespace {
+
+namespace fs = std::filesystem;
+
+// In double quotes, as YAML reads them.
+std::string quoted(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') out += '\\';
+    out += c;
+  }
+  return out + '"';
+}
+
+std::string absolute(const std::string& path) { return fs::absolute(path).lexically_normal().string(); }
+
+// A name of at most so many characters that a contract may have.
+std::string id_of(const std::string& dump) {
+  fs::path path = fs::path(dump).lexically_normal();
+  if (path.filename().empty()) path = path.parent_path();
+  std::string name = path.filename().string();
+  for (char& c : name)
+    if (!std::isalnum(static_cast<unsigned char>(c)) && c != '.' && c != '_' && c != '-') c = '_';
+  constexpr std::size_t most = 60;
+  return "judge-" + name.substr(0, most);
+}
+
+// The types that stages are kept in, as far as all their recorded values are exact in 16 bits.
+std::string stored_text(const Recording& recording) {
+  std::string text;
+  std::set<Stage, bool (*)(Stage, Stage)> stages(comes_before);
+  for (const Site& site : recording.sites())
+    if (payload_of(site.stage) == Payload::values) stages.insert(site.stage);
+  for (const Stage stage : stages)
+    if (const DType type = type_of_values(recording, stage); has_16_bits(type))
+      text += fmt::format("{}{}: {}", text.empty() ? "" : ", ", name_of(stage), name_of(type));
+  return text.empty() ? "" : "{" + text + "}";
+}
+
+// Whether the values of all stages that a preset keeps in 16 bits have no more.
+bool is_kept_as(const Recording& recording, const std::string& preset) {
+  const StoragePreset* row = find_storage_preset(preset);
+  if (!row) return false;
+  const std::vector<Site> sites = recording.sites();
+  return std::all_of(sites.begin(), sites.end(), [&](const Site& site) {
+    const DType type = row->of(info(site.stage));
+    return payload_of(site.stage) == Payload::indices || !has_16_bits(type) ||
+           type_of_values(recording, site.stage) == type;
+  });
+}
+
+// Whether any recorded stage follows from recorded ones in one step, and whether any does not.
+struct Shown {
+  bool one_step = false, several = false, flips = false;
+};
+Shown shown_by(const Recording& recording, const Program& program, const ModelConfig& config) {
+  Shown shown;
+  const SpanFinder spans(program, recording);
+  for (std::size_t r = 0; r < recording.requests().size(); ++r) {
+    const RecordedRequest& request = recording.requests()[r];
+    for (const Site& site : recording.sites())
+      for (int position = request.first; position < request.end; ++position)
+        if (recording.has(static_cast<int>(r), site, {position, 1})) {
+          (spans.of(static_cast<int>(r), site, {position, 1}).is_one_step() ? shown.one_step : shown.several) = true;
+          break;
+        }
+  }
+  const Stage choice = config.stages.of(Role::choice), scores = config.stages.of(Role::router_scores);
+  const std::vector<Site> sites = recording.sites();
+  shown.flips = std::any_of(sites.begin(), sites.end(), [&](const Site& site) {
+    return site.stage == choice && recording.has(Site{scores, site.layer});
+  });
+  return shown;
+}
+
+std::string claim(std::string_view id, std::string_view text, std::string_view stage, const std::string& layers,
+                  const std::string& metric) {
+  return fmt::format("  - id: {}\n    claim: {}\n    lane: engine\n    stage: {}\n{}    {}\n", id, text, stage,
+                     layers.empty() ? "" : fmt::format("    layers: {}\n", layers), metric);
+}
+
+// Words for numerics that have no row of their own, as engines call them.
+std::optional<ChosenNumerics> numerics_called(const std::string& word) {
+  if (word == "fp8") return ChosenNumerics{"f32", "fp8_128", "fp8_block", "fp8 by blocks, as the recording says"};
+  if (find_named_numerics(word)) return ChosenNumerics{word, "", "", word + ", as the recording says"};
+  return std::nullopt;
+}
+
+}  // namespace
+
+ChosenNumerics numerics_of(const RecordingJudge& judge, const Recording& recording, const NumericsFit& fit) {
+  if (!judge.numerics.empty()) return {judge.numerics, judge.reads, judge.weights, judge.numerics + ", as told"};
+  if (auto said = numerics_called(recording.numerics()); said && judge.reads.empty() && judge.weights.empty())
+    return *said;
+  if (!judge.reads.empty() || !judge.weights.empty()) return {"f32", judge.reads, judge.weights, "as told"};
+  if (!fit.is_known()) return {"f32", "", "", "f32: no product is recorded with its input, so that nothing tells"};
+  const FittedNumerics& best = fit.best();
+  if (!best.numerics.empty()) return {best.numerics, "", "", text_of(fit)};
+  return {"f32", best.reads == "exact" ? "" : best.reads, best.weights == "as_stored" ? "" : best.weights,
+          text_of(fit)};
+}
+
+std::string recording_contract(const RecordingJudge& judge, const ChosenNumerics& numerics, const Model& model,
+                               const Recording& recording) {
+  const ModelConfig& config = model.config();
+  std::string engine = fmt::format("replay: {}, numerics: {}", quoted(absolute(judge.dump)), numerics.numerics);
+  const auto add = [&](std::string_view key, const std::string& value) {
+    if (!value.empty()) engine += fmt::format(", {}: {}", key, value);
+  };
+  add("lane", judge.lane);
+  add("reads", numerics.reads);
+  add("weights", numerics.weights);
+  add("kv_cache", judge.kv_cache);
+  const bool is_said = is_kept_as(recording, recording.stored());
+  add("stored", !judge.stored.empty() ? judge.stored : is_said ? recording.stored() : stored_text(recording));
+  if (judge.cut_ok) engine += ", cut_ok: true";
+  if (judge.zeros_ok) engine += ", zeros_ok: true";
+
+  std::string text = fmt::format(
+      "# Judges a recording of another engine{}. Written by `moe-diag judge`; `moe-diag run` runs it again.\n"
+      "metadata: {{id: {}, version: 1.0.0, description: {}}}\n"
+      "model: {{gguf: {}}}\n"
+      "prompts: [{{recording: engine}}]\n"
+      "oracle: judge\n"
+      "lanes:\n"
+      "  engine: {{{}}}\n"
+      "  judge: {{backend: cpu, numerics: f64, inputs: engine, as: engine}}  # every step again, from what the engine "
+      "had\n"
+      "  peer: {{backend: cpu, numerics: f32, inputs: engine}}  # beside the judge: what the engine's roundings make\n"
+      "falsifiers:\n",
+      recording.engine().empty() ? "" : ", " + recording.engine(), id_of(judge.dump),
+      quoted("every recorded step of another engine"), quoted(absolute(judge.model)), engine);
+  text += claim("FINITE", "the engine has no NaN or Inf where its own inputs give none", "recorded", judge.layers,
+                "metric: nonfinite_beyond\n    equals: 0");
+  const Shown shown = shown_by(recording, build_program(model), config);
+  if (shown.one_step)
+    text +=
+        claim("STEPS", "every step errs no more than its numerics make it, given what the engine had", "steps",
+              judge.layers, fmt::format("metric: noise_ratio\n    floor: expected\n    at_most: {}", judge.at_most));
+  if (shown.several)
+    text += claim("SPANS", "several steps together err no more than those of an engine of the same numerics", "spans",
+                  judge.layers, fmt::format("metric: noise_ratio\n    floor: peer\n    at_most: {}", judge.at_most));
+  if (shown.flips)
+    text += claim("ROUTING", "experts are chosen by the engine's own logits", name_of(config.stages.of(Role::choice)),
+                  judge.layers, "metric: routing_real_flips\n    equals: 0");
+  return text;
+}
+
+}  // namespace moe_diag
