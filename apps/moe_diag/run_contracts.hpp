@@ -12,7 +12,7 @@
 
 namespace moe_diag {
 
-// What `run` is told; what judges by a contract of its own tells the same.
+// Arguments of `run`. `judge`, which writes a contract of its own, fills in the same ones.
 struct RunArguments {
   ContractArguments contracts;
   RunSettings settings;

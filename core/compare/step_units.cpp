@@ -28,7 +28,7 @@ constexpr double alone_error =
               fmt::format("explaining {} of layer {}: {}", name_of(c.stage), c.step->layer, what));
 }
 
-// What a product multiplies for the unit: its row of the first input, or its slot's.
+// The activations that a matmul multiplies for the unit: the row of the first input, or the slot's part of that row.
 host::Values multiplied(const StepCase& c, const StepUnit& unit, std::int64_t cols) {
   const host::Values row = host::values_of(c.in[0], unit.row, 1);
   const bool is_shared = host::size_of(row) == cols;

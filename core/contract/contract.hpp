@@ -53,7 +53,7 @@ struct PromptSpec {
   std::vector<Stretch> calls;        // of a recording: the passes, some positions between them may be missing
   Where where;
 
-  // Of the whole sequence. Tokens that a recording does not tell are -1.
+  // Tokens of the prompt and generated ones. A token is -1 where the recording does not have it.
   int length() const { return static_cast<int>(tokens.size()) + generate; }
   bool has_tokens() const { return tokens.empty() || tokens.front() >= 0; }
 };
@@ -178,8 +178,8 @@ struct FalsifierSpec {
   std::string id, claim;
   std::string lane, against;  // against: empty for metrics that look at one lane
   StageSelection stages;      // resolved to the stages that fit the metric
-  // Of those, the sites that a recording of its lanes has: all, those that follow from recorded ones in one step, or
-  // the others.
+  // Restricts `stages` to sites that the recording of a lane has. `steps`: sites whose step reads recorded stages only.
+  // `spans`: the other recorded sites. `all`: both. `no`: no restriction.
   enum class Recorded { no, all, steps, spans };
   Recorded recorded = Recorded::no;
   IndexSelection layers, positions;

@@ -182,7 +182,8 @@ void Examiner::look_at_step(std::size_t subject, Sighting& sighting, Finding& fi
   if (finding.fails && (is_new || is_one_more)) explain_or_keep(subject, sighting, c, finding);
 }
 
-// True where the step is seen together with others: their rounding is not known, so nothing is said of it here.
+// True where the recording shows this step's result only together with that of steps before it. The rounding of several
+// steps is not predicted, so the error is noted and not judged here.
 bool Examiner::look_at_span(const Subject& subject, Sighting& sighting, Finding& finding) const {
   if (!parts_.plan.spans) return false;
   std::optional<RecordedSpan> span = parts_.plan.spans->of(sighting.prompt, subject.lane, sighting.site,

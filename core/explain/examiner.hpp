@@ -40,7 +40,7 @@ struct Finding {
 
   bool is_seen = false;  // the subject has the site
 
-  // Of the step on the oracle's inputs. The worst row is that with the most expected errors.
+  // Errors of the step on the oracle's inputs. The worst row is that with the most expected errors.
   double step_error = 0, expected = 0;  // rel_l2 of the worst row, and what its numerics let it make there
   double times = 0;                     // the first in units of the second; infinite: not finite
   bool fails = false;
@@ -49,10 +49,10 @@ struct Finding {
   std::vector<RowFlip> step_flips;  // of moe_router_indices
   FootprintMaker footprint;         // of all passes
   std::optional<StepExplanation> explanation;
-  std::optional<RecordedSpan> span;  // of several steps, which a recording shows only the end of
-  int explained_passes = 0;          // that were explained, or kept for it
+  std::optional<RecordedSpan> span;  // several steps of which only the last one's output is recorded
+  int explained_passes = 0;          // passes whose error was explained, or kept to be explained
 
-  // Of the lane as the contract has it.
+  // Errors of the lane as the contract has it.
   bool is_measured = false;                                      // its error is
   double free_error = std::numeric_limits<double>::quiet_NaN();  // rel_l2 of the worst row; NaN: not finite
   Nonfinite free_nonfinite;

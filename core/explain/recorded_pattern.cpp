@@ -16,7 +16,7 @@
 namespace moe_diag {
 namespace {
 
-// What is seen of single steps, over all prompts.
+// Sites of one lane whose steps were examined, over all prompts.
 struct Seen {
   std::set<Site> looked_at, spans, failing, far_off;  // far off: by more than any numerics make
   std::map<Site, std::vector<Site>> readers;          // of a site: what is written by steps that read it

@@ -12,9 +12,9 @@
 
 namespace moe_diag {
 
-// A lane that is fed by a recording. Where that lacks what a step reads, and nothing before it can be computed either,
-// the step is left out, and the lane has none of its outputs: without tokens there is no embedding, and without the
-// keys of all positions no attention.
+// A lane that is fed by a recording. A step whose inputs are neither recorded nor computed here is left out, and the
+// lane has none of its outputs: without tokens there is no embedding, and without the keys of all positions no
+// attention.
 class KnownLane final : public Lane {
  public:
   // `program`, what the lane computes, outlives it; `stages`: how many the architecture has.

@@ -100,9 +100,9 @@ class Lanes {
   void drop_copies();
 
   const ModelConfig& config() const { return models_.front()->config(); }
-  // What the lane computes, in the forms and with the weights of its engine.
+  // The lane's steps, with its `variant` and the weights that its engine has.
   const Program& program(std::size_t lane) const { return varied_[lane] ? *varied_[lane] : model_program(lane); }
-  // Of the rounded copies of weights that the marked lanes read, on the host.
+  // Bytes of host memory that the rounded copies of weights take which the marked lanes read.
   std::uint64_t bytes_of_copies(const std::vector<bool>& marked) const;
   std::size_t size() const { return lanes_.size(); }
   RunningLane& operator[](std::size_t i) { return lanes_[i]; }

@@ -7,7 +7,7 @@
 namespace moe_diag {
 namespace {
 
-// Rows with `keys` values a head, filled up with 0 to `wanted`.
+// Attention values, one for each key: the last size of their shape grows to that of `wanted`; the new ones are 0.
 Tensor with_keys(const Tensor& values, const Shape& wanted, std::vector<std::byte>& memory) {
   const std::size_t size = size_of(values.dtype), from = static_cast<std::size_t>(values.shape[2]) * size,
                     to = static_cast<std::size_t>(wanted[2]) * size;

@@ -25,7 +25,7 @@ class ReplayLane final : public Lane {
   Abilities abilities() const override { return {.recomputes = false, .shows_caches = false}; }
   void begin(const Pass& pass) override;
   void run(std::span<const Step> steps) override;
-  // Values for each key have as many as the whole sequence has.
+  // Stages with a value for each key have as many as the whole sequence has keys.
   Tensor read(Site site, Rows rows) override;
   bool has(Site site, Stretch positions) const override;
   // A fault that a control plants. It stays until the next step is run.
@@ -45,7 +45,7 @@ class ReplayLane final : public Lane {
   };
 
   int request() const;
-  // As the slot of its stage stands: what a step reads may be of the layer before.
+  // The layer whose values the stage now holds: a step may read those of the layer before its own.
   Site in_slot(Site site) const { return {site.stage, layer_[site.stage.index()]}; }
 
   const Recording& recording_;

@@ -27,12 +27,12 @@ struct RopeOptions {
 struct Turn {
   double cosine, sine;
 };
-// Of all pairs among `columns` columns. Sources of the variants: transformers, modeling_rope_utils.py
+// The turns of all pairs among `columns` columns. Sources of the variants: transformers, modeling_rope_utils.py
 // (_compute_default_rope_parameters) and Qwen3MoeRotaryEmbedding.forward, whose tables have the model's type; ggml,
 // ggml-cpu/ops.cpp (ggml_rope_cache_init). Powers, cosines and sines are rounded to the nearest f32, which libraries
 // miss by a unit in the last place each.
 std::vector<Turn> turns(std::int64_t columns, double position, double theta, RopeAngles angles);
-// The variant `f32`, or `f32_bf16`, from 1 / theta^(2i/h) of each pair.
+// inverse_frequencies: 1 / theta^(2i/h) of each pair. turns_in_f32: the variant `f32`, or `f32_bf16`, from these.
 std::vector<float> inverse_frequencies(std::int64_t columns, double theta);
 std::vector<Turn> turns_in_f32(std::span<const float> inverse_frequencies, double position, bool with_bf16_tables);
 // Heads side by side, whose first pairs are turned: one turn for each.

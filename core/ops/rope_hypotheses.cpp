@@ -363,8 +363,8 @@ void add_positions(const Operands& o, const FailingUnits& failing, const Measure
 
 // ---- named variants ------------------------------------------------------------------------------------------------
 
-// Of frequencies that are up to two units in the last place off, the one that turns as the lane did: powers of
-// libraries are not exact.
+// The frequency that explains the lane's angle best, among those up to two units in the last place from `inverse`:
+// libraries do not round powers exactly.
 float fitted(float inverse, double position, double angle) {
   const auto off = [&](float x) { return std::fabs(std::remainder(position * double{x} - angle, 2 * pi)); };
   float best = inverse;

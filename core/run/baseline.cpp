@@ -15,7 +15,7 @@
 namespace moe_diag {
 namespace {
 
-// As far as the value is from the best one; nothing for metrics that are right or wrong.
+// The distance of a metric's value from its best one; nothing for metrics that are either right or wrong.
 std::optional<double> error_of(double value, const Bound& bound) {
   if (bound.kind == Bound::Kind::equals) return std::nullopt;
   return bound.kind == Bound::Kind::at_most ? value : 1 - value;

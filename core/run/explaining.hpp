@@ -44,8 +44,8 @@ class Explaining {
   std::unique_ptr<KeptOracle> record_;  // null: there is none, or no more
   KeptCaches caches_;                   // of what is not in the record
   const bool keeps_caches_;
-  // Of recordings, whose steps the oracle computes on their own inputs: all that explains them is seen in the run.
-  // Null: the oracle is fed by none.
+  // Examines recorded lanes during the lockstep run, where the oracle computes each step on the recorded inputs: then
+  // nothing is run again. Null: no recording feeds the oracle.
   std::unique_ptr<Examiner> beside_;
   std::unique_ptr<OracleWatch> watch_;  // once the lockstep run has begun; null: there is no oracle
 };

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "core/recording/spans.hpp"
@@ -14,19 +15,15 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// In double quotes, as YAML reads them.
+// The text as a JSON string, which YAML reads as it is.
 std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') out += '\\';
-    out += c;
-  }
-  return out + '"';
+  using Json = nlohmann::json;
+  return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 std::string absolute(const std::string& path) { return fs::absolute(path).lexically_normal().string(); }
 
-// A name of at most so many characters that a contract may have.
+// The contract's id: made of the dump's name, of characters that an id may have.
 std::string id_of(const std::string& dump) {
   fs::path path = fs::path(dump).lexically_normal();
   if (path.filename().empty()) path = path.parent_path();
@@ -37,7 +34,7 @@ std::string id_of(const std::string& dump) {
   return "judge-" + name.substr(0, most);
 }
 
-// The types that stages are kept in, as far as all their recorded values are exact in 16 bits.
+// `stored` as a map: each stage whose recorded values are all exact in bf16 or f16, with that type.
 std::string stored_text(const Recording& recording) {
   std::string text;
   std::set<Stage, bool (*)(Stage, Stage)> stages(comes_before);
@@ -49,7 +46,7 @@ std::string stored_text(const Recording& recording) {
   return text.empty() ? "" : "{" + text + "}";
 }
 
-// Whether the values of all stages that a preset keeps in 16 bits have no more.
+// Whether the recorded values of all stages that the preset keeps in 16 bits are exact in that type.
 bool is_kept_as(const Recording& recording, const std::string& preset) {
   const StoragePreset* row = find_storage_preset(preset);
   if (!row) return false;

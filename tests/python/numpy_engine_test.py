@@ -137,6 +137,14 @@ class Engine(unittest.TestCase):
         elif fault != "rope_offset":
             self.assertIn((2, "post_ffn_residual"), wrong)
 
+    def test_is_judged_wherever_it_lies(self):
+        """The contract that `judge` writes names model and dump by paths that YAML would read otherwise as they are."""
+        folder = self.root / 'a "b" \\ ü\n#\t'
+        folder.mkdir()
+        numpy_engine.run(self.model, REQUESTS[:1], "f32", out=folder / "dump", scores=True)
+        (folder / "m.gguf").symlink_to(self.model)
+        moe_diag("judge", folder / "m.gguf", folder / "dump", "--contract", self.root / "judge.yaml", "--out", self.root / "judged")
+
     def test_records_what_is_asked_for(self):
         for recorded, count in (("all", 21 * 4 + 3), ("moe", 12 * 4), ("layers", 8), ("layers_only", 4)):
             dump, site = self.recording("bf16", recorded=recorded, scores=False, fault="missing_rank", layer=1, head="last")
