@@ -4,6 +4,7 @@
 
 import pathlib
 import re
+import subprocess
 import sys
 
 CPP = {".cpp", ".hpp", ".c", ".h", ".cu", ".cuh"}
@@ -215,6 +216,17 @@ def check_machine_paths(tree):
                 yield path, number, f"a path of one machine, '{line[found.start():].split()[0]}'"
 
 
+def check_ignored_files(tree):
+    """What git ignores is missing from everybody else's clone. A tree that git does not hold has nothing to ignore."""
+    if not (tree.root / ".git").exists():
+        return
+    git = ["git", "-c", "safe.directory=*", "-C", tree.root, "ls-files", "-z"]
+    ignored = [*git, "--others", "--ignored", "--exclude-standard", "--", *FOLDERS]
+    for path in subprocess.run(ignored, check=True, capture_output=True, text=True).stdout.split("\0"):
+        if path and "__pycache__" not in pathlib.PurePath(path).parts:
+            yield path, 1, "git ignores this file, so no clone will have it: except its folder in .gitignore"
+
+
 RULES = {
     "includes": check_includes,
     "own_header_first": check_own_header_first,
@@ -226,6 +238,7 @@ RULES = {
     "file_names": check_file_names,
     "test_names": check_test_names,
     "machine_paths": check_machine_paths,
+    "ignored_files": check_ignored_files,
 }
 
 

@@ -3,6 +3,7 @@
 """Every house rule is shown a breach in a small tree of its own, and must find that one and no other."""
 
 import pathlib
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -24,6 +25,7 @@ CLEAN = {
     "plugins/backends/cpu/pack-inl.hpp": SPDX + "#include <hwy/highway.h>\n",
     "tests/support/catch.hpp": SPDX + "#pragma once\n#include <catch2/catch.hpp>\n",
     "apps/tool/main.cpp": SPDX + '// using namespace std; in a comment\n#include "core/gguf/reader.hpp"\n',
+    ".gitignore": "*.gguf\n",
     "cmake/tool.sh": "#!/usr/bin/env bash\n# SPDX-License-Identifier: MIT\ncd /usr/share\n",
 }
 PLANTED = {
@@ -73,6 +75,7 @@ PLANTED = {
         "in code": ("core/api/a.cpp", SPDX + 'auto p = "' + "/ho" + 'me/somebody/x";\n', 2),
         "in a page": ("README.md", "see `" + "/ro" + "ot/models`\n", 1),
     },
+    "ignored_files": {"a model": ("contracts/small.gguf", "GGUF", 1)},
 }
 
 
@@ -83,6 +86,7 @@ class HouseRules(unittest.TestCase):
                 file = pathlib.Path(folder, path)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(text, encoding="utf-8")
+            subprocess.run(["git", "init", "--quiet", folder], check=True)
             tree = lint.Tree(folder)
             return [(rule, path, line) for rule, check in lint.RULES.items() for path, line, _ in check(tree)]
 
