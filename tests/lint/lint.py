@@ -196,7 +196,7 @@ def check_file_names(tree):
     for path, text in tree.texts.items():
         name = pathlib.PurePath(path)
         code = name.suffix in CPP | SCRIPTS
-        if code and name.name != "__init__.py" and not re.fullmatch(r"[a-z][a-z0-9_]*(-inl)?\.[a-z]+", name.name):
+        if code and name.name not in ("__init__.py", "__main__.py") and not re.fullmatch(r"[a-z][a-z0-9_]*(-inl)?\.[a-z]+", name.name):
             yield path, 1, f"file names are snake_case, found '{name.name}'"
 
 

@@ -62,17 +62,24 @@ def load_metadata(path):
 def save_safetensors(path, tensors, types=None, metadata=None):
     """Writes arrays or torch tensors by name. `types` names the type of some, "BF16" for example: floats are rounded to it,
     and unsigned integers of its width are taken as its bits. Else an array has its own type."""
-    header, pieces, end = {}, [], 0
+    stored = {name: _stored(name, values, (types or {}).get(name)) for name, values in tensors.items()}
+    pieces = [array.tobytes() for array, _ in stored.values()]  # before the file is opened: arrays may be views of it
+    with open(path, "wb") as file:
+        write_header(file, {name: (dtype, array.shape, array.nbytes) for name, (array, dtype) in stored.items()}, metadata)
+        file.writelines(pieces)
+
+
+def write_header(file, entries, metadata=None):
+    """Begins a file: type, shape and number of bytes of each tensor by name. The bytes themselves follow in the same order."""
+    header, end = {}, 0
     if metadata:
         header["__metadata__"] = {str(key): str(value) for key, value in metadata.items()}
-    for name, values in tensors.items():
-        array, dtype = _stored(name, values, (types or {}).get(name))
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
-        pieces.append(array.tobytes())
-        end += array.nbytes
+    for name, (dtype, shape, nbytes) in entries.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + nbytes]}
+        end += nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    pathlib.Path(path).write_bytes(b"".join([struct.pack("<Q", len(text)), text, *pieces]))
+    file.write(struct.pack("<Q", len(text)) + text)
 
 
 def from_bits(bits, dtype):
