@@ -28,6 +28,7 @@ void add_digest(CLI::App& app, Context& context);
 void add_repro(CLI::App& app, Context& context);
 void add_check(CLI::App& app, Context& context);
 void add_stages(CLI::App& app, Context& context);
+void add_maps(CLI::App& app, Context& context);
 void add_plugins(CLI::App& app, Context& context);
 void add_inspect(CLI::App& app, Context& context);
 void add_synth(CLI::App& app, Context& context);

@@ -81,7 +81,7 @@ std::vector<Contract> read(const ContractArguments& arguments, PluginHost& host)
   for (const std::string& path : arguments.paths) {
     try {
       contracts.push_back(read_contract(path, overrides, plugin_check(host)));
-      resolve_recorded_prompts(contracts.back(), nullptr);
+      resolve_recordings(contracts.back(), nullptr);
     } catch (const Error& e) {
       mistakes += mistakes.empty() ? "" : "\n";
       const std::string what = e.what() + installed_hint(path);

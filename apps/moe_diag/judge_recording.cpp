@@ -53,6 +53,8 @@ std::vector<CLI::Option*> add_judge_recording_options(CLI::App& command, JudgeRe
     options.push_back(command.add_option(name, value, text)->type_name(type)->group("Recordings"));
     return options.back();
   };
+  add("--map", a.judge.map, "Another tool's files: a map of `moe-diag maps`, or a file .yaml (docs/maps.md)",
+      "NAME|FILE");
   add("--layers", a.judge.layers, "Only these layers, as in contracts: 5..8, 0, -1", "LAYERS");
   add("--numerics", a.judge.numerics,
       "Numerics of the engine: f32, bf16, q8_k, q8_1 [as the dump says, else by the types of its tensors]", "NAME");
@@ -90,9 +92,10 @@ ExitCode judge_recording(JudgeRecordingArguments& a, const Context& context) {
   options.cut_ok = a.judge.cut_ok;
   options.lane = a.judge.lane;
   options.zeros_ok = a.judge.zeros_ok;
+  options.map = a.judge.map;
   const Recording recording = Recording::open(a.judge.dump, model.config(), options);
   const std::string path = contract_file(a);
-  const ChosenNumerics numerics = numerics_of(a.judge, recording, fit_numerics(recording, build_program(model)));
+  const ChosenNumerics numerics = numerics_of(a.judge, recording, model, build_program(model));
   write_contract(path, recording_contract(a.judge, numerics, model, recording), a.run.settings.overwrite);
   if (a.run.outputs.json != "-")
     print(fmt::format("recording   {}: {}{}, {} in {}, {} arrays{}\nnumerics    {}\ncontract    {}\n\n", a.judge.dump,

@@ -43,7 +43,7 @@ int parse_and_run(int argc, char** argv) {
   app.require_subcommand(1);
   app.fallthrough();
   for (auto* add : {add_run, add_check, add_plan, add_capture, add_digest, add_repro, add_cases, add_judge, add_stages,
-                    add_plugins, add_inspect, add_synth, add_new})
+                    add_maps, add_plugins, add_inspect, add_synth, add_new})
     add(app, context);
   try {
     app.parse(words_for_cli11(argc, argv, app));

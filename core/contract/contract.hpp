@@ -62,10 +62,13 @@ struct PromptSpec {
 struct ReplaySpec {
   std::string path;         // relative to the contract's folder resolved
   std::string lane;         // of a capture of this project; empty: its only one
+  std::string map;          // of another tool's files: a path, or the name of a known one; empty: our own layouts
   bool cut_ok = false;      // complete calls of a recording that was cut are judged
   bool take_first = false;  // of positions computed twice, where tokens do not tell
   bool fused_shared_expert = false;
   bool zeros_ok = false;       // rows of 0 are what the engine computed
+  bool fits_numerics = false;  // `numerics: auto`: those that fit its recorded products
+  std::string fit;             // then, once the recording was looked at: how well they do
   std::vector<Stage> require;  // stages that it has to have
   Where where;
 };

@@ -155,9 +155,9 @@ void refuse_beside_replay(Map& map, LaneSpec& lane) {
     if (std::find(known.begin(), known.end(), entry.name()) == known.end())
       entry.key.refuse(unknown("key of a recording", entry.name(), known));
     if (entry.name() != "numerics") continue;
-    std::vector<std::string> named;
+    std::vector<std::string> named{"auto"};
     for (const NamedNumerics& row : all_named_numerics()) named.emplace_back(row.name);
-    entry.value.choice("numerics of a recording", named);
+    lane.replay->fits_numerics = entry.value.choice("numerics of a recording", named).value_or("") == named.front();
   }
 }
 

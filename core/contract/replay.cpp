@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "core/contract/dump_map.hpp"
 #include "core/contract/section.hpp"
 #include "core/text/nearest.hpp"
 #include "core/text/quote.hpp"
@@ -13,6 +14,11 @@ namespace moe_diag {
 namespace {
 
 bool read_yes(const Value& value) { return value.choice("answer", {"true", "false"}).value_or("") == "true"; }
+
+std::string beside(const Contract& contract, const std::string& path) {
+  const std::filesystem::path named(path);
+  return named.is_relative() ? (std::filesystem::path(contract.folder) / named).string() : path;
+}
 
 std::vector<Stage> read_required(const Value& value, Stages known) {
   std::vector<Stage> stages;
@@ -29,9 +35,10 @@ std::optional<ReplaySpec> read_replay(Map& map, const Contract& contract) {
   if (!value) return std::nullopt;
   ReplaySpec replay;
   replay.where = value->node().where;
-  if (const auto path = value->text()) {
-    const std::filesystem::path named(*path);
-    replay.path = named.is_relative() ? (std::filesystem::path(contract.folder) / named).string() : *path;
+  if (const auto path = value->text()) replay.path = beside(contract, *path);
+  if (const auto map_value = map.find("map")) {
+    replay.map = map_value->text().value_or("");
+    if (is_map_file(replay.map)) replay.map = beside(contract, replay.map);
   }
   if (const auto lane = map.find("lane")) replay.lane = lane->text().value_or("");
   if (const auto cut_ok = map.find("cut_ok")) replay.cut_ok = read_yes(*cut_ok);

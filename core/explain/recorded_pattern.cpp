@@ -154,6 +154,29 @@ std::string name_products(Verdict& verdict, const Plan& plan, const Seen& seen, 
   return text;
 }
 
+// Whether what is wrong is written by a step that reads keys or values, or by several of which one does.
+bool reads_cache_at(const Plan& plan, const Divergence& d) {
+  const auto reads = [&](Site site) { return reads_cache(*find_step(plan.program, site)); };
+  const auto span = plan.spans->of(d.prompt, d.lane, d.site, {d.position, 1});
+  return reads(d.site) || (span && std::any_of(span->inner.begin(), span->inner.end(), reads));
+}
+
+std::string name_cache(Verdict& verdict, const Plan& plan, int lane, const CacheFit& fit) {
+  const FittedCache* best = fit.best();
+  if (!best || !plan.contract->lanes[static_cast<std::size_t>(lane)].engine.kv_cache.empty()) return "";
+  const std::string text =
+      fmt::format("nothing is said of the engine's KV cache: {}; say kv_cache: {}", text_of(fit), best->kv_cache);
+  bool is_all = true, is_any = false;
+  for (Divergence& d : verdict.diagnosis.divergences) {
+    const bool is_of_cache = d.lane == lane && reads_cache_at(plan, d);
+    if (d.lane == lane) (is_of_cache ? is_any : is_all) = is_of_cache;
+    if (!is_of_cache) continue;
+    d.cause = Cause::numerics;
+    d.text = text;
+  }
+  return is_any && is_all ? text : "";
+}
+
 // The failing calls are told from the others by a fact of theirs.
 template <class Fact>
 std::string told_by(const std::vector<RecordedCall>& calls, const std::set<int>& wrong, const std::set<int>& right,
@@ -185,9 +208,10 @@ std::string told_by_size(const std::vector<RecordedCall>& calls, const std::set<
 }  // namespace
 
 std::string name_recorded_patterns(Verdict& verdict, const Plan& plan, const Examiner& examined, int lane,
-                                   const NumericsFit& fit) {
+                                   const NumericsFit& fit, const CacheFit& cache) {
   const Seen seen = seen_of(plan, examined, lane);
   if (do_products_fail(plan, seen)) return name_products(verdict, plan, seen, lane, fit);
+  if (const std::string why = name_cache(verdict, plan, lane, cache); !why.empty()) return why;
   return name_wrong_stages(verdict, seen, lane);
 }
 

@@ -230,6 +230,7 @@ void Lanes::describe_replay(std::size_t i) {
   Description& d = lanes_[i].description = ReplayLane::description(spec, *recording, config());
   const EngineNumerics engine = engine_of(spec);
   lanes_[i].engine = text_of(spec.engine);
+  if (!spec.replay->fit.empty()) lanes_[i].engine += (lanes_[i].engine.empty() ? "" : ", ") + spec.replay->fit;
   d.storage = storage_of(engine, config().stages, d);
   check_storage(spec, *recording, d);
   d.reads = engine.reads;

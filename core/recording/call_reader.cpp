@@ -46,14 +46,7 @@ class CallReader {
  public:
   CallReader(const std::string& path, const ModelConfig& config) : path_(path), config_(config) {}
 
-  CallTable read(bool is_cut) {
-    std::string text;
-    try {
-      text = read_bounded(path_, largest_file);
-    } catch (const Error& e) {
-      refuse_recording(fmt::format("{}: {}: expected a line for each call of the engine", path_, e.what()));
-    }
-    std::string_view rest = text;
+  CallTable read(std::string_view rest, bool is_cut) {
     while (!rest.empty()) {
       const std::size_t end = rest.find('\n');
       if (end == std::string_view::npos && is_cut) break;  // its newline comes last
@@ -259,7 +252,17 @@ class CallReader {
 };
 
 CallTable CallTable::read(const std::string& path, const ModelConfig& config, bool is_cut) {
-  return CallReader(path, config).read(is_cut);
+  std::string text;
+  try {
+    text = read_bounded(path, largest_file);
+  } catch (const Error& e) {
+    refuse_recording(fmt::format("{}: {}: expected a line for each call of the engine", path, e.what()));
+  }
+  return CallReader(path, config).read(text, is_cut);
+}
+
+CallTable CallTable::parse(std::string_view text, const std::string& where, const ModelConfig& config) {
+  return CallReader(where, config).read(text, /*is_cut=*/false);
 }
 
 }  // namespace moe_diag

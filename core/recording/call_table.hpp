@@ -37,6 +37,8 @@ class CallTable {
  public:
   // Lines of calls.jsonl. `is_cut`: the last one may not be whole, and is left out then.
   static CallTable read(const std::string& path, const ModelConfig& config, bool is_cut);
+  // The same lines; `where` begins the messages.
+  static CallTable parse(std::string_view text, const std::string& where, const ModelConfig& config);
 
   struct Place {
     int part = 0, row = 0;  // of the part, where the call begins

@@ -151,7 +151,8 @@ DumpHead DumpHead::read(const std::string& path) {
     refuse_recording(fmt::format("{}: {}", path, e.what()));
   }
   const JsonFields json = JsonFields::parse(text, path);
-  json.refuse_others({"format", "version", "engine", "numerics", "stored", "model", "closed", "calls", "bf16_as",
+  json.refuse_others({"format", "version", "engine", "numerics", "stored", "kv_cache", "model", "closed", "calls",
+                      "bf16_as",
                       // for people, by moe_diag.record
                       "mode", "logits_changed_by", "not_recorded"});
   if (json.text("format") != "moe-diag dump")
@@ -165,6 +166,7 @@ DumpHead DumpHead::read(const std::string& path) {
   return {json.text("engine").value_or(""),
           json.text("numerics").value_or(""),
           json.text("stored").value_or(""),
+          json.text("kv_cache").value_or(""),
           json.text("model").value_or(""),
           json.flag("closed").value_or(false),
           bf16_as.has_value(),

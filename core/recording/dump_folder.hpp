@@ -12,7 +12,7 @@ namespace moe_diag {
 
 // dump.json of the native layout.
 struct DumpHead {
-  std::string engine, numerics, stored, model;
+  std::string engine, numerics, stored, kv_cache, model;
   bool is_closed = false;    // else the dump was cut, or is still being written
   bool is_bf16_u2 = false;   // arrays of "<u2" are bits of bf16
   std::optional<int> calls;  // as many lines has calls.jsonl

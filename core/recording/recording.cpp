@@ -14,6 +14,8 @@
 #include "core/recording/capture_rows.hpp"
 #include "core/recording/content_checks.hpp"
 #include "core/recording/dump_folder.hpp"
+#include "core/recording/known_maps.hpp"
+#include "core/recording/map_rows.hpp"
 #include "core/recording/npy_rows.hpp"
 #include "core/recording/row_source.hpp"
 #include "core/recording/safetensors_rows.hpp"
@@ -38,6 +40,7 @@ struct Recording::Impl {
   void open();
   void open_dump();
   void open_capture();
+  void open_mapped();
   void name_end();
   void find_held();
 
@@ -60,9 +63,11 @@ void Recording::Impl::open() {
   if (!fs::is_directory(path, error))
     refuse_recording(fmt::format("{}: expected the folder of a recording, found a file", path));
   const bool is_dump = exists(path + "/dump.json"), is_capture = exists(path + "/manifest.json");
-  if (is_dump && is_capture)
+  if (!options.map.empty())
+    open_mapped();
+  else if (is_dump && is_capture)
     refuse_recording(fmt::format("{}: has dump.json and manifest.json, expected a dump or a capture, not both", path));
-  if (is_dump)
+  else if (is_dump)
     open_dump();
   else if (is_capture)
     open_capture();
@@ -71,7 +76,7 @@ void Recording::Impl::open() {
   else
     refuse_recording(fmt::format(
         "{}: no recording: it has neither dump.json, with which a dump in the native layout begins, nor the "
-        "manifest.json of a capture of moe-diag",
+        "manifest.json of a capture of moe-diag; files of another tool are read with a map (`moe-diag maps`)",
         path));
   find_held();
   sequences.emplace(table.calls(), options.take, path);
@@ -134,6 +139,19 @@ void Recording::Impl::open_capture() {
   source = manifest.open(table, rules());
 }
 
+void Recording::Impl::open_mapped() {
+  if (options.cut_ok || !options.lane.empty())
+    refuse_recording(fmt::format("{}: cut_ok and lane are of our own layouts: leave them out beside a map", path));
+  const DumpMap map = dump_map(options.map, config.stages);
+  layout = is_map_file(options.map) ? "map " + fs::path(options.map).filename().string() : "map " + options.map;
+  head.engine = map.engine;
+  head.numerics = map.numerics;
+  head.stored = map.stored;
+  head.kv_cache = map.kv_cache;
+  options.fused_shared_expert |= map.fused_shared_expert;
+  source = open_mapped_rows(path, map, table, rules());
+}
+
 std::optional<std::size_t> Recording::Impl::index_of(Site site) const {
   const std::vector<StoredSite>& sites = source->sites();
   const auto found = std::lower_bound(sites.begin(), sites.end(), StoredSite{site, {}, {}});
@@ -170,6 +188,7 @@ const std::string& Recording::layout() const { return impl_->layout; }
 const std::string& Recording::engine() const { return impl_->head.engine; }
 const std::string& Recording::numerics() const { return impl_->head.numerics; }
 const std::string& Recording::stored() const { return impl_->head.stored; }
+const std::string& Recording::kv_cache() const { return impl_->head.kv_cache; }
 const std::string& Recording::model() const { return impl_->head.model; }
 const std::string& Recording::cut_at() const { return impl_->cut_at; }
 const std::string& Recording::checked() const { return impl_->checked; }

@@ -50,14 +50,15 @@ struct RecordingOptions {
   bool cut_ok = false;  // complete calls of a dump that was cut are read
   Take take = Take::last;
   std::string lane;  // of a capture; empty: its only one
+  std::string map;   // path of the map of another tool's files, or the name of a known one; empty: our own layouts
   // Stages by slot have one slot more than the model: a shared expert, whose id is the number of experts and whose
   // weight is 1. It is left out.
   bool fused_shared_expert = false;
   bool zeros_ok = false;  // rows of 0 are what the engine computed
 };
 
-// Tensors that another engine computed, mapped and never copied. Two kinds: a dump in the native layout, or a capture
-// of this project's sink npy.
+// Tensors that another engine computed, mapped and copied only where a map puts rows together. Three kinds: a dump in
+// the native layout, a capture of this project's sink npy, and another tool's files with a map.
 //
 // Opening reads headers, calls, the ids of all rows, and a bounded number of rows (see checked()); whatever contradicts
 // itself is refused. Afterwards any thread may ask.
@@ -71,11 +72,13 @@ class Recording {
   Recording& operator=(Recording&&) noexcept;
   ~Recording();
 
-  const std::string& path() const;    // as given
-  const std::string& layout() const;  // "native, npy", "native, safetensors", "capture of moe-diag (lane f32)"
-  const std::string& engine() const;  // the next four as dump.json says; empty: it does not
+  const std::string& path() const;  // as given
+  const std::string& layout()
+      const;  // "native, npy", "native, safetensors", "capture of moe-diag (lane f32)", "map vllm"
+  const std::string& engine() const;  // the next five as dump.json or the map says; empty: it does not
   const std::string& numerics() const;
   const std::string& stored() const;
+  const std::string& kv_cache() const;
   const std::string& model() const;
   const std::string& cut_at() const;   // "call 7 of request r0, behind position 41"; empty: the recording is whole
   const std::string& checked() const;  // the rows that opening looked at, as a sentence

@@ -18,6 +18,7 @@ RecordingOptions options_of(const ReplaySpec& replay) {
   options.cut_ok = replay.cut_ok;
   options.take = replay.take_first ? RecordingOptions::Take::first : RecordingOptions::Take::last;
   options.lane = replay.lane;
+  options.map = replay.map;
   options.fused_shared_expert = replay.fused_shared_expert;
   options.zeros_ok = replay.zeros_ok;
   return options;

@@ -30,7 +30,7 @@ struct StoredRows {
   const std::byte* data = nullptr;  // null: not recorded
   int count = 1;
   std::int64_t elements = 0;  // of a row
-  int file = 0;
+  int file = 0;               // or another number by which place() knows them
 };
 
 // The arrays of a recording, by site, call and row of the call.

@@ -50,7 +50,7 @@ Contract contract_of(const EarlierVerdict& verdict) {
     refuse(fmt::format("{}: the contract has changed since {} was written (digest {} then, {} now): run it again",
                        verdict.contract, verdict.path, verdict.contract_digest, contract.digest));
   if (contract.step) refuse(fmt::format("{}: the contract is one step alone already", verdict.contract));
-  resolve_recorded_prompts(contract, nullptr);
+  resolve_recordings(contract, nullptr);
   for (const std::string& text : verdict.injected) contract.planted.push_back(parse_fault(text, contract));
   contract.capture.clear();
   contract.sinks.clear();

@@ -118,8 +118,10 @@ void Explaining::explain_recordings(Verdict& verdict) {
   const Recording& recording = *runner_.recordings().of(static_cast<std::size_t>(engine));
   const std::vector<int> requests =
       requests_of(runner_.contract(), runner_.contract().lanes[static_cast<std::size_t>(engine)], recording);
+  const Program& program = runner_.program();
   verdict.failure =
-      name_recorded_patterns(verdict, runner_.planned(), *beside_, engine, fit_numerics(recording, runner_.program()));
+      name_recorded_patterns(verdict, runner_.planned(), *beside_, engine, fit_numerics(recording, program),
+                             fit_kv_cache(recording, runner_.model().config(), program));
   verdict.failure_is_usage = !verdict.failure.empty();
   for (Divergence& d : verdict.diagnosis.divergences) {
     if (d.lane != engine) continue;

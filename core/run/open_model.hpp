@@ -15,9 +15,10 @@ namespace moe_diag {
 // it is not there.
 std::shared_ptr<const Model> open_model(const Contract& contract, ModelCache* cache);
 
-// Puts the requests of recordings in the place of the prompts that name one: tokens, positions and calls. Nothing where
-// the contract has no such prompt, or its model is absent. Throws Error for a recording that cannot be taken.
-void resolve_recorded_prompts(Contract& contract, ModelCache* cache);
+// Puts the requests of recordings in the place of the prompts that name one: tokens, positions and calls; and the
+// numerics that fit a recording in the place of `numerics: auto`. Nothing where the contract has neither, or its model
+// is absent. Throws Error for a recording that cannot be taken, or does not tell its numerics.
+void resolve_recordings(Contract& contract, ModelCache* cache);
 
 // The synthetic model that a contract names.
 SyntheticSpec spec_of(const ModelSource& source);

@@ -8,7 +8,11 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "core/contract/dump_map.hpp"
+#include "core/recording/cache_fit.hpp"
+#include "core/recording/numerics_fit.hpp"
 #include "core/recording/spans.hpp"
+#include "core/recording/variant_fit.hpp"
 
 namespace moe_diag {
 namespace {
@@ -90,23 +94,48 @@ std::string claim(std::string_view id, std::string_view text, std::string_view s
 
 // Words for numerics that have no row of their own, as engines call them.
 std::optional<ChosenNumerics> numerics_called(const std::string& word) {
-  if (word == "fp8") return ChosenNumerics{"f32", "fp8_128", "fp8_block", "fp8 by blocks, as the recording says"};
-  if (find_named_numerics(word)) return ChosenNumerics{word, "", "", word + ", as the recording says"};
+  if (word == "fp8")
+    return ChosenNumerics{"f32", "fp8_128", "fp8_block", "", "", "fp8 by blocks, as the recording says"};
+  if (find_named_numerics(word)) return ChosenNumerics{word, "", "", "", "", word + ", as the recording says"};
   return std::nullopt;
+}
+
+ChosenNumerics numerics_of_products(const RecordingJudge& judge, const Recording& recording, const NumericsFit& fit) {
+  if (!judge.numerics.empty())
+    return {judge.numerics, judge.reads, judge.weights, "", "", judge.numerics + ", as told"};
+  if (auto said = numerics_called(recording.numerics()); said && judge.reads.empty() && judge.weights.empty())
+    return *said;
+  if (!judge.reads.empty() || !judge.weights.empty()) return {"f32", judge.reads, judge.weights, "", "", "as told"};
+  if (!fit.is_known())
+    return {"f32", "", "", "", "", "f32: no product is recorded with its input, so that nothing tells"};
+  const FittedNumerics& best = fit.best();
+  if (!best.numerics.empty()) return {best.numerics, "", "", "", "", text_of(fit)};
+  return {"f32",       best.reads == "exact" ? "" : best.reads, best.weights == "as_stored" ? "" : best.weights, "", "",
+          text_of(fit)};
 }
 
 }  // namespace
 
-ChosenNumerics numerics_of(const RecordingJudge& judge, const Recording& recording, const NumericsFit& fit) {
-  if (!judge.numerics.empty()) return {judge.numerics, judge.reads, judge.weights, judge.numerics + ", as told"};
-  if (auto said = numerics_called(recording.numerics()); said && judge.reads.empty() && judge.weights.empty())
-    return *said;
-  if (!judge.reads.empty() || !judge.weights.empty()) return {"f32", judge.reads, judge.weights, "as told"};
-  if (!fit.is_known()) return {"f32", "", "", "f32: no product is recorded with its input, so that nothing tells"};
-  const FittedNumerics& best = fit.best();
-  if (!best.numerics.empty()) return {best.numerics, "", "", text_of(fit)};
-  return {"f32", best.reads == "exact" ? "" : best.reads, best.weights == "as_stored" ? "" : best.weights,
-          text_of(fit)};
+// What is recorded of attention tells the type of the cache, else the recording's own word counts. Variants are told
+// by what is recorded alone.
+ChosenNumerics numerics_of(const RecordingJudge& judge, const Recording& recording, const Model& model,
+                           const Program& program) {
+  ChosenNumerics chosen = numerics_of_products(judge, recording, fit_numerics(recording, program));
+  const CacheFit cache = fit_kv_cache(recording, model.config(), program);
+  const FittedCache* best = cache.best();
+  for (const FittedVariant& fit : fit_variants(recording, model.config(), program)) {
+    chosen.variants +=
+        fmt::format("{}{}: {}", chosen.variants.empty() ? "" : ", ", fit.variant->key, fit.variant->name);
+    chosen.text += "; " + text_of(fit);
+  }
+  chosen.kv_cache = judge.kv_cache;
+  if (!chosen.kv_cache.empty()) return chosen;
+  if (best)
+    chosen.text += "; " + text_of(cache);
+  else if (cache.tried.empty() && !recording.kv_cache().empty())
+    chosen.text += fmt::format("; a KV cache in {}, as the recording says", recording.kv_cache());
+  chosen.kv_cache = best ? best->kv_cache : cache.tried.empty() ? recording.kv_cache() : "";
+  return chosen;
 }
 
 std::string recording_contract(const RecordingJudge& judge, const ChosenNumerics& numerics, const Model& model,
@@ -117,9 +146,11 @@ std::string recording_contract(const RecordingJudge& judge, const ChosenNumerics
     if (!value.empty()) engine += fmt::format(", {}: {}", key, value);
   };
   add("lane", judge.lane);
+  if (!judge.map.empty()) add("map", quoted(is_map_file(judge.map) ? absolute(judge.map) : judge.map));
   add("reads", numerics.reads);
   add("weights", numerics.weights);
-  add("kv_cache", judge.kv_cache);
+  add("kv_cache", numerics.kv_cache);
+  if (!numerics.variants.empty()) add("variant", "{" + numerics.variants + "}");
   const bool is_said = is_kept_as(recording, recording.stored());
   add("stored", !judge.stored.empty() ? judge.stored : is_said ? recording.stored() : stored_text(recording));
   if (judge.cut_ok) engine += ", cut_ok: true";
@@ -150,8 +181,8 @@ std::string recording_contract(const RecordingJudge& judge, const ChosenNumerics
     text += claim("SPANS", "several steps together err no more than those of an engine of the same numerics", "spans",
                   judge.layers, fmt::format("metric: noise_ratio\n    floor: peer\n    at_most: {}", judge.at_most));
   if (shown.flips)
-    text += claim("ROUTING", "experts are chosen by the engine's own logits", name_of(config.stages.of(Role::choice)),
-                  judge.layers, "metric: routing_real_flips\n    equals: 0");
+    text += claim("ROUTING", "experts are chosen by the engine's own logits", "recorded", judge.layers,
+                  "metric: routing_real_flips\n    equals: 0");
   return text;
 }
 

@@ -78,7 +78,7 @@ Verdict judge_recording(const std::string& text, RunOptions options = {}) {
   static ModelCache models;
   options.models = &models;
   contracts.push_back(std::make_unique<Contract>(parse_contract(text, "test.yaml")));
-  resolve_recorded_prompts(*contracts.back(), &models);
+  resolve_recordings(*contracts.back(), &models);
   PluginHost host({MOE_DIAG_PLUGINS});
   return run_contract(*contracts.back(), host, options);
 }
@@ -140,6 +140,31 @@ TEST_CASE("a mistake of a recorded engine is found at its step, and called by it
     CHECK_THAT(d.recorded,
                Contains(std::string(name_of(d.site.stage)) + ".npy, byte ") && Contains("call 0 of 12 rows"));
   }
+}
+
+TEST_CASE("numerics and the type of the cache are found from what is recorded") {
+  const TemporaryFolder folder;
+  for (const std::string& engine : {std::string("numerics: q8_k, kv_cache: f16"), std::string("numerics: bf16"),
+                                    std::string("numerics: f32, reads: bf16, kv_cache: q8_0")}) {
+    INFO(engine);
+    const std::string dump = record(folder, "", all_but_keys, engine);
+    const Verdict verdict = judge_recording(contract(dump, claims + spans, "numerics: auto"));
+    CHECK(failures(verdict) == "");
+    const bool has_cache = engine.find("kv_cache") != std::string::npos;
+    CHECK((verdict.lanes[0].engine.find("a KV cache in") != std::string::npos) == has_cache);
+  }
+  const std::string dump = record(folder, "", all_but_keys, "numerics: q8_k, kv_cache: f16");
+  CHECK_THAT(
+      judge_recording(contract(dump, claims + spans, "numerics: q8_k")).failure,
+      Contains("nothing is said of the engine's KV cache: a KV cache in f16 fits") && Contains("say kv_cache: f16"));
+  // A mistake in attention is none of the cache.
+  const std::string wrong =
+      record(folder, "scale, factor: 1.1, stage: attention, layer: 2", all_but_keys, "numerics: f32");
+  CHECK_THAT(failures(judge_recording(contract(wrong, claims + spans, "numerics: f32"))),
+             !Contains("KV cache") && Contains("attention"));
+  const std::string little = record(folder, "", "[post_ffn_residual]", "numerics: f32");
+  CHECK_THROWS_WITH(judge_recording(contract(little, claims, "numerics: auto")),
+                    Contains("numerics: auto: no matmul is recorded together with its input"));
 }
 
 TEST_CASE("where a recording has gaps, several steps are judged at once beside a peer") {
