@@ -10,10 +10,24 @@
 namespace moe_diag {
 
 void KnownLane::begin(const Pass& pass) {
-  if (pass.first == 0 || pass.sequence != pass_.sequence) positions_.clear();
+  const bool is_new = pass.first == 0 || pass.sequence != pass_.sequence || positions_.empty();
+  if (is_new) positions_.clear();
   pass_ = pass;
   std::fill(known_.begin(), known_.end(), false);
   lane_->begin(pass);
+  if (is_new) take_cached();
+}
+
+// Keys and values of positions before the recording.
+void KnownLane::take_cached() {
+  const auto sequence = static_cast<std::size_t>(pass_.sequence);
+  if (pass_.sequence < 0 || sequence >= requests_.size() || requests_[sequence] < 0) return;
+  for (int layer = 0; layer < config_.layers; ++layer)
+    for (std::size_t c = 0; c < config_.caches.size(); ++c) {
+      const Cache cache = config_.caches[c];
+      if (const Tensor rows = recording_.cached(requests_[sequence], cache, layer))
+        write_cache(cache, layer, {0, static_cast<int>(rows.shape[0])}, rows);
+    }
 }
 
 // Whether all that the step reads is known. Rows of an input that go into a cache are then known there, too.

@@ -9,6 +9,7 @@
 
 #include "core/api/backend.hpp"
 #include "core/ops/program.hpp"
+#include "core/recording/recording.hpp"
 
 namespace moe_diag {
 
@@ -17,9 +18,16 @@ namespace moe_diag {
 // attention.
 class KnownLane final : public Lane {
  public:
-  // `program`, what the lane computes, outlives it; `stages`: how many the architecture has.
-  KnownLane(std::unique_ptr<Lane> lane, const Program& program, std::size_t stages)
-      : lane_(std::move(lane)), program_(program), known_(stages) {}
+  // `recording` feeds the lane; `requests`: the request of each prompt in it. Both, and `program`, what the lane
+  // computes, outlive it.
+  KnownLane(std::unique_ptr<Lane> lane, const Program& program, const ModelConfig& config, const Recording& recording,
+            std::vector<int> requests)
+      : lane_(std::move(lane)),
+        program_(program),
+        config_(config),
+        recording_(recording),
+        requests_(std::move(requests)),
+        known_(config.stages.size()) {}
 
   Abilities abilities() const override { return lane_->abilities(); }
   std::size_t supports(std::span<const Step> steps) const override { return lane_->supports(steps); }
@@ -36,12 +44,16 @@ class KnownLane final : public Lane {
   DeviceMemory device_memory() override { return lane_->device_memory(); }
 
  private:
+  void take_cached();
   bool can_run(const Step& step);
   void weigh_choice(Site site, Rows rows, const Tensor& experts);
   int& known_positions(Cache cache, int layer) { return positions_[{cache.index(), layer}]; }
 
   const std::unique_ptr<Lane> lane_;
   const Program& program_;
+  const ModelConfig& config_;
+  const Recording& recording_;
+  const std::vector<int> requests_;
   std::vector<bool> known_;                               // by stage: its slot holds what was computed or handed over
   std::map<std::pair<std::size_t, int>, int> positions_;  // of caches: as many from the first on are known
   Pass pass_;

@@ -286,9 +286,12 @@ std::unique_ptr<Lane> Lanes::opened(std::size_t i, RunningLane& lane) {
     own =
         std::make_unique<RoundedLane>(std::move(own), config(), program(i), spec.engine, lanes_[i].description.storage);
   const int inputs = index_of(spec.inputs);
-  if (inputs >= 0 && contract_.lanes[static_cast<std::size_t>(inputs)].replay)
-    return std::make_unique<KnownLane>(std::move(own), program(i), config().stages.size());
-  return own;
+  if (inputs < 0) return own;
+  const LaneSpec& engine = contract_.lanes[static_cast<std::size_t>(inputs)];
+  if (!engine.replay) return own;
+  const Recording& recording = *recordings_->of(static_cast<std::size_t>(inputs));
+  return std::make_unique<KnownLane>(std::move(own), program(i), config(), recording,
+                                     requests_of(contract_, engine, recording));
 }
 
 // The lane of a kernel, over one that computes all other steps.

@@ -51,7 +51,7 @@ class Finder {
     for (const fs::directory_entry& entry : entries_of(folder_)) {
       const std::string name = entry.path().filename().string();
       std::error_code ignored;
-      if (name.starts_with('.')) continue;
+      if (name.starts_with('.') || name == "cached") continue;
       if (entry.is_directory(ignored))
         add_layer(name);
       else

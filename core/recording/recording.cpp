@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "core/api/error.hpp"
+#include "core/recording/cached_rows.hpp"
 #include "core/recording/call_table.hpp"
 #include "core/recording/capture_rows.hpp"
 #include "core/recording/content_checks.hpp"
@@ -34,6 +35,7 @@ struct Recording::Impl {
   CallTable table;
   std::unique_ptr<RowSource> source;
   std::optional<Sequences> sequences;
+  CachedRows cached;
   std::vector<bool> held;  // of each site of the source: it has a row
 
   RowRules rules() const { return {config, options.fused_shared_expert}; }
@@ -80,6 +82,7 @@ void Recording::Impl::open() {
         path));
   find_held();
   sequences.emplace(table.calls(), options.take, path);
+  cached = CachedRows(path, config, sequences->requests());
   checked = check_content(*source, table, rules(), options.zeros_ok);
 }
 
@@ -292,6 +295,10 @@ Tensor Recording::rows(int request, Site site, Stretch positions, std::vector<st
     for (int r = 0; r < piece.count; ++r, to += row_bytes)
       row.copy(piece.data + static_cast<std::size_t>(r * piece.elements) * size_of(element), piece.elements, to);
   return {memory.data(), tensor.dtype, tensor.shape};
+}
+
+Tensor Recording::cached(int request, Cache cache, int layer) const {
+  return impl_->cached.rows(request, cache, layer);
 }
 
 std::optional<RecordedPlace> Recording::place(int request, Site site, int position) const {

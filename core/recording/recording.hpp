@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/api/backend.hpp"
+#include "core/api/cache.hpp"
 #include "core/api/model.hpp"
 #include "core/api/stage.hpp"
 #include "core/api/tensor.hpp"
@@ -95,6 +96,8 @@ class Recording {
   // `memory`. Null when one is not there. Rows with a value for each key have as many keys as the longest of these rows
   // has in the recording; shorter ones are filled up with 0.
   Tensor rows(int request, Site site, Stretch positions, std::vector<std::byte>& memory) const;
+  // What the engine's cache had of positions 0 up to the first one recorded: [positions, width]. Null: not recorded.
+  Tensor cached(int request, Cache cache, int layer) const;
   std::optional<RecordedPlace> place(int request, Site site, int position) const;  // none: the row is not there
   // The call whose rows count at a position, as an index into calls(); -1: none was recorded.
   int call_at(int request, int position) const;

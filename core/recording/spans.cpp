@@ -25,12 +25,18 @@ SpanFinder::SpanFinder(const Program& program, const Recording& recording) : rec
   for (const Step& step : program) {
     std::vector<Input> inputs;
     for (std::size_t i = 0; i < step.in.size(); ++i)
-      inputs.push_back({{step.in[i], layer[step.in[i].index()]}, step.cached(i) != nullptr});
+      inputs.push_back({{step.in[i], layer[step.in[i].index()]}, step.cached(i) ? step.cached(i)->cache : Cache()});
     for (const Stage stage : step.out) {
       layer[stage.index()] = step.layer;
       inputs_[{stage, step.layer}] = inputs;
     }
   }
+}
+
+// As many of the first positions as the engine's cache was recorded with.
+int SpanFinder::cached_positions(int request, const Input& input) const {
+  const Tensor rows = recording_.cached(request, input.cache, input.site.layer);
+  return rows ? static_cast<int>(rows.shape[0]) : 0;
 }
 
 RecordedSpan SpanFinder::of(int request, Site to, Stretch positions) const {
@@ -43,7 +49,8 @@ RecordedSpan SpanFinder::of(int request, Site to, Stretch positions) const {
     if (inputs == inputs_.end()) continue;
     for (const Input& input : inputs->second) {
       if (!seen.insert(input.site).second) continue;
-      const Stretch rows = input.is_cached ? Stretch{0, positions.end()} : positions;
+      const int known = input.cache ? cached_positions(request, input) : positions.first;
+      const Stretch rows{known, positions.end() - known};
       if (recording_.has(request, input.site, rows)) {
         from.insert(input.site);
         continue;

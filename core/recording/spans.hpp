@@ -39,8 +39,10 @@ class SpanFinder {
  private:
   struct Input {
     Site site;
-    bool is_cached = false;
+    Cache cache;  // none: it is read of the same positions only
   };
+
+  int cached_positions(int request, const Input& input) const;
 
   const Recording& recording_;
   std::map<Site, std::vector<Input>> inputs_;  // of the step that writes a site

@@ -2,6 +2,7 @@
 """The engine that the tests record is one of Qwen3-MoE: it agrees with moe-diag, and its faults are where it says."""
 
 import functools
+import json
 import os
 import pathlib
 import subprocess
@@ -56,11 +57,11 @@ class Engine(unittest.TestCase):
     def tearDownClass(cls):
         cls.temporary.cleanup()
 
-    def recording(self, numerics, **options):
+    def recording(self, numerics, requests=REQUESTS, **options):
         """A dump, and where its fault is."""
         Engine.number += 1
         path = self.root / f"dump{self.number}"
-        site = numpy_engine.run(self.model, REQUESTS, numerics, out=path, **{"scores": True, **options})
+        site = numpy_engine.run(self.model, requests, numerics, out=path, **{"scores": True, **options})
         return open_dump(path), site
 
     @classmethod
@@ -145,6 +146,51 @@ class Engine(unittest.TestCase):
         (folder / "m.gguf").symlink_to(self.model)
         moe_diag("judge", folder / "m.gguf", folder / "dump", "--contract", self.root / "judge.yaml", "--out", self.root / "judged")
 
+    def test_a_recording_that_begins_late_may_have_what_the_cache_had(self):
+        before = 18  # positions: the first call
+        self.recording("f32", requests=REQUESTS[1:], scores=False)
+        dump = self.root / f"dump{self.number}"
+        cached = {}
+        for path in sorted(dump.rglob("*.npy")):
+            array = numpy.load(path)
+            if path.stem == "k_post_rope":
+                cached[path.parent.name, "keys"] = array[:before].reshape(before, -1)
+            if path.stem == "qkv_matmul":
+                cached[path.parent.name, "values"] = array[:before, -cached_width(self.model) :]
+            numpy.save(path, array[before:])
+        lines = (dump / "calls.jsonl").read_text().splitlines()[1:]
+        (dump / "calls.jsonl").write_text("".join(line + "\n" for line in lines))
+        info = json.loads((dump / "dump.json").read_text())
+        (dump / "dump.json").write_text(json.dumps({**info, "calls": len(lines)}))
+
+        def outcome():
+            return judge(self.model, dump, self.root / "late")
+
+        outcomes, samples, text = outcome()
+        self.assertEqual(outcomes, {"FINITE": "held", "STEPS": "held", "SPANS": "untested", "ROUTING": "held"}, text)
+        self.assertIn("12 recorded arrays of calls were not judged, the first layer 0, attention", text)
+        self.assertEqual(samples["SPANS"], 0)
+        for (layer, name), rows in cached.items():
+            path = dump / "cached/longer" / layer / f"{name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            numpy.save(path, rows)
+        outcomes, samples, text = outcome()
+        self.assertEqual(set(outcomes.values()), {"held"}, text)
+        self.assertEqual(samples["SPANS"], 4 * 5)  # layers, positions
+        numpy.save(dump / "cached/longer/layer_02/keys.npy", numpy.roll(cached["layer_02", "keys"], 1, axis=0))
+        outcomes, _, text = outcome()
+        self.assertIn("falsified", outcomes.values())
+        self.assertRegex(text, "where      prompt longer, position 18, layer 2, attention")
+        for change, message in (
+            (lambda rows: rows[1:], "expected \\[18, 128\\]"),
+            (lambda rows: rows[:, 1:], "expected \\[18, 128\\]"),
+            (lambda rows: rows.astype(numpy.int32), "found shape \\[18, 128\\] of i32"),
+        ):
+            numpy.save(dump / "cached/longer/layer_02/keys.npy", change(cached["layer_02", "keys"]))
+            self.assertRegex(outcome()[2], message)
+        (dump / "cached/longer/layer_02/keys.npy").rename(dump / "cached/longer/layer_02/key.npy")
+        self.assertIn("did you mean 'keys.npy'?", outcome()[2])
+
     def test_records_what_is_asked_for(self):
         for recorded, count in (("all", 21 * 4 + 3), ("moe", 12 * 4), ("layers", 8), ("layers_only", 4)):
             dump, site = self.recording("bf16", recorded=recorded, scores=False, fault="missing_rank", layer=1, head="last")
@@ -154,6 +200,19 @@ class Engine(unittest.TestCase):
             self.recording("f32", recorded="layers", fault="map_swap", scores=False)
         with self.assertRaisesRegex(ValueError, "swap: expected a layer"):
             self.recording("f32", fault="swap")
+
+
+def cached_width(model):
+    """Of the values of a position: all heads."""
+    engine = numpy_engine.Engine(model, numpy_engine.NUMERICS["f32"], None)
+    return engine.kv_heads * engine.head_dim
+
+
+def judge(model, dump, out):
+    """Outcome by claim, number of samples by claim, and the report."""
+    run = subprocess.run([EXE, "judge", model, dump, "--out", out, "--overwrite"], capture_output=True, text=True)
+    rows = [line.split() for line in run.stdout.splitlines() if line.startswith(("held", "falsified", "untested"))]
+    return {row[1]: row[0] for row in rows}, {row[1]: int(row[2]) for row in rows}, run.stdout + run.stderr
 
 
 def moe_diag(*arguments):
