@@ -57,7 +57,7 @@ std::vector<CLI::Option*> add_judge_recording_options(CLI::App& command, JudgeRe
       "NAME|FILE");
   add("--layers", a.judge.layers, "Only these layers, as in contracts: 5..8, 0, -1", "LAYERS");
   add("--numerics", a.judge.numerics,
-      "Numerics of the engine: f32, bf16, q8_k, q8_1 [as the dump says, else by the types of its tensors]", "NAME");
+      "Numerics of the engine: f32, bf16, q8_k, q8_1, fp8 [as the dump says, else those that fit its matmuls]", "NAME");
   add("--reads", a.judge.reads, "How its products read activations: fp8_128, ... (docs/numerics.md)", "NAME");
   add("--weights", a.judge.weights, "How it rounds weights: fp8_block, ...", "NAME");
   add("--stored", a.judge.stored, "The types it stores stages in: hf, vllm, bf16, ... [as recorded]", "NAME");

@@ -126,9 +126,34 @@ void Explaining::explain_recordings(Verdict& verdict) {
   for (Divergence& d : verdict.diagnosis.divergences) {
     if (d.lane != engine) continue;
     d.recorded = recorded_place(d);
+    add_part(verdict, d);
     if (const std::string calls = text_of_calls(verdict, d, recording, requests); !calls.empty())
       d.text += (d.text.empty() ? "" : "; ") + calls;
   }
+}
+
+namespace {
+
+// No other row of the site is wrong.
+bool is_all_of(const PartGain& part, const Judgement& judgement) {
+  return std::all_of(judgement.sites.begin(), judgement.sites.end(), [&](const SiteResult& site) {
+    return !(site.site == part.site) || std::all_of(site.failing_at.begin(), site.failing_at.end(), [&](int position) {
+      return part.rows.count({site.prompt, position}) > 0;
+    });
+  });
+}
+
+}  // namespace
+
+// What the regression of a layer's errors says of its experts.
+void Explaining::add_part(const Verdict& verdict, Divergence& d) {
+  const std::string& lane = verdict.contract->lanes[static_cast<std::size_t>(d.lane)].name;
+  for (const Judgement& judgement : verdict.judgements)
+    for (const PartGain& part : judgement.parts) {
+      if (!(part.site == d.site) || judgement.spec->lane != lane || !is_all_of(part, judgement)) continue;
+      d.text = part.text + (d.text.empty() ? "" : "; " + d.text);
+      if (d.expert < 0) d.expert = part.expert;
+    }
 }
 
 // "layer_05/moe_ffn_out.npy, byte 4224: call 3 of 17 rows, graph"

@@ -37,6 +37,7 @@ class Explaining {
   void look_beside_recordings();
   void explain_recordings(Verdict& verdict);
   std::string recorded_place(const Divergence& divergence) const;
+  static void add_part(const Verdict& verdict, Divergence& divergence);
   bool make_explanations(Verdict& verdict, std::unique_ptr<KeptOracle> record);
 
   Runner& runner_;

@@ -92,20 +92,20 @@ std::string claim(std::string_view id, std::string_view text, std::string_view s
                      layers.empty() ? "" : fmt::format("    layers: {}\n", layers), metric);
 }
 
-// Words for numerics that have no row of their own, as engines call them.
-std::optional<ChosenNumerics> numerics_called(const std::string& word) {
-  if (word == "fp8")
-    return ChosenNumerics{"f32", "fp8_128", "fp8_block", "", "", "fp8 by blocks, as the recording says"};
-  if (find_named_numerics(word)) return ChosenNumerics{word, "", "", "", "", word + ", as the recording says"};
+// Words for numerics, as engines call them; `by` says whose word it is.
+std::optional<ChosenNumerics> numerics_called(const std::string& word, std::string_view by) {
+  if (word == "fp8") return ChosenNumerics{"f32", "fp8_128", "fp8_block", "", "", fmt::format("fp8 by blocks, {}", by)};
+  if (find_named_numerics(word)) return ChosenNumerics{word, "", "", "", "", fmt::format("{}, {}", word, by)};
   return std::nullopt;
 }
 
 ChosenNumerics numerics_of_products(const RecordingJudge& judge, const Recording& recording, const NumericsFit& fit) {
+  const bool has_words = !judge.reads.empty() || !judge.weights.empty();
+  if (auto told = numerics_called(judge.numerics, "as told"); told && !has_words) return *told;
   if (!judge.numerics.empty())
     return {judge.numerics, judge.reads, judge.weights, "", "", judge.numerics + ", as told"};
-  if (auto said = numerics_called(recording.numerics()); said && judge.reads.empty() && judge.weights.empty())
-    return *said;
-  if (!judge.reads.empty() || !judge.weights.empty()) return {"f32", judge.reads, judge.weights, "", "", "as told"};
+  if (auto said = numerics_called(recording.numerics(), "as the recording says"); said && !has_words) return *said;
+  if (has_words) return {"f32", judge.reads, judge.weights, "", "", "as told"};
   if (!fit.is_known())
     return {"f32", "", "", "", "", "f32: no product is recorded with its input, so that nothing tells"};
   const FittedNumerics& best = fit.best();
@@ -120,7 +120,16 @@ ChosenNumerics numerics_of_products(const RecordingJudge& judge, const Recording
 // by what is recorded alone.
 ChosenNumerics numerics_of(const RecordingJudge& judge, const Recording& recording, const Model& model,
                            const Program& program) {
-  ChosenNumerics chosen = numerics_of_products(judge, recording, fit_numerics(recording, program));
+  const NumericsFit products = fit_numerics(recording, program);
+  ChosenNumerics chosen = numerics_of_products(judge, recording, products);
+  const bool is_told = !judge.numerics.empty() || !judge.reads.empty() || !judge.weights.empty() ||
+                       numerics_called(recording.numerics(), "").has_value();
+  if (!is_told && !products.is_known() && shown_by(recording, program, model.config()).several)
+    throw Error(ErrorKind::usage,
+                fmt::format("{}: nothing tells the numerics of the engine, and what is recorded spans several steps, "
+                            "whose rounding they decide: say --numerics f32, bf16, q8_k, q8_1 or fp8, or record the "
+                            "output of a matmul together with its input",
+                            judge.dump));
   const CacheFit cache = fit_kv_cache(recording, model.config(), program);
   const FittedCache* best = cache.best();
   for (const FittedVariant& fit : fit_variants(recording, model.config(), program)) {

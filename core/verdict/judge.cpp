@@ -25,13 +25,29 @@
 
 #include <algorithm>
 #include <chrono>
+#include <span>
 
+#include "core/ops/values.hpp"
 #include "core/verdict/comparisons.hpp"
 #include "core/verdict/sampling.hpp"
 #include "core/verdict/site_results.hpp"
 #include "core/verdict/unjudged.hpp"
 
 namespace moe_diag {
+namespace {
+
+// The largest relative error of storing a layer's output in the lane.
+double rounding_of_layers(const Lanes& lanes, int lane) {
+  const Description& description = lanes[static_cast<std::size_t>(lane)].description;
+  const Stage output = lanes.config().stages.of(Role::layer_output);
+  switch (description.stored(output)) {
+    case DType::bf16: return 0x1p-9;
+    case DType::f16: return 0x1p-12;
+    default: return 0x1p-25;
+  }
+}
+
+}  // namespace
 
 Judge::Judge(const Plan& plan, const Lanes& lanes, int only) : plan_(plan), lanes_(lanes) {
   for (std::size_t f = 0; f < plan.falsifiers.size(); ++f) {
@@ -44,7 +60,10 @@ Judge::Judge(const Plan& plan, const Lanes& lanes, int only) : plan_(plan), lane
     judged_.push_back(!is_alone(j.spec->metric) && j.reason.empty() &&
                       (only < 0 || static_cast<std::size_t>(only) == f));
     judgements_.push_back(std::move(j));
+    const bool is_of_spans = watched.spec->metric == Metric::noise_ratio && watched.floor >= 0 && plan.spans;
+    parts_.push_back(is_of_spans ? std::optional(PartGains(rounding_of_layers(lanes, watched.lane))) : std::nullopt);
   }
+  floors_.resize(judgements_.size());
   missing_.resize(judgements_.size());
   ran_.resize(judgements_.size());
 }
@@ -53,7 +72,9 @@ bool Judge::wants(int prompt, int lane, Site site) const {
   for (std::size_t f = 0; f < judged_.size(); ++f) {
     const WatchedFalsifier& watched = plan_.falsifiers[f];
     if (!judged_[f] || (watched.lane != lane && watched.against != lane && watched.floor != lane)) continue;
-    if (watches(watched, prompt, site) || watches_logits(watched, prompt, site)) return true;
+    if (watches(watched, prompt, site) || watches_logits(watched, prompt, site) ||
+        watches_parts(watched, prompt, lane, site))
+      return true;
   }
   return false;
 }
@@ -62,6 +83,13 @@ bool Judge::wants(int prompt, int lane, Site site) const {
 bool Judge::watches_logits(const WatchedFalsifier& falsifier, int prompt, Site site) const {
   return falsifier.spec->metric == Metric::routing_real_flips && is(site.stage, Role::router_scores) &&
          watches(falsifier, prompt, site.sibling(Role::choice));
+}
+
+// What experts add to a layer is kept by the lane that computes it until the layer's output is seen.
+bool Judge::watches_parts(const WatchedFalsifier& falsifier, int prompt, int lane, Site site) const {
+  return falsifier.floor >= 0 && plan_.spans && lane == falsifier.against &&
+         (is(site.stage, Role::weighed_values) || is(site.stage, Role::choice) || is(site.stage, Role::router_probs)) &&
+         watches(falsifier, prompt, site.sibling(Role::layer_output));
 }
 
 void Judge::show(Sighting& sighting) {
@@ -89,8 +117,55 @@ void Judge::judge(std::size_t f, Sighting& sighting, Comparisons& compared) {
   const auto start = std::chrono::steady_clock::now();
   result_at(judgements_[f], sighting.prompt, sighting.site);  // it was looked at, even if no sample comes of it
   for (auto position = first; position != end; ++position)
-    take(f, sample_row(watched, compared, *position - sighting.position(0), is_open), sighting.site.layer);
+    take(f,
+         sample_row(watched, compared, *position - sighting.position(0), is_open,
+                    parts_[f] ? &floors_[f][sighting.site] : nullptr),
+         sighting.site.layer);
+  if (parts_[f] && !is_open && is(sighting.site.stage, Role::layer_output)) look_at_parts(f, sighting, compared);
   judgements_[f].seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+namespace {
+
+host::Values row_of(const Tensor& tensor, int row) { return host::values_of(tensor, row, 1); }
+
+host::Values difference(const host::Values& a, const host::Values& b) {
+  host::Values out(a.size());
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = a[i] - b[i];
+  return out;
+}
+
+// Of the experts that a row chose, in its probabilities of all.
+double sum_of_chosen(const Tensor& probs, int row, std::span<const std::int32_t> experts) {
+  if (!probs) return 0;
+  double sum = 0;
+  for (const std::int32_t expert : experts) sum += value_at(probs, row * probs.shape.row() + expert);
+  return sum;
+}
+
+}  // namespace
+
+void Judge::look_at_parts(std::size_t f, Sighting& sighting, Comparisons& compared) {
+  const WatchedFalsifier& watched = plan_.falsifiers[f];
+  const Stage added = sighting.site.stage.sibling(Role::weighed_values);
+  const Tensor own = compared.tensor(watched.lane), right = compared.tensor(watched.against),
+               peer = compared.tensor(watched.floor);
+  const Tensor parts = added ? sighting.now(watched.against, added) : Tensor();
+  const Tensor chosen = sighting.now(watched.against, Role::choice);
+  const Tensor probs = sighting.now(watched.against, Role::router_probs);
+  if (!own || !right || !peer || !parts || !chosen) return;
+  const int ahead = sighting.rows().first - sighting.rows_of(added).first;
+  const auto used = static_cast<std::size_t>(chosen.shape.row());
+  for (int r = 0; r < sighting.rows().count; ++r) {
+    const host::Values values = row_of(own, r), truth = row_of(right, r), beside = row_of(peer, r),
+                       added_values = row_of(parts, r + ahead);
+    const std::span experts(chosen.as<std::int32_t>() + static_cast<std::size_t>(r + ahead) * used, used);
+    const host::Values error = difference(values, truth), floor = difference(beside, truth);
+    const auto is_sound = [](const host::Values& v) { return std::all_of(v.begin(), v.end(), is_finite); };
+    if (!is_sound(error) || !is_sound(floor) || !is_sound(added_values)) continue;
+    parts_[f]->add(sighting.site, {sighting.prompt, sighting.position(r), sighting.pass.rows(), values, error, floor,
+                                   experts, added_values, sum_of_chosen(probs, r + ahead, experts)});
+  }
 }
 
 // Of a falsifier that speaks of what is recorded: whether this is, and as it says.
@@ -168,9 +243,25 @@ void Judge::note_end(int prompt, int end, const std::string& why) {
   }
 }
 
+// A sample for each part that stands out, in units of the bound.
+void Judge::judge_parts(std::size_t f, Judgement& judgement) const {
+  if (!parts_[f]) return;
+  judgement.parts = parts_[f]->found();
+  for (const PartGain& part : judgement.parts) {
+    Sample sample;
+    sample.prompt = part.prompt;
+    sample.position = part.position;
+    sample.site = part.site;
+    sample.bound = plan_.falsifiers[f].bound_at(part.site);
+    sample.value = sample.bound.value * part.times;
+    add_sample(judgement, sample);
+  }
+}
+
 std::vector<Judgement> Judge::judgements() const {
   std::vector<Judgement> list = judgements_;
   for (std::size_t f = 0; f < list.size(); ++f) {
+    judge_parts(f, list[f]);
     std::string missing = missing_[f];
     if (missing.empty() && judged_[f]) missing = never_run_text(plan_.falsifiers[f], lanes_.config(), ran_[f]);
     if (const std::string left_out = left_out_text(list[f], *plan_.contract); !left_out.empty()) {

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "core/bus/bus.hpp"
+#include "core/compare/part_gains.hpp"
 #include "core/plan/plan.hpp"
+#include "core/verdict/sampling.hpp"
 #include "core/verdict/verdict.hpp"
 
 namespace moe_diag {
-
-class Comparisons;
-struct Sampled;
 
 // Looks at what falsifiers watch and judges each sample as it passes by; keeps numbers, never tensors.
 class Judge final : public Hook {
@@ -37,6 +38,9 @@ class Judge final : public Hook {
   bool watches(const WatchedFalsifier& falsifier, int prompt, Site site) const {
     return falsifier.sites.contains(site) && !falsifier.positions[static_cast<std::size_t>(prompt)].empty();
   }
+  bool watches_parts(const WatchedFalsifier& falsifier, int prompt, int lane, Site site) const;
+  void judge_parts(std::size_t falsifier, Judgement& judgement) const;
+  void look_at_parts(std::size_t falsifier, Sighting& sighting, Comparisons& compared);
   bool watches_logits(const WatchedFalsifier& falsifier, int prompt, Site site) const;
   bool is_recorded(const WatchedFalsifier& watched, const Sighting& sighting, Comparisons& compared) const;
   bool is_computed(std::size_t falsifier, const Sighting& sighting, Comparisons& compared);
@@ -50,6 +54,8 @@ class Judge final : public Hook {
   std::vector<bool> judged_;          // per falsifier
   std::vector<std::string> missing_;  // per falsifier: what could not be looked at, a stage that a lane lacks
   std::vector<std::set<std::pair<int, int>>> ran_;  // per falsifier: layer and expert that were compared
+  std::vector<std::optional<PartGains>> parts_;     // per falsifier: of spans
+  std::vector<std::map<Site, FloorPool>> floors_;   // per falsifier: of spans
   std::vector<Judgement> judgements_;
 };
 

@@ -15,8 +15,8 @@ namespace {
 // Samples one row, which it is made for.
 class RowSampler {
  public:
-  RowSampler(const WatchedFalsifier& watched, Comparisons& compared, int row)
-      : watched_(watched), spec_(*watched.spec), compared_(compared), row_(row) {
+  RowSampler(const WatchedFalsifier& watched, Comparisons& compared, int row, FloorPool* pool)
+      : watched_(watched), spec_(*watched.spec), compared_(compared), row_(row), pool_(pool) {
     sample_.prompt = compared.prompt();
     sample_.position = compared.position(row);
     sample_.site = compared.site();
@@ -108,7 +108,7 @@ class RowSampler {
     if (floor && std::isnan(floor->error))
       leave_out(watched_.floor);
     else if (floor)
-      add(noise_ratio(measured.measure.rel_l2(), floor->error));
+      add(noise_ratio(measured.measure.rel_l2(), pool_ ? pool_->with(floor->error) : floor->error));
   }
 
   // What only the judged lane computed cannot be compared, but it can be seen to be finite.
@@ -131,19 +131,20 @@ class RowSampler {
   const FalsifierSpec& spec_;
   Comparisons& compared_;
   const int row_;
+  FloorPool* const pool_;
   Sample sample_;  // the one at hand: its place stands from the beginning
   Sampled sampled_;
 };
 
 }  // namespace
 
-Sampled sample_row(const WatchedFalsifier& watched, Comparisons& compared, int row, bool is_open) {
+Sampled sample_row(const WatchedFalsifier& watched, Comparisons& compared, int row, bool is_open, FloorPool* pool) {
   if (is_open && compared.may_choose_otherwise(watched.floor, watched.against, row)) {
     Sampled sampled;
     sampled.undecided = 1;
     return sampled;
   }
-  return RowSampler(watched, compared, row).sampled();
+  return RowSampler(watched, compared, row, pool).sampled();
 }
 
 std::string lacking(const WatchedFalsifier& watched, Comparisons& compared) {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -29,9 +31,24 @@ struct Sampled {
   std::array<std::int64_t, 3> flips{};  // of routing_real_flips, by FlipKind
 };
 
+// Floors of a site over all passes. In a pass of one row a lane may err by little, by luck.
+class FloorPool {
+ public:
+  // The floor, at least the rms over those that were pooled, this one included.
+  double with(double floor) {
+    squares_ += floor * floor;
+    return std::max(floor, std::sqrt(squares_ / ++count_));
+  }
+
+ private:
+  double squares_ = 0, count_ = 0;
+};
+
 // `compared` is of a site that the falsifier watches, and lacks nothing for it. `is_open`: the lane judged went through
 // experts that it did not record, and rows are left out whose choice the rounding of the floor's lane may turn.
-Sampled sample_row(const WatchedFalsifier& watched, Comparisons& compared, int row, bool is_open = false);
+// `pool`: of the site, where floors of passes are pooled; null: they are not.
+Sampled sample_row(const WatchedFalsifier& watched, Comparisons& compared, int row, bool is_open = false,
+                   FloorPool* pool = nullptr);
 
 // What a lane does not have that the falsifier needs at this site, as a reason not to judge it: missing is not equal.
 // Empty: nothing.

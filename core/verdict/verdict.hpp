@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/compare/measure.hpp"
+#include "core/compare/part_gains.hpp"
 #include "core/compare/routing.hpp"
 #include "core/contract/contract.hpp"
 #include "core/verdict/divergence.hpp"
@@ -80,6 +81,7 @@ struct Judgement {
   std::int64_t samples = 0, failing = 0;
   std::int64_t skipped_experts = 0;  // slots of the lane that have no counterpart in the other one
   std::vector<SiteResult> sites;     // as they were seen: prompt after prompt, in forward order
+  std::vector<PartGain> parts;       // of spans: experts' parts of layers' updates that stand out; each failed a sample
   std::int64_t several_steps = 0;    // sites of passes not judged: a recording shows several steps at once there
   std::int64_t not_computed = 0;     // sites of passes not judged: nobody has what their steps read
   Site first_not_computed;
