@@ -11,6 +11,7 @@
 #include "core/contract/document.hpp"
 #include "core/contract/reader.hpp"
 #include "core/file/bounded_file.hpp"
+#include "core/ops/numerics.hpp"
 #include "core/text/nearest.hpp"
 #include "core/text/quote.hpp"
 
@@ -150,9 +151,17 @@ DumpMap read_map(const YamlNode& document, Mistakes& mistakes) {
     return value ? value->text().value_or("") : "";
   };
   read.engine = text("engine");
-  read.numerics = text("numerics");
-  read.stored = text("stored");
-  read.kv_cache = text("kv_cache");
+  const auto word = [&](std::string_view key, const std::vector<std::string>& known) {
+    const auto value = map.find(key);
+    return value ? value->choice(key, known).value_or("") : "";
+  };
+  std::vector<std::string> numerics{"fp8"}, stored, caches;
+  for (const NamedNumerics& row : all_named_numerics()) numerics.emplace_back(row.name);
+  for (const StoragePreset& row : all_storage_presets()) stored.emplace_back(row.name);
+  for (const CacheType& row : all_cache_types()) caches.emplace_back(row.name);
+  read.numerics = word("numerics", numerics);
+  read.stored = word("stored", stored);
+  read.kv_cache = word("kv_cache", caches);
   read.fused_shared_expert = read_flag(map, "fused_shared_expert");
   read.calls = read_pattern(map.find("calls"));
   read.tokens = read_pattern(map.find("tokens"));

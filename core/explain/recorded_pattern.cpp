@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <set>
+#include <span>
 
 #include "core/ops/operator.hpp"
 #include "core/recording/site_name.hpp"
@@ -215,6 +216,24 @@ std::string name_recorded_patterns(Verdict& verdict, const Plan& plan, const Exa
   return name_wrong_stages(verdict, seen, lane);
 }
 
+namespace {
+
+// Whether the call went through any of the experts that are wrong at the site; at other stages every call did.
+bool ran_wrong_experts(const Recording& recording, int request, int call, const Divergence& d) {
+  std::set<int> wrong;
+  for (const Footprint::Part& part : d.footprint.experts) wrong.insert(part.expert);
+  if (wrong.empty() && d.expert >= 0) wrong.insert(d.expert);
+  if (!is_per_expert(d.site.stage) || wrong.empty()) return true;
+  const RecordedCall& of = recording.calls()[static_cast<std::size_t>(call)];
+  std::vector<std::byte> memory;
+  const Tensor chosen = recording.rows(request, d.site.sibling(Role::choice), {of.first, of.rows}, memory);
+  if (!chosen) return false;
+  const std::span ids(chosen.as<std::int32_t>(), static_cast<std::size_t>(chosen.shape.count()));
+  return std::any_of(ids.begin(), ids.end(), [&](std::int32_t id) { return wrong.count(id) > 0; });
+}
+
+}  // namespace
+
 std::string text_of_calls(const Verdict& verdict, const Divergence& d, const Recording& recording,
                           const std::vector<int>& requests) {
   if (2 * d.footprint.experts.size() < d.footprint.ran.size())
@@ -227,7 +246,8 @@ std::string text_of_calls(const Verdict& verdict, const Divergence& d, const Rec
           j.spec->lane != verdict.contract->lanes[static_cast<std::size_t>(d.lane)].name)
         continue;
       for (const int position : site.failing_at) wrong.insert(recording.call_at(request, position));
-      for (const int call : recording.requests()[static_cast<std::size_t>(request)].calls) all.insert(call);
+      for (const int call : recording.requests()[static_cast<std::size_t>(request)].calls)
+        if (ran_wrong_experts(recording, request, call, d)) all.insert(call);
     }
   std::set<int> right;
   std::set_difference(all.begin(), all.end(), wrong.begin(), wrong.end(), std::inserter(right, right.end()));

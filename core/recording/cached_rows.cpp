@@ -31,11 +31,14 @@ std::vector<fs::path> entries_of(const std::string& folder) {
 
 }  // namespace
 
-CachedRows::CachedRows(const std::string& dump, const ModelConfig& config,
-                       const std::vector<RecordedRequest>& requests) {
+CachedRows::CachedRows(const std::string& dump, const ModelConfig& config, const std::vector<RecordedRequest>& requests,
+                       bool zeros_ok)
+    : zeros_ok_(zeros_ok) {
   const std::string folder = dump + "/cached";
   std::error_code ignored;
-  if (!fs::is_directory(folder, ignored)) return;
+  if (!fs::exists(folder, ignored)) return;
+  if (!fs::is_directory(folder, ignored))
+    refuse_recording(fmt::format("{}: expected a folder of cached keys and values, found a file", folder));
   std::vector<std::string> ids;
   for (const RecordedRequest& request : requests) ids.push_back(request.id);
   for (const fs::path& of_request : entries_of(folder)) {
@@ -77,6 +80,10 @@ void CachedRows::add(const std::string& path, const std::string& file, int layer
         fmt::format("{}: found shape {} of {}, expected [{}, {}] of f32, f16 or bf16: a row for each position "
                     "before the first one recorded",
                     path, shape_text(shape), name_of(npy.facts.element), positions, expected));
+  bool is_zero = !zeros_ok_;
+  for (std::int64_t i = 0; i < positions * width && is_zero; ++i)
+    is_zero = value_at(npy.facts.element, npy.facts.data.data(), i) == 0;
+  if (is_zero) refuse_recording(fmt::format("{}: every row is 0; if the cache did have zeros, say --zeros-ok", path));
   arrays_.emplace(std::pair(request, std::pair(cache.index(), layer)), std::move(npy));
 }
 

@@ -20,7 +20,8 @@ class CachedRows {
  public:
   CachedRows() = default;
   // Throws Error(usage) with file, expected, found. None where there is no such folder.
-  CachedRows(const std::string& dump, const ModelConfig& config, const std::vector<RecordedRequest>& requests);
+  CachedRows(const std::string& dump, const ModelConfig& config, const std::vector<RecordedRequest>& requests,
+             bool zeros_ok);
 
   // [positions, width] from 0 on; null: not recorded.
   Tensor rows(int request, Cache cache, int layer) const;
@@ -29,6 +30,7 @@ class CachedRows {
   void add(const std::string& path, const std::string& file, int layer, int request, int positions,
            const ModelConfig& config);
 
+  bool zeros_ok_ = false;
   std::map<std::pair<int, std::pair<std::size_t, int>>, MappedNpy> arrays_;  // by request, cache and layer
 };
 

@@ -22,6 +22,7 @@ namespace moe_diag {
 namespace {
 
 constexpr int most = std::numeric_limits<int>::max();
+constexpr int largest_position = 1'000'000;  // as many tokens as a prompt may have
 constexpr std::size_t largest_file = std::size_t{1} << 30;
 const std::vector<std::string> part_keys{"request", "first", "positions", "rows", "tokens", "recorded"};
 const std::vector<std::string> fact_keys{"padding", "mode", "graph_size", "kernel", "rank"};
@@ -206,6 +207,9 @@ class CallReader {
       RecordedCall call = facts;
       call.request = part.request;
       call.first = position(begin);
+      if (position(end - 1) >= largest_position)
+        refuse_recording(fmt::format("{}: position {}: expected less than {}; the model's context has {}", line.where(),
+                                     position(end - 1), largest_position, config_.context));
       call.rows = end - begin;
       check_new(line, call);
       if (!part.tokens.empty()) {

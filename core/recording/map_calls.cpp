@@ -2,12 +2,14 @@
 #include "core/recording/map_calls.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "core/recording/strict_json.hpp"
@@ -45,20 +47,23 @@ class RowNumbers {
 
   std::vector<MapRowCount> counts() const {
     std::vector<MapRowCount> counts;
-    for (const Array& array : arrays_) counts.push_back({array.key, std::ssize(array.numbers)});
+    for (const Array& array : arrays_) counts.push_back({array.key, std::ssize(array.numbers), array.where});
     return counts;
   }
 
   // All numbers of the call's own array.
-  Numbers all(const MapKey& key) { return take(key, -1); }
+  Numbers all(const MapKey& key) { return take(key, {key, -1, ""}); }
 
-  Numbers take(const MapKey& key, std::int64_t rows) {
+  // One for each row of `of`.
+  Numbers take(const MapKey& key, const MapRowCount& of) {
+    const std::int64_t rows = of.rows;
     for (Array& array : arrays_) {
       if (!array.key.covers(key)) continue;
       const std::int64_t left = std::ssize(array.numbers) - array.used;
       if (rows > left)
-        refuse_recording(fmt::format("{}: has {} {}, expected {} more for call {}", array.where, array.numbers.size(),
-                                     what_, rows - left, std::max(key.call, 0)));
+        refuse_recording(fmt::format("{}: has {} {}, expected {} more for call {}, of which {} has {} rows",
+                                     array.where, array.numbers.size(), what_, rows - left, std::max(key.call, 0),
+                                     of.where, rows));
       const auto from = array.numbers.begin() + array.used, end = from + (rows < 0 ? left : rows);
       array.used = end - array.numbers.begin();
       return {from, end};
@@ -94,8 +99,9 @@ Numbers lengths_of(Numbers numbers, std::int64_t rows, const std::string& where)
   }
   const bool is_sound = std::all_of(numbers.begin(), numbers.end(), [](std::int64_t n) { return n > 0; });
   if (!is_sound || std::accumulate(numbers.begin(), numbers.end(), std::int64_t{0}) != rows)
-    refuse_recording(fmt::format(
-        "{}: lengths: expected lengths of sequences, or where each begins and the end, of {} rows", where, rows));
+    refuse_recording(
+        fmt::format("{}: lengths: found {}, expected the rows of each sequence, or their sums from 0 on, of {} rows",
+                    where, fmt::join(std::span(numbers).first(std::min<std::size_t>(numbers.size(), 8)), ", "), rows));
   return numbers;
 }
 
@@ -118,23 +124,38 @@ class MapCalls {
     if (rows_.empty())
       refuse_recording(
           fmt::format("{}: no stage has all rows of a call: the map has to say tokens or positions", folder_));
+    if (!positions_.is_said()) check_numbers();
     std::string text;
     std::vector<MapKey> lines;
-    for (const auto& [key, rows] : rows_) {
-      text += line_of(key, rows) + '\n';
+    for (const auto& [key, of] : rows_) {
+      text += line_of(key, of) + '\n';
       lines.push_back(key);
     }
     tokens_.check_used(1);
     positions_.check_used(0);
-    MappedCalls calls{CallTable::parse(text, folder_ + "/(calls)", config_), {}};
+    MappedCalls calls{CallTable::parse(text, fmt::format("{} (calls, as the map finds them)", folder_), config_), {}};
     for (const CallPart& part : calls.table.parts()) calls.keys.push_back(lines[static_cast<std::size_t>(part.line)]);
     return calls;
   }
 
  private:
   void see(const MapRowCount& count) {
-    std::int64_t& rows = rows_[count.key];
-    rows = std::max(rows, count.rows);
+    MapRowCount& most = rows_[count.key];
+    if (count.rows > most.rows) most = count;
+  }
+
+  // Rows of a call that is missing would be taken from the next one.
+  void check_numbers() const {
+    std::map<std::string, int> last;  // by request
+    for (const auto& [key, of] : rows_) {
+      const auto [before, is_first] = last.try_emplace(key.request, key.call);
+      if (!is_first && key.call != before->second + 1)
+        refuse_recording(
+            fmt::format("{}: is of call {}, and nothing is of call {}: where calls are missing, the map has to "
+                        "say positions",
+                        of.where, key.call, before->second + 1));
+      before->second = key.call;
+    }
   }
 
   // An array of all calls says nothing of their sizes.
@@ -147,10 +168,11 @@ class MapCalls {
     }
   }
 
-  std::string line_of(const MapKey& key, std::int64_t rows) {
+  std::string line_of(const MapKey& key, const MapRowCount& of) {
+    const std::int64_t rows = of.rows;
     Json line = Json::object();
-    const Numbers tokens = tokens_.is_said() ? tokens_.take(key, rows) : Numbers();
-    const Numbers positions = positions_.is_said() ? positions_.take(key, rows) : Numbers();
+    const Numbers tokens = tokens_.is_said() ? tokens_.take(key, of) : Numbers();
+    const Numbers positions = positions_.is_said() ? positions_.take(key, of) : Numbers();
     if (!lengths_.is_said()) {
       put(line, key.request.empty() ? "0" : key.request, tokens, positions, 0, rows);
       return line.dump();
@@ -181,7 +203,7 @@ class MapCalls {
   const std::string& folder_;
   const ModelConfig& config_;
   RowNumbers tokens_, positions_, lengths_;
-  std::map<MapKey, std::int64_t> rows_;  // of each call and request
+  std::map<MapKey, MapRowCount> rows_;  // of each call and request
 };
 
 }  // namespace

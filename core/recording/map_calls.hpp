@@ -27,6 +27,7 @@ struct MapKey {
 struct MapRowCount {
   MapKey key;
   std::int64_t rows = 0;
+  std::string where;  // the array, for messages
 };
 
 // The calls of a foreign dump: by the file that the map names, else made of the names of its arrays, their rows, and

@@ -44,8 +44,9 @@ MapFiles::MapFiles(const std::string& folder) : folder_(folder) {
     std::error_code ignored;
     if (entry->path().filename().string().starts_with('.')) {
       entry.disable_recursion_pending();
-    } else if (entry->is_regular_file(ignored)) {
-      names_.push_back(entry->path().lexically_relative(folder).generic_string());
+    } else {
+      const std::string name = entry->path().lexically_relative(folder).generic_string();
+      (entry->is_regular_file(ignored) ? names_ : others_).push_back(name);
     }
   }
   if (error)
@@ -65,6 +66,9 @@ std::vector<MapHit> MapFiles::find(const std::string& pattern, const std::string
   const NamePattern path(pattern.substr(0, hash), where);
   const NamePattern tensor(hash == std::string::npos ? "" : pattern.substr(hash + 1), where);
   std::vector<MapHit> hits;
+  for (const std::string& name : others_)
+    if (path.match(name))
+      refuse_recording(fmt::format("{}: {}/{} has this name, and is no regular file", where, folder_, shown(name)));
   for (const std::string& name : names_) {
     const auto variables = path.match(name);
     if (!variables) continue;
@@ -85,6 +89,9 @@ const MapFiles::Opened& MapFiles::open(const std::string& name, const std::strin
   const auto [entry, is_new] = opened_.try_emplace(name + '\n' + type + '\n' + std::to_string(skip));
   Opened& opened = entry->second;
   if (!is_new) return opened;
+  std::error_code ignored;
+  if (fs::file_size(folder_ + '/' + name, ignored) == 0)
+    refuse_recording(fmt::format("{}/{}: has 0 bytes, expected an array", folder_, name));
   if (!type.empty())
     open_raw(name, type, skip, opened);
   else if (name.ends_with(".npy"))

@@ -65,7 +65,8 @@ class MapFiles {
   void open_raw(const std::string& name, const std::string& type, std::uint64_t skip, Opened& opened) const;
 
   std::string folder_;
-  std::vector<std::string> names_;  // below the folder, sorted
+  std::vector<std::string> names_;   // below the folder, sorted
+  std::vector<std::string> others_;  // folders, links that lead nowhere, and whatever else is no file
   std::map<std::string, Opened> opened_;
 };
 

@@ -208,7 +208,8 @@ std::unique_ptr<RowSource> open_mapped_rows(const std::string& folder, const Dum
   const std::vector<MappedSite> sites = find_sites(files, map, rules.config);
   std::vector<MapRowCount> counts;
   for (const MappedSite& site : sites)
-    if (!site.map->is_last_rows && !site.order) counts.push_back({site.key, site.rows()});
+    if (!site.map->is_last_rows && !site.order)
+      counts.push_back({site.key, site.rows(), site.sources.front().front().array->where()});
   MappedCalls calls = MappedCalls::find(files, map, rules.config, counts);
   table = std::move(calls.table);
   auto rows = std::make_unique<MappedRows>(std::move(files), table);

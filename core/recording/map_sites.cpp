@@ -42,6 +42,8 @@ class SiteFinder {
  private:
   void find_stage(const StageMap& stage) {
     const Stage named = stage_named(stage.stage, config_, map_.at(stage.where));
+    check_keys(stage);
+    std::size_t most_ranks = 0;
     std::map<Place, std::vector<Numbered>> places;
     for (std::size_t i = 0; i < stage.from.size(); ++i)
       for (const MapHit& hit : hits_of(stage, stage.from[i])) {
@@ -55,9 +57,36 @@ class SiteFinder {
       }
     for (const auto& [place, sources] : places) {
       std::vector<Ranks> arrays;
-      for (std::size_t i = 0; i < sources.size(); ++i) arrays.push_back(chosen(stage, i, sources));
+      for (std::size_t i = 0; i < sources.size(); ++i) {
+        arrays.push_back(chosen(stage, i, sources));
+        const std::size_t ranks = arrays.back().size();
+        if (most_ranks > 0 && ranks != most_ranks)
+          refuse_recording(fmt::format("{}: {} is of {} ranks, others are of {}: a rank is missing",
+                                       place_of(map_, stage), arrays.back().front()->name, ranks, most_ranks));
+        most_ranks = ranks;
+      }
       add_layers(stage, named, place, arrays);
     }
+  }
+
+  // Keys that would do nothing.
+  void check_keys(const StageMap& stage) const {
+    const auto has = [&](std::string_view variable) {
+      return std::any_of(stage.from.begin(), stage.from.end(),
+                         [&](const MapPattern& pattern) { return pattern.text.find(variable) != std::string::npos; });
+    };
+    const std::vector<MapAxis> axes = stage.axes.value_or(std::vector<MapAxis>());
+    const bool has_layers =
+        std::any_of(axes.begin(), axes.end(), [](const MapAxis& axis) { return axis.kind == MapAxis::Kind::layer; });
+    const bool has_ranks =
+        std::any_of(axes.begin(), axes.end(), [](const MapAxis& axis) { return axis.ranks != MapAxis::Ranks::none; });
+    std::string what;
+    if (stage.occurrence && !has("{n}")) what = "n chooses among {n}, which no pattern has";
+    if ((!stage.layers.empty() || stage.at) && !has_layers)
+      what = "layers and at are of the axis layer, which is not said";
+    if (has_ranks && !has("{tp}") && !has("{ep}")) what = "the axes have ranks, and no pattern has {tp} or {ep}";
+    if (has("{tp}") && has("{ep}")) what = "has {tp} and {ep}: ranks have one number";
+    if (!what.empty()) refuse_recording(fmt::format("{}: {}", place_of(map_, stage), what));
   }
 
   std::vector<MapHit> hits_of(const StageMap& stage, const MapPattern& pattern) {

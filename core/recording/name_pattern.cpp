@@ -32,6 +32,7 @@ NamePattern::NamePattern(std::string_view text, const std::string& where) {
     const std::string variable(text.front() == '*' ? any : text.substr(1, end - 1));
     if (variable != any && std::find(known_variables.begin(), known_variables.end(), variable) == known_variables.end())
       refuse_recording(fmt::format("{}: {}", where, unknown("variable", variable, known_variables)));
+    has_repeats_ |= variable != any && has(variable);
     pieces_.push_back({"", variable});
     text.remove_prefix(end + 1);
   }
@@ -42,26 +43,29 @@ bool NamePattern::has(std::string_view variable) const {
 }
 
 std::optional<NamePattern::Variables> NamePattern::match(std::string_view name, Variables known) const {
-  return match_from(0, name, known) ? std::optional(std::move(known)) : std::nullopt;
+  Failed failed;
+  return match_from(0, name, known, failed) ? std::optional(std::move(known)) : std::nullopt;
 }
 
 // The longest text that a variable may stand for is tried first.
-bool NamePattern::match_from(std::size_t at, std::string_view name, Variables& variables) const {
+bool NamePattern::match_from(std::size_t at, std::string_view name, Variables& variables, Failed& failed) const {
   if (at == pieces_.size()) return name.empty();
+  if (failed.count({at, name.size()}) > 0) return false;
   const auto& [literal, variable] = pieces_[at];
-  if (variable.empty()) return name.starts_with(literal) && match_from(at + 1, name.substr(literal.size()), variables);
+  const auto rest = [&](std::size_t length) { return match_from(at + 1, name.substr(length), variables, failed); };
+  if (variable.empty()) return name.starts_with(literal) && rest(literal.size());
   const auto fixed = variables.find(variable);
-  if (fixed != variables.end())
-    return name.starts_with(fixed->second) && match_from(at + 1, name.substr(fixed->second.size()), variables);
+  if (fixed != variables.end()) return name.starts_with(fixed->second) && rest(fixed->second.size());
   const bool takes_all = variable == any || variable == "request";
   std::size_t length = 0;
   while (length < name.size() && (takes_all ? name[length] != '/' : is_digit(name[length]))) ++length;
-  for (; length > 0 || variable == any; --length) {
-    if (variable != any) variables[variable] = name.substr(0, length);
-    if (match_from(at + 1, name.substr(length), variables)) return true;
+  const std::size_t least = variable == any ? 0 : 1;
+  for (std::size_t taken = length + 1; taken-- > least;) {
+    if (variable != any) variables[variable] = name.substr(0, taken);
+    if (rest(taken)) return true;
     variables.erase(variable);
-    if (length == 0) break;
   }
+  if (!has_repeats_) failed.insert({at, name.size()});
   return false;
 }
 

@@ -3,8 +3,10 @@
 
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace moe_diag {
@@ -26,9 +28,12 @@ class NamePattern {
   struct Piece {
     std::string literal, variable;  // one of the two; "*" is a variable that is forgotten
   };
-  bool match_from(std::size_t piece, std::string_view name, Variables& variables) const;
+  // `failed`: places of the pattern and lengths of what is left of the name that do not match, whatever came before.
+  using Failed = std::set<std::pair<std::size_t, std::size_t>>;
+  bool match_from(std::size_t piece, std::string_view name, Variables& variables, Failed& failed) const;
 
   std::vector<Piece> pieces_;
+  bool has_repeats_ = false;  // of a variable: then it matters what came before
 };
 
 }  // namespace moe_diag

@@ -82,7 +82,7 @@ void Recording::Impl::open() {
         path));
   find_held();
   sequences.emplace(table.calls(), options.take, path);
-  cached = CachedRows(path, config, sequences->requests());
+  cached = CachedRows(path, config, sequences->requests(), options.zeros_ok);
   checked = check_content(*source, table, rules(), options.zeros_ok);
 }
 

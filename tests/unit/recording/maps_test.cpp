@@ -133,7 +133,7 @@ TEST_CASE("a batch is told apart by lengths, added up or not") {
   }
   dump.ints("lengths.npy", {2, 2});
   CHECK_THAT(dump.refused("  moe_ffn_out: \"moe-{layer}.npy\"\n", "lengths: lengths.npy\n"),
-             Contains("lengths: expected lengths of sequences"));
+             Contains("lengths: found 2, 2, expected the rows of each sequence"));
 }
 
 TEST_CASE("axes: all layers in one array, batches of one, and values that do not lie in one piece") {
@@ -354,6 +354,42 @@ TEST_CASE("a map that does not fit is refused, with its line or with the file") 
   CHECK_THROWS_WITH(dump.open(), Contains("none.yaml: "));
   dump.options.map = "vlm";
   CHECK_THROWS_WITH(dump.open(), Contains("unknown map 'vlm', did you mean 'vllm'?"));
+}
+
+TEST_CASE("what is missing, or would do nothing, is refused") {
+  ForeignDump dump;
+  const std::string stages = "  moe_ffn_out: \"{call}/moe-{layer}.npy\"\n";
+  dump.npy("0/moe-0.npy", four, 8);
+  dump.npy("2/moe-0.npy", {4}, 8);
+  CHECK_THAT(dump.refused(stages), Contains("2/moe-0.npy: is of call 2, and nothing is of call 1"));
+  dump.ints("pos.0.npy", {0, 1, 2, 3});
+  dump.ints("pos.2.npy", {7});
+  CHECK(rows_seen(dump.read(stages, "positions: \"pos.{call}.npy\"\n"), ffn_out, 6, 2) == std::vector<int>{-1, 4});
+  dump.ints("pos.2.npy", {1'000'000});
+  CHECK_THAT(dump.refused(stages, "positions: \"pos.{call}.npy\"\n"), Contains("position 1000000: expected less than"));
+  std::filesystem::create_directories(dump / "1/moe-0.npy");
+  CHECK_THAT(dump.refused(stages), Contains("1/moe-0.npy has this name, and is no regular file"));
+  dump.remove("1");
+  dump.put("1/moe-0.npy", "");
+  CHECK_THAT(dump.refused(stages), Contains("1/moe-0.npy: has 0 bytes"));
+
+  for (const int layer : {0, 1})
+    for (int rank = 0; rank < 2 - layer; ++rank) dump.npy(fmt::format("r{}/h-{}.npy", rank, layer), four, 8);
+  CHECK_THAT(dump.refused("  moe_ffn_out: {from: \"r{tp}/h-{layer}.npy\", axes: \"token h[tp:sum]\"}\n"),
+             Contains("r0/h-1.npy is of 1 ranks, others are of 2: a rank is missing"));
+  dump.npy("x-0.npy", four, 8);
+  for (const auto& [keys, message] : {std::pair{", n: 0", "n chooses among {n}"},
+                                      {", layers: [0]", "are of the axis layer"},
+                                      {", at: 0", "are of the axis layer"},
+                                      {", axes: \"token h[ep]\"", "no pattern has {tp} or {ep}"}})
+    CHECK_THAT(dump.refused(fmt::format("  moe_ffn_out: {{from: \"x-{{layer}}.npy\"{}}}\n", keys)), Contains(message));
+  for (const auto& [word, message] : {std::pair{"numerics: f31\n", "unknown numerics 'f31', did you mean 'f32'?"},
+                                      {"stored: vlm\n", "unknown stored 'vlm', did you mean 'vllm'?"},
+                                      {"kv_cache: q9\n", "unknown kv_cache 'q9'"}})
+    CHECK_THAT(dump.refused("  moe_ffn_out: \"x-{layer}.npy\"\n", word), Contains(message));
+  // Many wildcards are no matter of hours.
+  CHECK_THAT(dump.refused("  moe_ffn_out: \"*" + std::string(40, '*') + "b*b*b*b*b*b*{layer}*b*b*b.npy\"\n"),
+             Contains("nothing in "));
 }
 
 TEST_CASE("the map of vLLM reads extracted hidden states and routed experts") {
