@@ -33,7 +33,8 @@ RoundedWeights::RoundedWeights(const ModelView& model, const Program& program, c
     for (const Weight* weight : step.weights) (type.of(step) ? rounded : exact).insert(weight);
   for (std::size_t i = 0; i < model.weights.size(); ++i) {
     const Weight& weight = model.weights[i];
-    if (rounded.count(&weight) == 0) continue;
+    if (rounded.count(&weight) == 0 || weight.type == host::type_of(rounding_))
+      continue;  // such values stay as they are
     copies_.push_back({&weight, i, nullptr});
     if (exact.count(&weight) > 0) {  // the table of a tied head, which tokens read as it is
       copies_.back().to = weights_.size();
