@@ -16,7 +16,7 @@ constexpr double normal_spread = 1.4826;  // of a normal distribution: standard 
 constexpr double tiny = 1e-300;
 constexpr double most_independent = 16;  // rows: wrongly guessed numerics do not average out over more
 
-// What is allowed: standard errors, and the size from which on it counts.
+// A gain is too much when it is at least `size`, and larger than so many of its standard errors.
 struct Limit {
   double errors, size;
 };
@@ -41,8 +41,13 @@ struct Mean {
   double errors() const { return error > 0 ? std::fabs(gain) / error : 0; }
 };
 
-// The weighted mean. Its standard error is the larger of what the weights say and what the terms scatter, rows taken
-// together; and no more rows than `most_independent` are taken to be independent.
+// The larger of two standard errors: what terms scatter, and what their weights say. No more than `most_independent` of
+// the terms are taken to be independent.
+double error_of(double seen, double modelled, double count) {
+  return std::sqrt(std::pow(std::max(seen, modelled), 2) + modelled * modelled * count / most_independent);
+}
+
+// The weighted mean. Its standard error takes the terms of a row together.
 Mean mean_of(const std::vector<Term>& terms, double scatter, double spread) {
   double sum = 0, gains = 0, squares = 0;
   const auto weight = [&](const Term& t) { return 1 / (scatter / std::max(t.information, tiny) + spread * spread); };
@@ -65,7 +70,7 @@ Mean mean_of(const std::vector<Term>& terms, double scatter, double spread) {
   }
   const double count = static_cast<double>(rows);
   const double seen = std::sqrt(between * count / std::max(count - 1, 1.0)) / sum, modelled = 1 / std::sqrt(sum);
-  mean.error = std::sqrt(std::pow(std::max(seen, modelled), 2) + modelled * modelled * mean.count / most_independent);
+  mean.error = error_of(seen, modelled, mean.count);
   return mean;
 }
 
@@ -113,7 +118,7 @@ class LayerTests {
   std::map<int, Mean> gains() const {
     std::map<int, Mean> gains;
     for (const int expert : experts_) {
-      const Mean mean = mean_of(terms_of(expert, std::nullopt), scatter_of(expert), part_spread_);
+      const Mean mean = gain_of(expert, 0);
       if (mean.count >= least_contributions) gains[expert] = mean;
     }
     return gains;
@@ -184,10 +189,15 @@ class LayerTests {
          fmt::format("expert {}'s part of the update is {}", expert, text_of(mean.gain)));
   }
 
+  // The gain of all experts' parts together in a row.
+  Term term_of(std::size_t row) const {
+    const PartGains::Row& of = layer_.rows[row];
+    return {of.of_error / std::max(of.squares, tiny), of.squares, row};
+  }
+
   void test_all() {
     std::vector<Term> terms;
-    for (std::size_t r = 0; r < layer_.rows.size(); ++r)
-      terms.push_back({layer_.rows[r].of_error / std::max(layer_.rows[r].squares, tiny), layer_.rows[r].squares, r});
+    for (std::size_t r = 0; r < layer_.rows.size(); ++r) terms.push_back(term_of(r));
     const Mean mean = mean_of(terms, scatter_, sum_spread_);
     note(mean, of_expert, -1, terms,
          fmt::format("the experts' part of the update is {}, most of them alike", text_of(mean.gain)));
@@ -217,7 +227,7 @@ class LayerTests {
     for (std::size_t r = 0; r < layer_.rows.size(); ++r) {
       const PartGains::Row& row = layer_.rows[r];
       if (!(row.chosen > 0)) return;
-      terms.push_back({row.of_error / std::max(row.squares, tiny), row.squares, r});
+      terms.push_back(term_of(r));
       lacking.push_back(row.chosen - 1);
       const double w = weight(terms.back()), x = lacking.back();
       s00 += w, s01 += w * x, s11 += w * x * x;
@@ -235,8 +245,7 @@ class LayerTests {
     const double modelled = std::sqrt(s00 / det), count = s00 * s00 / std::max(sum_of_squares(terms, weight), tiny);
     const double seen =
         std::sqrt(scattered * static_cast<double>(terms.size()) / static_cast<double>(terms.size() - 2));
-    const double error =
-        std::sqrt(std::pow(std::max(seen, modelled), 2) + modelled * modelled * count / most_independent);
+    const double error = error_of(seen, modelled, count);
     const Mean mean{share, error, count};
     const bool fits = share > 0.75 && share < 1.25;
     note(mean, of_division, -1, terms,
@@ -259,10 +268,8 @@ class LayerTests {
   void test_calls() {
     for (const int size : {2, 4, 8, 16, 32, 64, 128}) {
       std::vector<Term> small, large;
-      for (std::size_t r = 0; r < layer_.rows.size(); ++r) {
-        const PartGains::Row& row = layer_.rows[r];
-        (row.call_rows < size ? small : large).push_back({row.of_error / std::max(row.squares, tiny), row.squares, r});
-      }
+      for (std::size_t r = 0; r < layer_.rows.size(); ++r)
+        (layer_.rows[r].call_rows < size ? small : large).push_back(term_of(r));
       const Mean of_small = mean_of(small, scatter_, sum_spread_), of_large = mean_of(large, scatter_, sum_spread_);
       if (of_small.count < least_rows || of_large.count < least_rows) continue;
       const bool is_small = std::fabs(of_small.gain) >= std::fabs(of_large.gain);

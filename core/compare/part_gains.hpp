@@ -47,7 +47,7 @@ class PartGains {
   explicit PartGains(double unit) : unit_(unit) {}
 
   void add(Site site, const PartRow& row);
-  // Of each site the strongest, and those only that are beyond what is allowed.
+  // One part a site at most: the strongest of those that are beyond what is allowed.
   std::vector<PartGain> found() const;
 
   static constexpr std::size_t blocks = 14;  // of columns: halves, quarters, eighths

@@ -96,11 +96,6 @@ MapColumns read_columns(const Value& value) {
   return {parts[std::find(words.begin(), words.end(), *word) - words.begin()], 0, 0};
 }
 
-int read_whole(Map& map, std::string_view key, int lowest, int otherwise) {
-  const auto value = map.find(key);
-  return value ? static_cast<int>(value->whole(lowest, most).value_or(otherwise)) : otherwise;
-}
-
 // A scalar stands for the map {from: SCALAR}.
 StageMap read_stage(const Entry& entry) {
   StageMap stage;
@@ -124,7 +119,8 @@ StageMap read_stage(const Entry& entry) {
   if (const auto rows = map.find("rows"))
     stage.is_last_rows = rows->choice("rows", {"all", "last"}).value_or("") == "last";
   stage.is_optional = read_flag(map, "optional");
-  stage.layer_offset = read_whole(map, "layer_offset", -static_cast<int>(most), 0);
+  if (const auto offset = map.find("layer_offset"))
+    stage.layer_offset = static_cast<int>(offset->whole(-most, most).value_or(0));
   if (const auto layers = map.find("layers"))
     for (const Value& layer : layers->items())
       stage.layers.push_back(static_cast<int>(layer.whole(0, most).value_or(0)));

@@ -23,7 +23,7 @@ class LayerRows {
   LayerRows(const Recording& recording, const ModelConfig& config, int request, int layer, int rows)
       : recording_(recording), config_(config), request_(request), layer_(layer), rows_(rows) {}
 
-  // What meets keys and values is rounded as they are: ggml multiplies two operands of the cache's type.
+  // Queries and probabilities are rounded as keys and values are: ggml multiplies two operands of the cache's type.
   void round_operands(bool yes) { rounds_operands_ = yes; }
 
   // Squares of the relative errors of the recorded outputs of all steps that read keys and values, or what follows.

@@ -60,7 +60,7 @@ std::string llama_cpp_text(Stages stages) {
       patterns.push_back(llama_cpp_pattern(name, row.scope));
     }
     if (patterns.empty() || is(stage, Role::key_values)) continue;
-    // Of queries, keys and values those with their biases, which come before RoPE, or before they are shown as heads.
+    // Queries, keys and values with their biases come last but one: before RoPE, or before they are shown as heads.
     text += fmt::format("  {}: {{from: {}, n: {}, rows: last, optional: true}}\n", row.name,
                         patterns.size() == 1 ? patterns.front() : fmt::format("[{}]", fmt::join(patterns, ", ")),
                         is_again              ? -1

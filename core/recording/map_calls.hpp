@@ -11,7 +11,7 @@
 
 namespace moe_diag {
 
-// What the name of an array says of its rows.
+// The call and the request whose rows an array has, as its name says.
 struct MapKey {
   int call = -1;        // -1: of all calls, one behind the other
   std::string request;  // empty: of all requests

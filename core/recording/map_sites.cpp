@@ -16,10 +16,10 @@ namespace {
 
 using Ranks = std::vector<const MapArray*>;
 
-// Of one entry of `from`: arrays by rank, then by {n}.
+// Arrays that one entry of `from` finds, by rank, then by {n}.
 using Numbered = std::map<int, std::map<int, const MapArray*>>;
 
-// What the name of an array says of it, but for its rank and {n}.
+// Layer, call and request of an array, as its name says.
 struct Place {
   int layer = -1;
   MapKey key;
@@ -152,7 +152,7 @@ class SiteFinder {
                       array.where(), size, expected, place_of(map_, stage)));
   }
 
-  // What is before the model's first layer is something else: the input of layer 0.
+  // A number before the model's first layer is the input of layer 0, which is no layer's output: it is left out.
   void add_layer(const StageMap& stage, Stage named, int number, const MapKey& key, const std::vector<Ranks>& arrays,
                  std::int64_t index) {
     const std::int64_t layer = std::int64_t{number} - stage.layer_offset;

@@ -209,6 +209,12 @@ class Quoted(unittest.TestCase):
         text = "post_ffn_residual is said to be kept in f16, and its recorded values have the bits of bf16"
         self.judged(2, "--stored", "f16", dump="sound16", quoted=[text])
         self.judged(0, dump="sound16")
+
+        def silent(dump):
+            info = dump / "dump.json"
+            info.write_text(re.sub(r'"numerics": "[^"]*", *', "", info.read_text()))
+
+        self.judged(2, dump="sound16", change=silent, quoted=["nothing tells the numerics of the engine"])
         for fault, text in (("expert5", r"expert 1's part of the update is 5 % too large in columns 0 to 63 of 256"), ("swap", r"a step from layer 1, post_ffn_residual")):
             self.engine(fault, "bf16", "layers", fault)
             self.assertRegex(self.judged(1, dump=fault), text)

@@ -219,6 +219,22 @@ TEST_CASE("the table of a tied head is rounded for the head, and tokens read it 
   CHECK(rounded.bytes() == bytes);
 }
 
+TEST_CASE("weights of the type that they would be rounded to are read where they are") {
+  SyntheticSpec spec{.layers = 1};
+  spec.quant = "bf16";
+  const Model model = Model::synthetic(spec);
+  const Program program = build_program(model);
+  RoundedWeights rounded(model.view(), program, *find_weight_type("bf16"));
+  rounded.make();
+  for (std::size_t i = 0; i < model.view().weights.size(); ++i) {
+    const Weight &from = model.view().weights[i], &to = rounded.view().weights[i];
+    CAPTURE(from.name);
+    CHECK((from.type != BlockType::bf16 || to.data == from.data));
+  }
+  RoundedWeights blocks(model.view(), program, *find_weight_type("fp8_block"));
+  CHECK(blocks.bytes() > 0);
+}
+
 TEST_CASE("keys and values are rounded into the cache, and stay as they are in their stages") {
   for (const auto& [type, rotation] : cached_ways()) {
     Beside run({{"kv_cache", std::string(type.name)}, {"kv_rotate", rotation}});
